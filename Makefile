@@ -1,0 +1,49 @@
+# Every target does all the set-up it needs; the first command ever typed may be any of them.
+#
+#   FAMILY=mm|onedl   which OpenMMLab packages: upstream (default) or the maintained onedl-* forks
+#   PYTHON=...        which interpreter the environment is built with (3.10 to 3.13)
+
+FAMILY ?= mm
+VENV := $(if $(filter mm,$(FAMILY)),.venv,.venv-$(FAMILY))
+PY := $(VENV)/bin/python
+
+CONFIG ?= configs/quickstart/faster-rcnn_tiny_shapescenes.py
+WORK_DIR ?= work_dirs/quickstart
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup train test lint format clean
+
+help:
+	@echo 'make train   train the quickstart detector, evaluate it and draw its report'
+	@echo '             (CONFIG=..., WORK_DIR=..., ARGS="--resume" or any other flag of tools/train.py)'
+	@echo 'make test    ruff, then the whole test suite (ARGS="-k resume" or any other flag of pytest)'
+	@echo 'make lint    ruff check and ruff format --check'
+	@echo 'make format  let ruff rewrite what it can'
+	@echo 'make setup   build $(VENV) and nothing else'
+	@echo 'make clean   remove the environments and the tool caches; data/ and work_dirs/ stay'
+	@echo
+	@echo 'Each sets up what it needs. FAMILY=onedl uses the maintained forks in .venv-onedl;'
+	@echo 'PYTHON=/path/to/python3.11 chooses the interpreter.'
+
+setup:
+	@FAMILY='$(FAMILY)' VENV='$(VENV)' PYTHON='$(PYTHON)' sh scripts/setup.sh
+
+train: setup
+	$(PY) tools/train.py $(CONFIG) --work-dir $(WORK_DIR) $(ARGS)
+	$(PY) tools/analysis/report_run.py $(WORK_DIR)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: setup
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+test: lint
+	$(PY) -m pytest -n 2 $(ARGS)
+
+clean:
+	rm -rf .venv .venv-onedl .pytest_cache .ruff_cache .hypothesis build *.egg-info
