@@ -1,0 +1,239 @@
+#!/bin/sh
+# Builds the environment that the make targets run in, pinned by requirements/constraints.txt.
+#
+# Safe to run again at any time: a finished environment costs a few milliseconds, an interrupted
+# one goes on where it stopped, one made for other pins is brought up to date.
+#
+#   FAMILY=mm|onedl   upstream OpenMMLab packages, or the maintained forks
+#   VENV=DIR          where to build it, relative to the repository
+#   PYTHON=...        the interpreter to build it with
+set -eu
+
+cd "$(dirname -- "$0")/.."
+FAMILY=${FAMILY:-mm}
+VENV=${VENV:-.venv}
+CONSTRAINTS=requirements/constraints.txt
+STATE=$VENV/.setup
+LOCK=$VENV.lock
+
+die() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+case $FAMILY in
+mm)
+    MMCV=mmcv
+    MM_PACKAGES='mmengine mmdet'
+    EXTRA_REQUIREMENTS=
+    ;;
+onedl)
+    MMCV=onedl-mmcv
+    MM_PACKAGES='onedl-mmengine onedl-mmdetection imaug imagecorruptions-imaug'
+    EXTRA_REQUIREMENTS='-r requirements/onedl.txt'
+    ;;
+*) die "FAMILY is '$FAMILY'; it can be mm (upstream) or onedl (the maintained forks)" ;;
+esac
+
+# ---- Is there anything to do? -------------------------------------------------------------------
+# The checkout's own path is part of the key: an environment that was moved or copied along with its
+# checkout would go on importing gclip_mm from the old place.
+PINS="$FAMILY $(pwd) $(cat requirements/*.txt pyproject.toml scripts/setup.sh | cksum)"
+is_done() { [ -f "$STATE/$1.done" ] && [ "$(cat "$STATE/$1.done")" = "$PINS" ]; }
+
+python_version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+
+if is_done all && [ -x "$VENV/bin/python" ]; then
+    if [ -z "${PYTHON:-}" ] || [ "$(python_version "$PYTHON")" = "$(python_version "$VENV/bin/python")" ]; then
+        exit 0
+    fi
+fi
+
+# ---- What has to be there before anything is downloaded -----------------------------------------
+python_is_supported() {
+    "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
+}
+
+if [ -n "${PYTHON:-}" ]; then
+    set -- "$PYTHON"
+else
+    # An environment of ours that works is kept, with whichever Python it has.
+    set -- "$VENV/bin/python" python3 python3.12 python3.11 python3.10 python3.13 python
+fi
+BASE=
+seen=
+for candidate in "$@"; do
+    version=$(python_version "$candidate") || continue
+    if python_is_supported "$candidate"; then
+        BASE=$candidate
+        break
+    fi
+    seen="$seen $candidate is $version,"
+done
+[ -n "$BASE" ] || die "needs Python 3.10 to 3.13, and found${seen:- none${PYTHON:+ at $PYTHON},}" \
+    "so install one, or name it: make setup PYTHON=/path/to/python3.11"
+
+"$BASE" -c 'import venv, ensurepip' 2>/dev/null ||
+    die "$BASE comes without its venv module; install it (Debian, Ubuntu: apt install python3-venv)"
+"$BASE" -c '
+import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
+    die "$BASE comes without Python.h, which compiling mmcv needs (Debian, Ubuntu: apt install python3-dev)"
+
+if [ -z "${CXX:-}" ]; then
+    for candidate in c++ g++ clang++; do
+        if command -v "$candidate" >/dev/null 2>&1; then
+            CXX=$candidate
+            break
+        fi
+    done
+fi
+[ -n "${CXX:-}" ] ||
+    die "needs a C++ compiler to build mmcv: none of c++, g++, clang++ is on PATH (Debian, Ubuntu: apt install g++)"
+printf '#include <vector>\nint main() { return std::vector<int>().size(); }\n' |
+    $CXX -std=c++17 -x c++ -o /dev/null - >/dev/null 2>&1 ||
+    die "the C++ compiler '$CXX' cannot build a C++17 program; install a working one, or name it with CXX=..."
+export CXX
+# setuptools links with the compiler that Python itself was built with, which need not be here.
+if [ -z "${CC:-}" ]; then
+    for candidate in cc gcc clang; do
+        if command -v "$candidate" >/dev/null 2>&1; then
+            CC=$candidate
+            export CC
+            break
+        fi
+    done
+fi
+
+# ---- One set-up at a time -----------------------------------------------------------------------
+told=
+while ! mkdir "$LOCK" 2>/dev/null; do
+    owner=$(cat "$LOCK/pid" 2>/dev/null || :)
+    if [ -n "$owner" ] && ! kill -0 "$owner" 2>/dev/null; then
+        rm -rf "$LOCK" # its owner was killed
+        continue
+    fi
+    [ -n "$told" ] || echo "setup: waiting for the set-up that process ${owner:-?} is running ($LOCK)"
+    told=yes
+    sleep 2
+done
+echo $$ >"$LOCK/pid"
+child=
+trap 'if [ -n "$child" ]; then kill "$child" 2>/dev/null || :; fi; rm -rf "$LOCK"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# ---- The steps ----------------------------------------------------------------------------------
+PY=$VENV/bin/python
+# `python -m pip`, because the pip script's first line breaks when its path is long or has spaces.
+PIP="$PY -m pip --disable-pip-version-check --no-input"
+step=0
+
+# run_step NAME TITLE COMMAND...: runs COMMAND once per set of pins. A step that was killed half-way
+# may have left a package half written that pip takes for whole, so it installs it afresh then.
+run_step() {
+    name=$1
+    title=$2
+    shift 2
+    step=$((step + 1))
+    if is_done "$name"; then
+        return
+    fi
+    echo "setup: [$step/6] $title"
+    again=
+    if [ -e "$STATE/$name.started" ]; then
+        again=--force-reinstall
+    fi
+    : >"$STATE/$name.started"
+    # shellcheck disable=SC2086
+    "$@" $again || die "step '$name' failed (see above); run the same command again to go on from here"
+    rm "$STATE/$name.started"
+    echo "$PINS" >"$STATE/$name.done"
+}
+
+pip_install() {
+    # shellcheck disable=SC2086
+    $PIP install -c "$CONSTRAINTS" "$@"
+}
+
+# Compiling takes minutes and pip says nothing meanwhile, so show ninja's own count.
+pip_install_mmcv() {
+    log=$STATE/mmcv.log
+    # shellcheck disable=SC2086
+    $PIP install -v -c "$CONSTRAINTS" --no-deps --no-build-isolation "$@" "$MMCV" >"$log" 2>&1 &
+    child=$!
+    seconds=0
+    shown=
+    while kill -0 "$child" 2>/dev/null; do
+        sleep 1
+        seconds=$((seconds + 1))
+        if [ $((seconds % 10)) -eq 0 ]; then
+            count=$(sed -n 's,^ *\[\([0-9][0-9]*\)/\([0-9][0-9]*\)\].*,\1 of \2,p' "$log" | tail -n 1)
+            if [ "$count" != "$shown" ] || [ $((seconds % 30)) -eq 0 ]; then
+                echo "setup:       ${count:-0} files compiled, $seconds s"
+            fi
+            shown=$count
+        fi
+    done
+    status=0
+    wait "$child" || status=$?
+    child=
+    if [ "$status" -ne 0 ]; then
+        tail -n 30 "$log" >&2
+        echo "setup: the whole output is in $log" >&2
+    fi
+    return "$status"
+}
+
+install_mmcv() {
+    pip_install_mmcv "$@" || return
+    # pip keeps the wheel it compiled under mmcv's version alone, so after a change of PyTorch it
+    # hands out one that was built against the old one.
+    if ! $PY -c 'import mmcv.ops' >/dev/null 2>&1; then
+        echo 'setup:       the cached wheel was built for another PyTorch, so compile it again'
+        $PIP cache remove "$(echo "$MMCV" | tr - _)*" >/dev/null 2>&1 || :
+        pip_install_mmcv --force-reinstall || return
+        $PY -c 'import mmcv.ops'
+    fi
+}
+
+verify() {
+    $PY -c '
+import sys, cv2, mmcv, mmcv.ops, mmdet, mmengine, torch
+print("setup: Python %d.%d.%d, torch %s, mmengine %s, mmcv %s, mmdet %s, OpenCV %s" % (
+    *sys.version_info[:3], torch.__version__, mmengine.__version__, mmcv.__version__,
+    mmdet.__version__, cv2.__version__))'
+}
+
+if [ -e "$VENV" ]; then
+    [ -d "$STATE" ] || die "$VENV is there already and was not made by this script; move it away or choose VENV=..."
+    if ! $PIP --version >/dev/null 2>&1 || [ "$(cat "$STATE/home")" != "$(pwd)" ] ||
+        [ "$(python_version "$PY")" != "$(python_version "$BASE")" ]; then
+        echo "setup: $VENV is half made, or made for another Python or another folder: building it anew"
+        [ "$BASE" != "$PY" ] || BASE=$("$PY" -c 'import os, sys; print(os.path.realpath(sys.executable))')
+        rm -rf "$VENV"
+    fi
+fi
+if [ ! -e "$VENV" ]; then
+    echo "setup: building $VENV with $("$BASE" -c 'import sys; print(sys.executable)')"
+    mkdir -p "$STATE"
+    pwd >"$STATE/home"
+    "$BASE" -m venv "$VENV"
+fi
+
+run_step pip 'pip and the build tools' \
+    pip_install pip setuptools wheel ninja packaging
+run_step torch 'PyTorch (about 200 MB for a CPU, several GB with CUDA)' \
+    pip_install torch
+# shellcheck disable=SC2086
+run_step common 'NumPy, SciPy, OpenCV, the test tools' \
+    pip_install -r requirements/common.txt $EXTRA_REQUIREMENTS
+# shellcheck disable=SC2086
+run_step mm "$MM_PACKAGES" \
+    pip_install --no-deps --no-build-isolation $MM_PACKAGES
+run_step mmcv "$MMCV (compiles its C++ operators: 5 to 15 minutes the first time, then pip has the wheel)" \
+    install_mmcv
+run_step gclip 'gclip_mm itself, editable' \
+    pip_install --no-deps --no-build-isolation -e .
+verify
+echo "$PINS" >"$STATE/all.done"
