@@ -1,0 +1,23 @@
+"""Gradient clipping for MMEngine, MMDetection and plain PyTorch, from detection to scene graphs.
+
+``import gclip_mm`` needs torch alone. Where MMEngine is installed it also registers the optimizer
+wrappers and hooks, and where MMDetection is installed the data sets and models, so that one line in
+a config is enough::
+
+    custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
+"""
+
+from importlib.util import find_spec
+
+from .clipping import CLIPPERS, ClipConfigError, NonFiniteGradientError, attach
+from .version import __version__
+
+__all__ = ['CLIPPERS', 'ClipConfigError', 'NonFiniteGradientError', '__version__', 'attach']
+
+if find_spec('mmengine') is not None:
+    from .engine import GClipAmpOptimWrapper, GClipHook, GClipOptimWrapper
+
+    __all__ += ['GClipAmpOptimWrapper', 'GClipHook', 'GClipOptimWrapper']
+
+    if find_spec('mmdet') is not None:
+        from . import datasets  # noqa: F401

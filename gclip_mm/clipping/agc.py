@@ -1,0 +1,153 @@
+"""Adaptive gradient clipping, unit by unit."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .base import Clipper, Measure, Outcome
+from .checks import check_number
+from .norms import accumulate_dtype, combine, host, tensor_norms
+from .registry import CLIPPERS
+from .units import UnitLayout
+
+
+@CLIPPERS.register_module(aliases=('agc', 'adaptive'))
+class AGC(Clipper):
+    """Keep the gradient of each unit small relative to the weights of that unit.
+
+    For a unit with weights ``w`` and gradient ``g``: ``limit = clip_factor * max(|w|, eps)``, and
+    where ``|g| > limit``, ``g *= limit / max(|g|, 1e-6)``. A unit is an output filter, a row of a
+    linear layer, or a whole bias (:mod:`gclip_mm.clipping.units`).
+
+    Good for: nets without batch norm, large batches and learning rates, with SGD: the largest step
+    relative to the weight is at most about ``lr * clip_factor``. The best factor falls as one over
+    the learning rate. Bad for: AdamW, whose step does not depend on the gradient's size, so that
+    AGC only distorts its moments (the paper uses SGD throughout); the final classifier, which the
+    paper leaves unclipped (``exclude``).
+
+    Args:
+        clip_factor: largest ratio of the gradient's norm to the weight's, at least 0.
+        eps: stands in for the norm of a smaller weight, above 0, so that a weight initialised to
+            zero still learns.
+
+    Raises:
+        ClipConfigError: a value out of range.
+
+    Source: Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization"
+    (NFNets), arXiv 2102.06171, section 4.
+
+    Example:
+        >>> optim_wrapper = dict(
+        ...     type='GClipOptimWrapper',
+        ...     optimizer=dict(type='SGD', lr=0.02, momentum=0.9),
+        ...     clip_grad=dict(type='AGC', clip_factor=0.01, exclude=[r'fc_cls']))
+    """
+
+    thresholds = ('clip_factor',)
+    source = 'arXiv 2102.06171'
+
+    def __init__(self, clip_factor: float = 0.01, eps: float = 1e-3) -> None:
+        check_number('clip_factor', clip_factor, low=0)
+        check_number('eps', eps, low=0, open_low=True)
+        self.clip_factor = clip_factor
+        self.eps = eps
+
+    def measure(self, view) -> Measure:
+        plan = _plan(view)
+        norms = plan.norms(view.grads, plan.grad_norms, guard=True)
+        total = combine(norms)
+        value = host(total)
+        if value is not None and value < 1e-15:
+            # Squares so small are lost in float32; harmless for the limits, not for the record.
+            total = combine(tensor_norms(view.grads))
+        return Measure(total, norms)
+
+    @torch.no_grad()
+    def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
+        plan = _plan(view)
+        norms = measure.parts
+        limits = plan.norms(view.params, plan.weight_norms).clamp_(min=self.eps)
+        limits.mul_(self.clip_factor)
+        over = norms > limits
+        coefs = torch.where(over, limits / norms.clamp(min=1e-6), 1.0)
+        plan.scale(view.grads, coefs)
+        return Outcome(None, combine(norms * coefs), combine(limits), over.sum(), len(norms))
+
+
+class _Plan:
+    """Where the unit norms of each parameter lie in one flat vector; made once for a live set."""
+
+    def __init__(self, params: list[Tensor], layouts: list[UnitLayout]) -> None:
+        device, dtype = params[0].device, accumulate_dtype(params[0])
+        self.layouts = layouts
+        # Whole tensors first: torch norms all of them in one call.
+        self.whole = [i for i, layout in enumerate(layouts) if layout.dims is None]
+        self.rows = [i for i, layout in enumerate(layouts) if layout.dims is not None]
+        self.order = self.whole + self.rows
+        shapes = [layouts[i].shape(params[i]) for i in self.order]
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        self.offsets = np.cumsum([0, *sizes])[:-1]
+        self.shapes = shapes
+        self.sizes = sizes
+        self.grad_norms = torch.empty(sum(sizes), dtype=dtype, device=device)
+        self.weight_norms = torch.empty_like(self.grad_norms)
+        self._slots: dict[int, list[Tensor]] = {
+            id(buffer): self._cut(buffer)[len(self.whole) :]
+            for buffer in (self.grad_norms, self.weight_norms)
+        }
+
+    def _cut(self, flat: Tensor) -> list[Tensor]:
+        """Views of a flat vector of unit norms, one for each parameter, ready to broadcast."""
+        return [
+            part.view(shape)
+            for part, shape in zip(flat.split(self.sizes), self.shapes, strict=True)
+        ]
+
+    def norms(self, tensors: list[Tensor], buffer: Tensor, guard: bool = False) -> Tensor:
+        """Unit norms of all tensors, written into ``buffer`` (U,) where nothing overflows."""
+        whole = len(self.whole)
+        if whole:
+            firsts = tensor_norms([tensors[i] for i in self.whole])
+            buffer[:whole] = firsts
+        for i, slot in zip(self.rows, self._slots[id(buffer)], strict=True):
+            layout, tensor = self.layouts[i], tensors[i]
+            norms = layout.split(tensor)
+            if tensor.device != buffer.device:
+                slot.copy_(layout.norms(tensor, buffer.dtype))
+            else:
+                torch.linalg.vector_norm(
+                    norms, dim=layout.dims, keepdim=True, dtype=buffer.dtype, out=slot
+                )
+        values = host(buffer)
+        if not guard or values is None or buffer.dtype == torch.float64:
+            return buffer
+        if np.isfinite(values).all():
+            return buffer
+        wide = buffer.double()
+        if whole:
+            wide[:whole] = firsts
+        for i, slot in zip(self.rows, self._cut(wide)[whole:], strict=True):
+            if not np.isfinite(host(slot)).all():
+                slot.copy_(self.layouts[i].norms(tensors[i], torch.float64))
+        return wide
+
+    def scale(self, tensors: list[Tensor], coefs: Tensor) -> None:
+        """Multiply every unit in place by its coefficient (U,)."""
+        cut = self._cut(coefs)
+        values = host(coefs)
+        if values is None:
+            touched = range(len(self.order))
+        else:
+            touched = (np.minimum.reduceat(values, self.offsets) < 1).nonzero()[0].tolist()
+        for k in touched:
+            i = self.order[k]
+            self.layouts[i].split(tensors[i]).mul_(cut[k].to(tensors[i].device))
+
+
+def _plan(view) -> _Plan:
+    plan = view.cache.get('agc')
+    if plan is None:
+        plan = view.cache['agc'] = _Plan(view.params, view.layouts)
+    return plan

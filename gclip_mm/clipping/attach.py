@@ -1,0 +1,78 @@
+"""The door for every training loop that is not MMEngine's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from .engine import GradClipEngine
+
+
+class ClipHandle:
+    """What :func:`attach` returns; detaches when :meth:`remove` is called or a ``with`` ends."""
+
+    def __init__(self, engine: GradClipEngine) -> None:
+        self.engine = engine
+
+    def stats(self) -> dict[str, float]:
+        """The last step: ``grad_norm``, ``grad_norm_post``, ``clip_coef``, ``clip_threshold``,
+        ``clip_fraction``, ``nonfinite``; {} before the first. Waits for the device."""
+        return self.engine.stats()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the rules, fit for ``torch.save`` beside the optimizer's."""
+        return self.engine.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            ValueError: the state is of another rule or of other parameters; says what differs.
+        """
+        self.engine.load_state_dict(state)
+
+    def remove(self) -> None:
+        """Stop clipping; the optimizer is as it was before."""
+        self.engine.remove()
+
+    def __enter__(self) -> ClipHandle:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.remove()
+
+
+def attach(
+    optimizer: Optimizer, clip_grad: dict[str, Any], model: nn.Module | None = None
+) -> ClipHandle:
+    """Clip the gradients of an optimizer from now on, whoever calls its ``step``.
+
+    Works under a ``GradScaler`` (do not unscale for the clipping's sake: it is done where it has to
+    be), with closures, and with fused optimizers, which then clip in their own kernel.
+
+    Args:
+        optimizer: any ``torch.optim.Optimizer``.
+        clip_grad: a rule and its keys (:func:`gclip_mm.clipping.config.parse_clip_grad`); it is
+            not changed.
+        model: gives parameters names and modules: needed for ``exclude`` and ``rules``, and for AGC
+            to know a transposed convolution from an ordinary one.
+
+    Returns:
+        ClipHandle: ``.stats()``, ``.state_dict()``, ``.load_state_dict()``, ``.remove()``.
+
+    Raises:
+        ClipConfigError: a ``ValueError`` that names the key and the valid ones.
+
+    Example:
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+        >>> handle = gclip_mm.attach(optimizer, dict(type='AGC', clip_factor=0.01), model=model)
+        >>> for images, targets in loader:
+        ...     optimizer.zero_grad()
+        ...     loss_fn(model(images), targets).backward()
+        ...     optimizer.step()
+        >>> handle.stats()['clip_fraction']
+    """
+    engine = GradClipEngine(optimizer, clip_grad, model=model)
+    return ClipHandle(engine)

@@ -1,0 +1,194 @@
+"""The contract of a clipping rule, and the two kinds of rule that only decide a coefficient.
+
+A rule is told of one step in two calls. ``measure`` reads the gradients and changes nothing, so
+that the engine can tell a non-finite step before any rule has seen it. ``clip`` decides, updates
+the rule's state, and either scales the gradients itself or hands back one coefficient for all of
+them, which the engine applies or folds into a fused optimizer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .norms import combine, host, tensor_norms
+
+if TYPE_CHECKING:
+    from .routing import GradView
+
+
+class Measure(NamedTuple):
+    """What a rule read from the gradients before deciding.
+
+    Attributes:
+        norm: 0-d, the norm of all gradients of the view, of order ``Clipper.norm_type``.
+        parts: (N,) the norms of the rule's own parts (tensors or units), or None.
+    """
+
+    norm: Tensor
+    parts: Tensor | None = None
+
+
+class Outcome(NamedTuple):
+    """What a rule did to the gradients of a view.
+
+    Attributes:
+        coef: 0-d coefficient that still has to be applied to every gradient of the view, or None
+            when the rule has changed the gradients itself.
+        post: 0-d norm after clipping, of order ``Clipper.norm_type``.
+        threshold: the bound in force: 0-d tensor or number. Rules with a bound per tensor or unit
+            give the norm of all their bounds together, the largest norm that they would let pass.
+        clipped: how many of the units were clipped: 0-d tensor or number.
+        units: how many units there are.
+    """
+
+    coef: Tensor | None
+    post: Tensor
+    threshold: Tensor | float
+    clipped: Tensor | float
+    units: int
+
+
+class Clipper(ABC):
+    """A clipping rule. Subclasses are registered in ``CLIPPERS``; one file each.
+
+    The constructor's keyword arguments are the rule's config keys; it raises
+    :class:`~gclip_mm.clipping.registry.ClipConfigError` for a value that makes no sense.
+    """
+
+    #: Order of the norm that the rule reports.
+    norm_type: float = 2.0
+    #: Config keys that a schedule may drive; each is an attribute that holds a number.
+    thresholds: ClassVar[tuple[str, ...]] = ()
+    #: Whether all gradients get one coefficient, which a fused optimizer can apply by itself.
+    is_global: ClassVar[bool] = False
+    #: Promise, checked by the contract tests: the norm never grows.
+    never_increases: ClassVar[bool] = True
+    #: Paper or source, for the docs.
+    source: ClassVar[str] = ''
+
+    @abstractmethod
+    def measure(self, view: GradView) -> Measure:
+        """Read the gradients; change nothing."""
+
+    @abstractmethod
+    def clip(self, view: GradView, measure: Measure, ok: Tensor | None) -> Outcome:
+        """Decide and apply.
+
+        Args:
+            view: the gradients, and the parameters they belong to.
+            measure: what :meth:`measure` returned in this step.
+            ok: None when every gradient is known to be finite. Otherwise a 0-d bool tensor that
+                the host has not read: state must be left as it was where it is False.
+        """
+
+    # -- state -----------------------------------------------------------------------------------
+    #: The named tuple that holds the rule's state, documented there; None: the rule keeps none.
+    State: ClassVar[type | None] = None
+    #: The state itself; None before the first step. Fields are tensors, or lists with one tensor
+    #: (or None) for each parameter of the route.
+    state: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the state: {} where there is none."""
+        return {} if self.state is None else _copy(self.state._asdict())
+
+    def load_state_dict(self, state: dict[str, Any], params: list[Tensor]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Args:
+            state: the state; {} starts afresh.
+            params: the parameters of the route; the state goes to their devices.
+
+        Raises:
+            ValueError: the state is not one of this rule.
+        """
+        if not state:
+            self.state = None
+            return
+        fields = () if self.State is None else self.State._fields
+        if set(state) != set(fields):
+            raise ValueError(
+                f'{type(self).__name__} keeps the state {list(fields)}, got {sorted(state)}'
+            )
+        self.state = self.State(**{key: _place(value, params) for key, value in state.items()})
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def _place(value: Any, params: list[Tensor]) -> Any:
+    """A copy of a field of the state on the parameters' devices."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().to(params[0].device)
+    if not isinstance(value, list):
+        return value
+    return [
+        item if item is None else item.detach().clone().to(param.device)
+        for item, param in zip(value, params, strict=True)
+    ]
+
+
+class GlobalClipper(Clipper):
+    """A rule that scales all gradients by one coefficient, computed from their total norm."""
+
+    is_global = True
+
+    def measure(self, view: GradView) -> Measure:
+        parts = tensor_norms(view.grads, self.norm_type)
+        return Measure(combine(parts, self.norm_type), parts)
+
+    @abstractmethod
+    def decide(self, norm: Tensor, ok: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        """The coefficient (0-d) and the threshold, given the norm (0-d)."""
+
+    def clip(self, view: GradView, measure: Measure, ok: Tensor | None) -> Outcome:
+        coef, threshold = self.decide(measure.norm, ok)
+        return Outcome(coef, measure.norm * coef, threshold, (coef < 1).to(coef.dtype), 1)
+
+
+class TensorClipper(Clipper):
+    """A rule that scales each gradient tensor by a coefficient of its own."""
+
+    def measure(self, view: GradView) -> Measure:
+        parts = tensor_norms(view.grads, self.norm_type)
+        return Measure(combine(parts, self.norm_type), parts)
+
+    @abstractmethod
+    def decide(
+        self, norms: Tensor, view: GradView, ok: Tensor | None
+    ) -> tuple[Tensor, Tensor | float]:
+        """The coefficients (N,) and the thresholds (N,) or one number, given the norms (N,)."""
+
+    def clip(self, view: GradView, measure: Measure, ok: Tensor | None) -> Outcome:
+        norms = measure.parts
+        coefs, bounds = self.decide(norms, view, ok)
+        scale_each(view.grads, coefs)
+        if isinstance(bounds, Tensor):
+            bounds = combine(bounds, self.norm_type)
+        post = combine(norms * coefs, self.norm_type)
+        return Outcome(None, post, bounds, (coefs < 1).sum(), len(view.grads))
+
+
+def scale_each(grads: list[Tensor], coefs: Tensor) -> None:
+    """Multiply each gradient in place by its coefficient; coefs has shape (N,).
+
+    On the CPU, where the coefficients can be looked at for free, a gradient that keeps its size is
+    not touched.
+    """
+    values = host(coefs)
+    if values is not None:
+        for i in (values != 1).nonzero()[0].tolist():
+            grads[i].mul_(float(values[i]))
+    elif all(g.device == coefs.device for g in grads):
+        torch._foreach_mul_(grads, list(coefs.unbind()))
+    else:
+        torch._foreach_mul_(grads, [c.to(g.device) for c, g in zip(coefs, grads, strict=True)])

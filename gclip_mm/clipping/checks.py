@@ -1,0 +1,54 @@
+"""Checks of config values: one clear message that names the key, what came and what is valid."""
+
+from __future__ import annotations
+
+import math
+
+from .registry import ClipConfigError
+
+
+def check_number(
+    key: str,
+    value: object,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+    allow_none: bool = False,
+    integer: bool = False,
+) -> None:
+    """Raise :class:`ClipConfigError` unless ``value`` is a finite number in the given range."""
+    if value is None and allow_none:
+        return
+    is_number = isinstance(value, int) if integer else isinstance(value, int | float)
+    if not is_number or isinstance(value, bool):
+        kind = 'a whole number' if integer else 'a number'
+        raise ClipConfigError(f'clip_grad: {key} must be {kind}, got {value!r}')
+    inside = (value > low if open_low else value >= low) and (
+        value < high if open_high else value <= high
+    )
+    if not math.isfinite(value) or not inside:
+        left = '' if low == -math.inf else f'{"greater than" if open_low else "at least"} {low:g}'
+        right = '' if high == math.inf else f'{"less than" if open_high else "at most"} {high:g}'
+        wanted = ' and '.join(part for part in ('a finite number', left, right) if part)
+        raise ClipConfigError(f'clip_grad: {key} must be {wanted}, got {value!r}')
+
+
+def check_norm_type(key: str, value: object) -> float:
+    """The p of a p-norm as a float; ``'inf'`` is read as infinity."""
+    if isinstance(value, str) and value.lower() in ('inf', '+inf', 'infinity'):
+        return math.inf
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ClipConfigError(
+            f"clip_grad: {key} must be a number greater than 0, or 'inf', got {value!r}"
+        )
+    return float(value)
+
+
+def check_choice(key: str, value: object, valid: tuple) -> None:
+    """Raise :class:`ClipConfigError` unless ``value`` is one of ``valid``."""
+    if value not in valid:
+        raise ClipConfigError(
+            f'clip_grad: {key} must be one of {", ".join(map(repr, valid))}, got {value!r}'
+        )

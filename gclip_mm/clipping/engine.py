@@ -1,0 +1,533 @@
+"""The engine: clips the gradients of one optimizer, at one seam, whoever calls ``step``.
+
+The seam is ``Optimizer.register_step_pre_hook``. By then a GradScaler has decided whether the step
+is taken, and has unscaled the gradients, except for a fused optimizer, which unscales in its own
+kernel and is handed ``optimizer.grad_scale`` and ``optimizer.found_inf``. The engine uses the same
+two attributes: where one coefficient is to be applied to everything it goes into ``grad_scale``
+(the *fold*), so that clipping costs one read of the gradients, and off the CPU a non-finite step is
+skipped by ``found_inf`` without the host ever looking. Both are put back when the step is over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .base import Measure
+from .config import ClipConfig, parse_clip_grad
+from .norms import combine, host, tensor_norms
+from .registry import ClipConfigError
+from .routing import GradView, ParamInfo, describe_params
+from .state import dump_state, load_state
+from .stats import make_record, record_to_dict
+
+logger = logging.getLogger(__name__)
+
+_ABSENT = object()
+#: Sets of missing gradients whose layout is remembered.
+_MAX_PLANS = 16
+
+
+class NonFiniteGradientError(FloatingPointError):
+    """A NaN or inf gradient under ``nonfinite='raise'``, or too many skipped steps in a row."""
+
+
+class GradClipEngine:
+    """Clips what ``optimizer`` is about to step with.
+
+    Args:
+        optimizer: any ``torch.optim.Optimizer``.
+        clip_grad: a ``clip_grad`` config (:func:`gclip_mm.clipping.config.parse_clip_grad`); it is
+            not changed.
+        model: gives the parameters their names and modules. Needed before the first step when the
+            config has routes; may also come later, by :meth:`bind`.
+        clock: returns ``(iteration, epoch)``, both from 0, for schedules; the default counts the
+            steps of the optimizer and knows no epochs.
+        on_record: called with the record (6,) of every step (:mod:`gclip_mm.clipping.stats`).
+
+    Raises:
+        ClipConfigError: a config that cannot be obeyed.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        clip_grad: dict[str, Any],
+        model: nn.Module | None = None,
+        clock: Callable[[], tuple[int, int]] | None = None,
+        on_record: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        self.optimizer = optimizer
+        self.config: ClipConfig = parse_clip_grad(clip_grad)
+        self.clock = clock
+        self.on_record = on_record
+        self.steps = 0
+        self.consecutive_skips = 0
+        self.last_record: Tensor | None = None
+        self.infos: list[ParamInfo] = []
+        self.assigned: list[int] = []
+        self._model: nn.Module | None = None
+        self._params: list[Tensor] = []
+        self._plans: dict[Any, list[GradView]] = {}
+        self._pending_state: dict[str, Any] | None = None
+        # What the current step has to put back: attributes of the optimizer and hidden gradients.
+        self._saved: dict[str, Any] = {}
+        self._hidden: list[tuple[Tensor, Tensor]] = []
+        # Set by clip_now(): the gradients are clipped already, and whether the step is to go on.
+        self._early: bool | None = None
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        self._check_epochs()
+        if model is not None:
+            self.bind(model)
+
+    # -- life cycle ------------------------------------------------------------------------------
+    @property
+    def is_bound(self) -> bool:
+        """Whether a model has given the parameters their names."""
+        return self._model is not None
+
+    def bind(self, model: nn.Module) -> None:
+        """Take names and modules from the model.
+
+        Raises:
+            ClipConfigError: a route that matches no parameter.
+        """
+        self._model = model
+        self._refresh()
+
+    def remove(self) -> None:
+        """Detach from the optimizer and leave no trace on it."""
+        self.restore()
+        for hook in self._hooks:
+            hook.remove()
+
+    def _check_epochs(self) -> None:
+        if self.clock is None and any(driver.needs_epoch for driver in self.config.drivers):
+            raise ClipConfigError(
+                'clip_grad: a schedule with by_epoch=True needs a runner that counts epochs; '
+                'give begin and end in steps'
+            )
+
+    # -- the step --------------------------------------------------------------------------------
+    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple | None:
+        self.restore()
+        # torch hands the arguments of step on as they came, the optimizer itself first.
+        closure = kwargs.get('closure', args[1] if len(args) > 1 else None)
+        if closure is None:
+            try:
+                self._run()
+            except BaseException:
+                self.restore()
+                raise
+            return None
+
+        # The gradients are made within the step, by the closure: clip when it returns.
+        def clipped_closure() -> Any:
+            try:
+                self._unhide()
+                with torch.enable_grad():
+                    loss = closure()
+                self._run()
+            except BaseException:
+                self.restore()
+                raise
+            return loss
+
+        if 'closure' in kwargs:
+            return args, {**kwargs, 'closure': clipped_closure}
+        return (args[0], clipped_closure, *args[2:]), kwargs
+
+    def _after_step(self, *_: Any) -> None:
+        self.restore()
+
+    @torch.no_grad()
+    def _run(self) -> None:
+        early, self._early = self._early, None
+        if early is None:
+            self._clip(can_fold=True)
+        elif not early:
+            self._hide()
+
+    @torch.no_grad()
+    def clip_now(self) -> None:
+        """Clip at once, and not again in the coming step. A GradScaler must have unscaled already.
+
+        If the gradients are not finite and the policy is ``skip``, they stay as they are and the
+        coming step is skipped.
+        """
+        self._early = True
+        self._clip(can_fold=False)
+
+    def forget(self) -> None:
+        """The gradients are gone (``zero_grad``): a :meth:`clip_now` no longer counts."""
+        self._early = None
+
+    def record_skipped(self) -> None:
+        """Record a step that was never taken, because a GradScaler found an infinite gradient."""
+        device = self._params[0].device if self._params else torch.device('cpu')
+        self._finish(make_record(device, float('inf'), 0.0, 0.0, float('nan'), 0.0, 1.0))
+
+    def _clip(self, can_fold: bool) -> None:
+        views, everything = self._collect()
+        if not views:
+            return
+        self._drive_schedules()
+        optimizer = self.optimizer
+        fused = can_fold and self._is_fused()
+        scale = getattr(optimizer, 'grad_scale', None) if fused else None
+        scaler_inf = getattr(optimizer, 'found_inf', None) if fused else None
+        single = len(views) == 1
+        folds = fused and single and self._can_fold(views[0])
+        if scale is not None and not folds:
+            torch._foreach_mul_(everything, 1.0 / scale)
+            self._set(grad_scale=None)
+            scale = None
+
+        measures, norm = self._measure(views, scale)
+        finite = torch.isfinite(norm)
+        if scaler_inf is not None:
+            finite = finite & (scaler_inf.to(finite.device).reshape(()) == 0)
+
+        known = self._look(finite, fused)
+        ok = None if known else finite
+        if known is False:
+            if self._on_nonfinite(views, everything, norm, scaler_inf is not None):
+                return
+            if self.config.nonfinite == 'zero':
+                measures, norm = self._measure(views, scale)
+                ok = None
+
+        outcomes = [
+            None if view.route.clipper is None else view.route.clipper.clip(view, measure, ok)
+            for view, measure in zip(views, measures, strict=True)
+        ]
+        for view, outcome in zip(views, outcomes, strict=True):
+            if outcome is not None and outcome.coef is not None:
+                self._apply(view, outcome.coef, folds, scale)
+        if known is None and self.config.nonfinite == 'skip':
+            self._set(found_inf=(~finite).to(torch.float32))
+        self._record(views, measures, outcomes, norm, known, finite)
+
+    def _measure(self, views: list[GradView], scale: Tensor | None) -> tuple[list[Measure], Tensor]:
+        """What every route reads, and the norm of all gradients together."""
+        measures = [_measure(view) for view in views]
+        norm = self._total_norm(views, measures)
+        if scale is not None:
+            # The gradients are still multiplied by the loss scale; the rule must not know.
+            norm = norm / scale.to(norm.device)
+            measures = [measures[0]._replace(norm=norm)]
+        return measures, norm
+
+    def _look(self, finite: Tensor, fused: bool) -> bool | None:
+        """Whether the step is finite; None: on the device only, and nobody needs to wait for it."""
+        value = host(finite)
+        if value is not None:
+            return bool(value)
+        policy = self.config.nonfinite
+        if policy == 'off' or (policy == 'skip' and fused and not self._lacks_momentum()):
+            return None
+        # An optimizer that knows no found_inf can only be kept from stepping by the host.
+        return bool(finite.item())
+
+    def _lacks_momentum(self) -> bool:
+        """Whether fused SGD is about to make its momentum buffers.
+
+        It would leave them uninitialised if found_inf skipped its very first step, so the host
+        decides about that one.
+        """
+        optimizer = self.optimizer
+        if not isinstance(optimizer, torch.optim.SGD):
+            return False
+        return any(
+            group['momentum'] != 0
+            and any(
+                p.grad is not None and optimizer.state[p].get('momentum_buffer') is None
+                for p in group['params']
+            )
+            for group in optimizer.param_groups
+        )
+
+    def _on_nonfinite(
+        self, views: list[GradView], grads: list[Tensor], norm: Tensor, by_scaler: bool
+    ) -> bool:
+        """Deal with a non-finite step by the policy; True: the step is over."""
+        policy = self.config.nonfinite
+        if policy == 'off':
+            return False
+        # A scaler that overflows is at work, not broken: it lowers its scale and goes on.
+        if policy == 'raise' and not by_scaler:
+            names = self._offenders(views)
+            raise NonFiniteGradientError(
+                f'non-finite gradient at step {self.steps} in: {", ".join(names)}. '
+                "Set clip_grad nonfinite='skip' to leave such steps out"
+            )
+        if policy == 'zero' and not by_scaler:
+            for grad in grads:
+                torch.nan_to_num_(grad, nan=0.0, posinf=0.0, neginf=0.0)
+            return False
+        if self._early is True:
+            self._early = False
+        else:
+            self._hide()
+        record = make_record(norm.device, norm, 0.0, 0.0, float('nan'), 0.0, 1.0)
+        self._finish(record, skipped=not by_scaler)
+        return True
+
+    def _offenders(self, views: list[GradView], most: int = 5) -> list[str]:
+        bad = [
+            info.name
+            for view in views
+            for info, grad in zip(view.infos, view.grads, strict=True)
+            if not torch.isfinite(grad).all()
+        ]
+        return bad[:most] + ([f'and {len(bad) - most} more'] if len(bad) > most else [])
+
+    def _apply(self, view: GradView, coef: Tensor, folds: bool, scale: Tensor | None) -> None:
+        value = host(coef)
+        if value is not None and value == 1 and (folds or scale is None):
+            return
+        inverse = 1.0 / coef
+        limit = torch.finfo(torch.float32).max
+        fits = value is None or (value != 0 and float(inverse.numpy()) < limit)
+        if folds and fits:
+            # grad_scale is what the kernel divides by.
+            inverse = inverse.to(torch.float32)
+            self._set(grad_scale=inverse if scale is None else inverse * scale)
+        else:
+            if scale is not None:
+                coef = coef / scale.to(coef.device)
+                self._set(grad_scale=None)
+            _multiply(view.grads, coef)
+
+    # -- records ---------------------------------------------------------------------------------
+    def _total_norm(self, views: list[GradView], measures: list) -> Tensor:
+        if len(views) == 1:
+            return measures[0].norm
+        p = self._norm_type()
+        parts = [
+            measure.norm if _norm_type(view) == p else combine(tensor_norms(view.grads, p), p)
+            for view, measure in zip(views, measures, strict=True)
+        ]
+        device = parts[0].device
+        return combine(torch.stack([part.to(device, torch.float64) for part in parts]), p)
+
+    def _norm_type(self) -> float:
+        return self.config.outer.norm_type
+
+    def _record(
+        self,
+        views: list[GradView],
+        measures: list,
+        outcomes: list,
+        norm: Tensor,
+        known: bool | None,
+        finite: Tensor,
+    ) -> None:
+        device = norm.device
+        active = [outcome for outcome in outcomes if outcome is not None]
+        if len(views) == 1 and active:
+            outcome = active[0]
+            post, coef = outcome.post, outcome.coef
+            threshold = outcome.threshold
+            fraction = outcome.clipped / outcome.units
+        else:
+            p = self._norm_type()
+            posts = [
+                measure.norm if outcome is None else outcome.post
+                for measure, outcome in zip(measures, outcomes, strict=True)
+            ]
+            if any(_norm_type(view) != p for view in views):
+                posts = [combine(tensor_norms(view.grads, p), p) for view in views]
+            post = combine(torch.stack([x.to(device, torch.float64) for x in posts]), p)
+            coef = None
+            outer = outcomes[-1] if views[-1].route is self.config.router.routes[-1] else None
+            threshold = outer.threshold if outer is not None else float('nan')
+            units = sum(outcome.units for outcome in active)
+            fraction = sum(o.clipped for o in active) / units if active else 0.0
+        if coef is None:
+            coef = torch.where(norm > 0, post / norm, 1.0)
+        nonfinite = 1.0 - finite.to(torch.float64) if known is None else 0.0
+        if known is False and self.config.nonfinite in ('zero', 'off'):
+            nonfinite = 1.0
+        self._finish(make_record(device, norm, post, coef, threshold, fraction, nonfinite))
+
+    def _finish(self, record: Tensor, skipped: bool = False) -> None:
+        self.steps += 1
+        self.last_record = record
+        if self.on_record is not None:
+            self.on_record(record)
+        self.consecutive_skips = self.consecutive_skips + 1 if skipped else 0
+        self.check_skips()
+
+    def check_skips(self) -> None:
+        """Stop a run that only skips.
+
+        Raises:
+            NonFiniteGradientError: ``max_consecutive_skips`` steps in a row were skipped.
+        """
+        most = self.config.max_consecutive_skips
+        if most is not None and self.consecutive_skips >= most:
+            raise NonFiniteGradientError(
+                f'{self.consecutive_skips} steps in a row had a non-finite gradient '
+                f'(max_consecutive_skips={most}): the run is dead. Resume from an earlier '
+                'checkpoint with a lower learning rate or a tighter threshold'
+            )
+
+    def stats(self) -> dict[str, float]:
+        """The log keys of the last step; {} before the first. Waits for the device."""
+        return {} if self.last_record is None else record_to_dict(self.last_record)
+
+    # -- gradients and parameters ----------------------------------------------------------------
+    def _collect(self) -> tuple[list[GradView], list[Tensor]]:
+        """The views of the gradients that are there, and all those gradients."""
+        params = [p for group in self.optimizer.param_groups for p in group['params']]
+        if len(params) != len(self._params) or not all(map(is_, params, self._params)):
+            self._refresh()
+        self._adopt_pending_state()
+        grads = [p.grad for p in params]
+        missing = tuple(i for i, grad in enumerate(grads) if grad is None)
+        everything = [grad for grad in grads if grad is not None] if missing else grads
+        if not everything:
+            return [], []
+        # The device and type are part of the key: a model may be moved after the first step.
+        key = (missing, everything[0].device, everything[0].dtype)
+        views = self._plans.get(key)
+        if views is None:
+            views = self._plan(key, grads)
+        if len(views) == 1:
+            views[0].grads = everything
+        else:
+            for view in views:
+                view.grads = [grads[i] for i in view.positions]
+        return views, everything
+
+    def _plan(self, key: Any, grads: list[Tensor | None]) -> list[GradView]:
+        for info, grad in zip(self.infos, grads, strict=True):
+            if grad is not None:
+                _check_supported(info, grad)
+        router = self.config.router
+        if router.needs_names and not self.is_bound:
+            raise ClipConfigError(
+                'clip_grad: exclude and rules go by the names of parameters: pass the model '
+                '(attach(optimizer, clip_grad, model=model))'
+            )
+        if len(self._plans) >= _MAX_PLANS:
+            self._plans.clear()
+        self._plans[key] = router.views(self.infos, self.assigned, set(key[0]))
+        return self._plans[key]
+
+    def _refresh(self) -> None:
+        """Find the parameters anew: at the first step, and when groups or the model change."""
+        self._params = [p for group in self.optimizer.param_groups for p in group['params']]
+        self.infos = describe_params(self._params, self._model)
+        self._plans.clear()
+        router = self.config.router
+        if self.is_bound or not router.needs_names:
+            self.assigned = router.assign(self.infos)
+
+    def _is_fused(self) -> bool:
+        optimizer = self.optimizer
+        return getattr(optimizer, '_step_supports_amp_scaling', False) and all(
+            group.get('fused') for group in optimizer.param_groups
+        )
+
+    @staticmethod
+    def _can_fold(view: GradView) -> bool:
+        return view.route.clipper is not None and view.route.clipper.is_global
+
+    def _drive_schedules(self) -> None:
+        if self.config.drivers:
+            iteration, epoch = self.clock() if self.clock is not None else (self.steps, 0)
+            for driver in self.config.drivers:
+                driver.set(iteration, epoch)
+
+    # -- what a step leaves behind ---------------------------------------------------------------
+    def _set(self, **attributes: Tensor | None) -> None:
+        for name, value in attributes.items():
+            self._saved.setdefault(name, getattr(self.optimizer, name, _ABSENT))
+            setattr(self.optimizer, name, value)
+
+    def _hide(self) -> None:
+        """Take the gradients away: an optimizer passes over parameters that have none."""
+        for param in self._params:
+            if param.grad is not None:
+                self._hidden.append((param, param.grad))
+                param.grad = None
+
+    def _unhide(self) -> None:
+        for param, grad in self._hidden:
+            param.grad = grad
+        self._hidden.clear()
+
+    def restore(self) -> None:
+        """Put back whatever the last step changed on the optimizer and its parameters."""
+        self._unhide()
+        for name, value in self._saved.items():
+            if value is not _ABSENT:
+                setattr(self.optimizer, name, value)
+            elif hasattr(self.optimizer, name):
+                delattr(self.optimizer, name)
+        self._saved.clear()
+
+    # -- state -----------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, strings and containers of them; see :mod:`gclip_mm.clipping.state`."""
+        if self._pending_state is not None:
+            return self._pending_state
+        if not self._params:
+            self._refresh()
+        return dump_state(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Where the parameters' names are not known yet, it is checked and taken at the first step.
+
+        Raises:
+            ValueError: the state is of another rule or of other parameters; says what differs.
+        """
+        self._pending_state = state
+        if self.is_bound:
+            self._adopt_pending_state()
+
+    def _adopt_pending_state(self) -> None:
+        if self._pending_state is not None:
+            state, self._pending_state = self._pending_state, None
+            load_state(self, state)
+
+
+def _measure(view: GradView) -> Measure:
+    if view.route.clipper is None:
+        return Measure(combine(tensor_norms(view.grads)))
+    return view.route.clipper.measure(view)
+
+
+def _norm_type(view: GradView) -> float:
+    return 2.0 if view.route.clipper is None else view.route.clipper.norm_type
+
+
+def _multiply(grads: list[Tensor], coef: Tensor) -> None:
+    if all(grad.device == coef.device for grad in grads):
+        torch._foreach_mul_(grads, coef)
+    else:
+        for grad in grads:
+            grad.mul_(coef.to(grad.device))
+
+
+def _check_supported(info: ParamInfo, grad: Tensor) -> None:
+    if grad.is_sparse:
+        raise ClipConfigError(
+            f'clip_grad: the gradient of {info.name} is sparse, which no rule supports: build the '
+            'embedding with sparse=False'
+        )
+    if grad.is_complex():
+        raise ClipConfigError(f'clip_grad: the gradient of {info.name} is complex: not supported')

@@ -1,0 +1,64 @@
+"""Clip by the global norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import GlobalClipper
+from .checks import check_norm_type, check_number
+from .registry import CLIPPERS
+
+
+@CLIPPERS.register_module(aliases=('norm',))
+class NormClip(GlobalClipper):
+    """Scale all gradients together so that their joint norm is at most ``max_norm``.
+
+    ``g * min(1, max_norm / (norm_p(g) + 1e-6))``, the formula of ``torch.nn.utils.clip_grad_norm_``
+    to the bit. The direction of the update is kept. With ``min_norm``, a gradient whose norm is
+    below it is scaled up to it: for deep recurrent nets whose gradient vanishes. A gradient of
+    exactly zero has no direction and stays zero.
+
+    Good for: detectors with SGD, recurrent and Transformer models; the default choice. Bad for:
+    models in which one module explodes while the others are fine, since they all pay for it (see
+    ``rules`` and ``ParamNormClip``); the threshold has to be found for each model and learning rate
+    (``tools/analysis/advise_clipping.py``).
+
+    Args:
+        max_norm: largest norm allowed, at least 0.
+        norm_type: order p of the norm: a number above 0, or ``'inf'``.
+        min_norm: smallest norm allowed, above 0 and at most ``max_norm``; None: no such bound.
+
+    Raises:
+        ClipConfigError: a bound that is negative, NaN or out of order.
+
+    Source: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks",
+    arXiv 1211.5063.
+
+    Example:
+        >>> optim_wrapper = dict(
+        ...     type='GClipOptimWrapper',
+        ...     optimizer=dict(type='SGD', lr=0.02, momentum=0.9),
+        ...     clip_grad=dict(type='NormClip', max_norm=35, norm_type=2))
+    """
+
+    thresholds = ('max_norm', 'min_norm')
+    source = 'arXiv 1211.5063'
+
+    def __init__(
+        self, max_norm: float, norm_type: float | str = 2.0, min_norm: float | None = None
+    ) -> None:
+        check_number('max_norm', max_norm, low=0)
+        check_number('min_norm', min_norm, low=0, high=max_norm, open_low=True, allow_none=True)
+        self.max_norm = max_norm
+        self.norm_type = check_norm_type('norm_type', norm_type)
+        self.min_norm = min_norm
+        # Lifting a vanishing gradient breaks the promise that a norm never grows.
+        self.never_increases = min_norm is None
+
+    def decide(self, norm: Tensor, ok: Tensor | None) -> tuple[Tensor, float]:
+        coef = torch.clamp(self.max_norm / (norm + 1e-6), max=1.0)
+        if self.min_norm is not None:
+            lift = torch.where(norm > 0, self.min_norm / norm, 1.0)
+            coef = torch.where(norm < self.min_norm, lift, coef)
+        return coef, float(self.max_norm)

@@ -1,0 +1,36 @@
+"""The record of a step: six numbers that stay on the device until somebody asks for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Names of the numbers of a record, in their order in the tensor: the log keys.
+LOG_KEYS = (
+    'grad_norm',
+    'grad_norm_post',
+    'clip_coef',
+    'clip_threshold',
+    'clip_fraction',
+    'nonfinite',
+)
+
+
+def make_record(device: torch.device, *values: Tensor | float) -> Tensor:
+    """Pack the numbers of a step, in the order of ``LOG_KEYS``, into a float64 tensor (6,)."""
+    if device.type == 'cpu':
+        numbers = [float(v.numpy()) if isinstance(v, Tensor) else v for v in values]
+        return torch.tensor(numbers, dtype=torch.float64)
+    parts = [
+        v.to(device, torch.float64).reshape(())
+        if isinstance(v, Tensor)
+        # full() writes the number with a kernel; tensor() would copy it and wait.
+        else torch.full((), v, dtype=torch.float64, device=device)
+        for v in values
+    ]
+    return torch.stack(parts)
+
+
+def record_to_dict(record: Tensor) -> dict[str, float]:
+    """The numbers of a record by name; this is the read that makes the host wait for the device."""
+    return dict(zip(LOG_KEYS, record.tolist(), strict=True))

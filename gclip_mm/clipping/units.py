@@ -1,0 +1,75 @@
+"""The units of adaptive clipping: which weights of a parameter share one norm.
+
+A unit is what one output of a layer reads through: a filter of a convolution, a row of a linear
+layer or an embedding. Which axis that is depends on the module, not on the shape alone: a transposed
+convolution keeps its output channels in the second axis.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class UnitLayout(NamedTuple):
+    """How the units of a parameter lie in memory.
+
+    Attributes:
+        dims: axes that a unit spans (after splitting); None: the whole tensor is one unit.
+        groups: the first axis is first split into ``(groups, -1)``; None: it is not.
+    """
+
+    dims: tuple[int, ...] | None
+    groups: int | None = None
+
+    def split(self, tensor: Tensor) -> Tensor:
+        """The tensor with its first axis split; a view."""
+        return tensor if self.groups is None else tensor.unflatten(0, (self.groups, -1))
+
+    def shape(self, tensor: Tensor) -> tuple[int, ...]:
+        """Shape of the unit norms, broadcastable against :meth:`split`; () for one unit."""
+        if self.dims is None:
+            return ()
+        sizes = self.split(tensor).shape
+        return tuple(1 if i in self.dims else n for i, n in enumerate(sizes))
+
+    def norms(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """2-norm of every unit, in the shape of :meth:`shape`."""
+        if self.dims is None:
+            return torch.linalg.vector_norm(tensor, dtype=dtype)
+        return torch.linalg.vector_norm(
+            self.split(tensor), dim=self.dims, keepdim=True, dtype=dtype
+        )
+
+
+WHOLE = UnitLayout(None)
+
+
+def unit_layout(param: Tensor, module: nn.Module | None = None, attribute: str = '') -> UnitLayout:
+    """The unit layout of a parameter.
+
+    Args:
+        param: the parameter, of any shape.
+        module: the module that owns it; None where it is not known, then the shape alone decides.
+        attribute: its name within the module.
+
+    Returns:
+        UnitLayout: one unit for anything that is a vector (a bias, the gain of a norm layer, an
+        (N, 1) weight, as in the NFNets definition); output channels for a transposed convolution;
+        otherwise one unit for each index of the first axis. That holds for Linear, Conv1d/2d/3d
+        grouped or not, Embedding, recurrent weights (a row for each gate unit), and the packed
+        ``in_proj_weight`` of MultiheadAttention (a row for each query, key and value unit).
+    """
+    if sum(n != 1 for n in param.shape) <= 1:
+        return WHOLE
+    is_transposed = getattr(module, 'transposed', False) is True
+    if is_transposed and attribute == 'weight' and param.ndim >= 3:
+        # (in, out / groups, *kernel): the output channels of group k are fed by the k-th block of
+        # input channels only.
+        groups = module.groups
+        if groups == 1:
+            return UnitLayout((0, *range(2, param.ndim)))
+        return UnitLayout((1, *range(3, param.ndim + 1)), groups)
+    return UnitLayout(tuple(range(1, param.ndim)))

@@ -1,0 +1,11 @@
+"""MMEngine's side of the engine: optimizer wrappers and hooks, registered on import."""
+
+from ..compat import allow_mmengine_checkpoints
+from .hooks import GClipHook
+from .optim_wrapper import GClipAmpOptimWrapper, GClipOptimWrapper
+from .optim_wrapper_dict import name_members
+
+allow_mmengine_checkpoints()
+name_members()
+
+__all__ = ['GClipAmpOptimWrapper', 'GClipHook', 'GClipOptimWrapper']

@@ -1,0 +1,5 @@
+"""MMEngine hooks, one file each."""
+
+from .clip_hook import GClipHook
+
+__all__ = ['GClipHook']
