@@ -1,8 +1,8 @@
 """The units of adaptive clipping: which weights of a parameter share one norm.
 
 A unit is what one output of a layer reads through: a filter of a convolution, a row of a linear
-layer or an embedding. Which axis that is depends on the module, not on the shape alone: a transposed
-convolution keeps its output channels in the second axis.
+layer or an embedding. Which axis that is depends on the module, not on the shape alone: a
+transposed convolution keeps its output channels in the second axis.
 """
 
 from __future__ import annotations

@@ -22,29 +22,22 @@ def set_up_cpu_distributed(cfg: Config) -> bool:
             ``model_wrapper_cfg`` is written.
 
     Returns:
-        Whether gloo was started.
+        Whether this is a distributed run on CPU.
 
     Raises:
         ValueError: For the launchers ``slurm`` and ``mpi`` on a CPU-only machine.
         RuntimeError: When the process was not started by ``torchrun``.
     """
     launcher = cfg.get('launcher', 'none')
-    if launcher == 'none' or get_device() != 'cpu' or dist.is_initialized():
+    if launcher == 'none' or get_device() != 'cpu':
         return False
     if launcher != 'pytorch':
         raise ValueError(
             f'--launcher {launcher} needs a GPU; without one start the processes with torchrun and '
             '--launcher pytorch, as tools/dist_train.sh and tools/slurm_train.sh do'
         )
-    missing = [name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK') if name not in os.environ]
-    if missing:
-        raise RuntimeError(
-            f'--launcher pytorch, but {", ".join(missing)} is not in the environment; start the '
-            'processes with torchrun, as tools/dist_train.sh does'
-        )
-    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
-    options = {} if timeout is None else {'timeout': datetime.timedelta(seconds=timeout)}
-    dist.init_process_group('gloo', **options)
+    if not dist.is_initialized():
+        _start_gloo(cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
 
     wrapper = dict(cfg.get('model_wrapper_cfg') or {})
     if not wrapper:
@@ -55,3 +48,14 @@ def set_up_cpu_distributed(cfg: Config) -> bool:
     wrapper['device_ids'] = None
     cfg.model_wrapper_cfg = wrapper
     return True
+
+
+def _start_gloo(timeout: float | None) -> None:
+    missing = [name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK') if name not in os.environ]
+    if missing:
+        raise RuntimeError(
+            f'--launcher pytorch, but {", ".join(missing)} is not in the environment; start the '
+            'processes with torchrun, as tools/dist_train.sh does'
+        )
+    options = {} if timeout is None else {'timeout': datetime.timedelta(seconds=timeout)}
+    dist.init_process_group('gloo', **options)

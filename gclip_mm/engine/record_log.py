@@ -1,7 +1,7 @@
 """Hands the records of the steps to MMEngine's message hub without waiting for the device.
 
-A hub's ``update_scalar`` wants numbers at every step, which is a device read at every step. Here the
-hub holds buffers that fetch what is outstanding when somebody looks at them, and MMEngine's log
+A hub's ``update_scalar`` wants numbers at every step, which is a device read at every step. Here
+the hub holds buffers that fetch what is outstanding when somebody looks at them, and MMEngine's log
 processor looks once in a log interval: one copy for all steps and all keys since the last look.
 """
 
@@ -94,8 +94,14 @@ class _LazyHistoryBuffer(HistoryBuffer):
         self._counts = np.append(self._counts, np.ones(len(values)))[-self.max_length :]
 
     def __reduce_ex__(self, protocol: int):
-        plain = HistoryBuffer(self._log_history, self._count_history, self.max_length)
-        return plain.__reduce_ex__(protocol)
+        # Without the statistics methods, which are the class's own and which torch's safe loader
+        # would have to be talked into.
+        state = {
+            'max_length': self.max_length,
+            '_log_history': self._log_history,
+            '_count_history': self._count_history,
+        }
+        return HistoryBuffer, (), state
 
 
 def record_log(hub: MessageHub, prefix: str = '') -> RecordLog:
