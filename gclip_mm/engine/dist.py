@@ -9,6 +9,8 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from .launch import LaunchError
+
 
 def set_up_cpu_distributed(cfg: Config) -> bool:
     """Start gloo and adapt ``cfg``, if ``cfg.launcher`` asks for processes on a CPU-only machine.
@@ -25,14 +27,14 @@ def set_up_cpu_distributed(cfg: Config) -> bool:
         Whether this is a distributed run on CPU.
 
     Raises:
-        ValueError: For the launchers ``slurm`` and ``mpi`` on a CPU-only machine.
-        RuntimeError: When the process was not started by ``torchrun``.
+        LaunchError: For the launchers ``slurm`` and ``mpi`` on a CPU-only machine, and when the
+            process was not started by ``torchrun``.
     """
     launcher = cfg.get('launcher', 'none')
     if launcher == 'none' or get_device() != 'cpu':
         return False
     if launcher != 'pytorch':
-        raise ValueError(
+        raise LaunchError(
             f'--launcher {launcher} needs a GPU; without one start the processes with torchrun and '
             '--launcher pytorch, as tools/dist_train.sh and tools/slurm_train.sh do'
         )
@@ -53,7 +55,7 @@ def set_up_cpu_distributed(cfg: Config) -> bool:
 def _start_gloo(timeout: float | None) -> None:
     missing = [name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK') if name not in os.environ]
     if missing:
-        raise RuntimeError(
+        raise LaunchError(
             f'--launcher pytorch, but {", ".join(missing)} is not in the environment; start the '
             'processes with torchrun, as tools/dist_train.sh does'
         )

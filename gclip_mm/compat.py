@@ -1,0 +1,57 @@
+"""What differs between releases of the packages below us; no other module asks for a version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# What MMEngine and MMDetection leave in a checkpoint beside tensors: losses, counts, scores,
+# palettes and class names.
+_NUMPY_DTYPES = ('?', 'b', 'B', 'h', 'H', 'i', 'I', 'l', 'L', 'q', 'Q', 'e', 'f', 'd', 'U', 'S')
+
+
+def _unpickle_statistics_method(owner: Any, name: str) -> Any:
+    """Stand-in for ``getattr`` while a checkpoint is read.
+
+    A ``HistoryBuffer`` pickles its statistics as ``getattr(HistoryBuffer, 'mean')``. The real
+    ``getattr`` would let a crafted file walk to any object of the process.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    if owner is HistoryBuffer and not name.startswith('_'):
+        return getattr(HistoryBuffer, name)
+    raise ValueError(
+        f'the checkpoint asks for attribute {name!r} of {owner!r}; '
+        'only the statistics methods of a HistoryBuffer may be looked up'
+    )
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let ``torch.load`` read the checkpoints that MMEngine writes, without unpickling at large.
+
+    Since PyTorch 2.6 ``torch.load`` accepts only classes it has been told of, and MMEngine 0.10.7
+    neither tells it of any nor asks for the old behaviour, so that resuming fails on the loss
+    history. This names exactly the classes that such a checkpoint holds: the loss history,
+    plain NumPy arrays and scalars, and config dicts. Files written under NumPy 1 and under NumPy 2
+    are read by either. Calling it twice changes nothing; on older PyTorch it does nothing.
+    """
+    if torch.__version__ < (2, 6):
+        return
+    import numpy as np
+    from mmengine.config import ConfigDict
+    from mmengine.logging import HistoryBuffer
+
+    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    allowed: list[Any] = [
+        HistoryBuffer,
+        ConfigDict,
+        np.ndarray,
+        np.dtype,
+        (_unpickle_statistics_method, 'builtins.getattr'),
+    ]
+    allowed += [type(np.dtype(kind)) for kind in _NUMPY_DTYPES]
+    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
+        for function in (multiarray._reconstruct, multiarray.scalar):
+            allowed.append((function, f'{module}.{function.__name__}'))
+    torch.serialization.add_safe_globals(allowed)
