@@ -15,9 +15,9 @@ from .version import __version__
 __all__ = ['CLIPPERS', 'ClipConfigError', 'NonFiniteGradientError', '__version__', 'attach']
 
 if find_spec('mmengine') is not None:
-    from .engine import GClipAmpOptimWrapper, GClipHook, GClipOptimWrapper
+    from .engine import GClipAmpOptimWrapper, GClipHook, GClipOptimWrapper, apply_clip
 
-    __all__ += ['GClipAmpOptimWrapper', 'GClipHook', 'GClipOptimWrapper']
+    __all__ += ['GClipAmpOptimWrapper', 'GClipHook', 'GClipOptimWrapper', 'apply_clip']
 
     if find_spec('mmdet') is not None:
         from . import datasets  # noqa: F401

@@ -41,6 +41,12 @@ def build_parser() -> argparse.ArgumentParser:
         help='train in mixed precision; the clipping of the config stays',
     )
     parser.add_argument(
+        '--clip',
+        metavar='RECIPE',
+        help='clip the gradients: a file or name in configs/_base_/clip, or a rule such as '
+        'type=AGC,clip_factor=0.01; replaces the clip_grad of the config and keeps the rest',
+    )
+    parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
         help="scale the learning rate by batch size, from the config's auto_scale_lr",
@@ -72,6 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
 def configure(args: argparse.Namespace) -> Config:
     """The config that the Runner gets, every flag applied."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    if args.clip is not None:
+        gclip_mm.apply_clip(cfg, args.clip)
     check_clipping(cfg)
     if args.amp:
         use_amp(cfg)

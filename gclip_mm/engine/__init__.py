@@ -1,6 +1,7 @@
 """MMEngine's side of the engine: optimizer wrappers and hooks, registered on import."""
 
 from ..compat import allow_mmengine_checkpoints
+from .apply_clip import apply_clip
 from .hooks import GClipHook
 from .optim_wrapper import GClipAmpOptimWrapper, GClipOptimWrapper
 from .optim_wrapper_dict import name_members
@@ -8,4 +9,4 @@ from .optim_wrapper_dict import name_members
 allow_mmengine_checkpoints()
 name_members()
 
-__all__ = ['GClipAmpOptimWrapper', 'GClipHook', 'GClipOptimWrapper']
+__all__ = ['GClipAmpOptimWrapper', 'GClipHook', 'GClipOptimWrapper', 'apply_clip']

@@ -95,8 +95,8 @@ def use_amp(cfg: Config) -> None:
     from gclip_mm.engine import GClipAmpOptimWrapper, GClipOptimWrapper
 
     twins = {OptimWrapper: AmpOptimWrapper, GClipOptimWrapper: GClipAmpOptimWrapper}
-    for key, wrapper in _optim_wrappers(cfg):
-        kind = _wrapper_class(wrapper)
+    for key, wrapper in optim_wrappers(cfg):
+        kind = wrapper_class(wrapper)
         if kind in twins:
             wrapper['type'] = twins[kind].__name__
         elif not (isinstance(kind, type) and issubclass(kind, AmpOptimWrapper)):
@@ -120,10 +120,10 @@ def check_clipping(cfg: Config) -> None:
                 f'nothing reads the top-level key {key!r}, so this run would train without its '
                 'clipping; write it as optim_wrapper.clip_grad'
             )
-    for key, wrapper in _optim_wrappers(cfg):
+    for key, wrapper in optim_wrappers(cfg):
         clip_grad = wrapper.get('clip_grad')
         rule = clip_grad.get('type', 'norm') if isinstance(clip_grad, dict) else 'norm'
-        kind = _wrapper_class(wrapper)
+        kind = wrapper_class(wrapper)
         if kind in (OptimWrapper, AmpOptimWrapper) and rule not in ('norm', 'value'):
             raise LaunchError(
                 f'{key}.type {kind.__name__} clips by norm or value only, not by {rule!r}; '
@@ -156,14 +156,18 @@ def _missing_data(cfg: Config) -> str | None:
             if '://' in root + annotations or dataset.get('backend_args'):
                 continue
             if root and not os.path.isdir(root):
-                return f'{key}.data_root {root!r} is not there'
+                return _not_there(f'{key}.data_root', root)
             path = os.path.join(root, annotations)
             if annotations and not os.path.exists(path):
-                return f'{key}.ann_file {path!r} is not there'
+                return _not_there(f'{key}.ann_file', path)
     return None
 
 
-def _optim_wrappers(cfg: Config) -> Iterator[tuple[str, dict]]:
+def _not_there(key: str, path: str) -> str:
+    return f'{key} {path!r} is not there; put the data there, or pass --cfg-options {key}=PATH'
+
+
+def optim_wrappers(cfg: Config) -> Iterator[tuple[str, dict]]:
     """Each optim wrapper's own dict: one, or the members of an ``OptimWrapperDict``."""
     top = cfg.get('optim_wrapper')
     if not isinstance(top, dict):
@@ -178,7 +182,8 @@ def _optim_wrappers(cfg: Config) -> Iterator[tuple[str, dict]]:
             yield f'optim_wrapper.{name}', member
 
 
-def _wrapper_class(wrapper: dict) -> Any:
+def wrapper_class(wrapper: dict) -> Any:
+    """The class that an optim wrapper's ``type`` names; None for a name that nobody registered."""
     kind = wrapper['type']
     return OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
 

@@ -1,0 +1,155 @@
+"""Puts a clipping recipe on any MMEngine config: what ``tools/train.py --clip`` does."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+
+from ..clipping.config import parse_clip_grad
+from ..clipping.registry import ClipConfigError
+from .launch import optim_wrappers, wrapper_class
+from .optim_wrapper import GClipAmpOptimWrapper, GClipOptimWrapper
+
+#: Where the recipes lie in a checkout of the project.
+RECIPES = Path(__file__).resolve().parents[2] / 'configs' / '_base_' / 'clip'
+
+
+def apply_clip(cfg: Config, recipe: str | dict[str, Any]) -> Config:
+    """Have a config train with a clipping recipe; everything else of it stays.
+
+    The optimizer, its parameter-wise settings and constructor, accumulation and mixed precision are
+    kept; whatever ``clip_grad`` was there is replaced. ``OptimWrapper`` becomes
+    ``GClipOptimWrapper`` and ``AmpOptimWrapper`` becomes ``GClipAmpOptimWrapper``; with several
+    wrappers (``OptimWrapperDict``) each member is clipped.
+
+    Args:
+        cfg: a config, old style or new; it is changed in place.
+        recipe: a ``clip_grad`` dict; or a file that holds ``optim_wrapper.clip_grad``, as a path or
+            as the name of one in ``configs/_base_/clip``; or ``'type=AGC,clip_factor=0.01'``.
+
+    Returns:
+        Config: ``cfg`` itself.
+
+    Raises:
+        ClipConfigError: a recipe that cannot be obeyed, or a config whose optimizer wrapper cannot
+            be exchanged without losing something.
+
+    Example:
+        >>> cfg = Config.fromfile('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+        >>> Runner.from_cfg(gclip_mm.apply_clip(cfg, 'type=AGC,clip_factor=0.01')).train()
+    """
+    clip_grad = recipe if isinstance(recipe, dict) else read_recipe(recipe)
+    parse_clip_grad(clip_grad)
+    wrappers = list(optim_wrappers(cfg))
+    if not wrappers:
+        hint = ' (it has the MMDetection 2 key "optimizer")' if cfg.get('optimizer') else ''
+        raise ClipConfigError(f'the config has no optim_wrapper with an optimizer{hint}')
+    twins = {
+        OptimWrapper: GClipOptimWrapper,
+        AmpOptimWrapper: GClipAmpOptimWrapper,
+        GClipOptimWrapper: GClipOptimWrapper,
+        GClipAmpOptimWrapper: GClipAmpOptimWrapper,
+    }
+    # Look at all of them before any is changed: an error leaves the config as it was.
+    chosen = []
+    for key, wrapper in wrappers:
+        twin = twins.get(wrapper_class(wrapper))
+        if twin is None:
+            raise ClipConfigError(
+                f'{key}.type {wrapper["type"]!r} cannot be exchanged without losing what it does; '
+                f'known are {", ".join(kind.__name__ for kind in twins)}. If it steps an ordinary '
+                "torch optimizer, add custom_hooks=[dict(type='GClipHook', clip_grad=...)] instead"
+            )
+        chosen.append((wrapper, twin))
+    for wrapper, twin in chosen:
+        wrapper['type'] = twin.__name__
+        # Taken out first: assigning to a ConfigDict must not merge into what was there.
+        wrapper.pop('clip_grad', None)
+        wrapper['clip_grad'] = clip_grad
+    imports = dict(cfg.get('custom_imports') or {})
+    modules = imports.get('imports') or []
+    modules = [modules] if isinstance(modules, str) else list(modules)
+    if 'gclip_mm' not in modules:
+        imports['imports'] = [*modules, 'gclip_mm']
+        imports.setdefault('allow_failed_imports', False)
+        cfg.custom_imports = imports
+    return cfg
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The ``clip_grad`` dict that a recipe stands for: a file, its name, or ``key=value,...``.
+
+    Raises:
+        ClipConfigError: no such file, or nothing in it that clips.
+    """
+    if '=' in recipe:
+        return _parse_inline(recipe)
+    path = _find(recipe)
+    content = Config.fromfile(str(path))
+    clip_grad = (content.get('optim_wrapper') or {}).get('clip_grad')
+    if not clip_grad:
+        raise ClipConfigError(f'recipe {str(path)!r} sets no optim_wrapper.clip_grad')
+    return clip_grad.to_dict() if hasattr(clip_grad, 'to_dict') else clip_grad
+
+
+def _find(recipe: str) -> Path:
+    for path in (Path(recipe), RECIPES / recipe, RECIPES / f'{recipe}.py'):
+        if path.is_file():
+            return path
+    names = sorted(path.stem for path in RECIPES.glob('*.py'))
+    near = difflib.get_close_matches(Path(recipe).stem, names, n=1)
+    hint = f'; did you mean {near[0]!r}?' if near else ''
+    listed = f' Recipes: {", ".join(names)}.' if names else ''
+    raise ClipConfigError(
+        f'recipe {recipe!r} is not there{hint}{listed} A rule can also be given inline, such as '
+        "'type=AGC,clip_factor=0.01'"
+    )
+
+
+def _parse_inline(text: str) -> dict[str, Any]:
+    """``type=AGC,clip_factor=0.01,exclude=[fc_cls]`` as a dict; values as in Python, or strings."""
+    result: dict[str, Any] = {}
+    for item in _split(text):
+        key, equals, value = item.partition('=')
+        if not equals or not key.strip().isidentifier():
+            raise ClipConfigError(
+                f'recipe {text!r}: {item!r} is not of the form key=value, such as '
+                "'type=AGC,clip_factor=0.01'"
+            )
+        result[key.strip()] = _value(value.strip())
+    return result
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that stand in no bracket and no quotes."""
+    items, depth, quote = [''], 0, ''
+    for char in text:
+        if quote:
+            quote = '' if char == quote else quote
+        elif char in '\'"':
+            quote = char
+        elif char in '([{':
+            depth += 1
+        elif char in ')]}':
+            depth -= 1
+        elif char == ',' and depth == 0:
+            items.append('')
+            continue
+        items[-1] += char
+    return items
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        pass
+    if text[:1] == '[' and text[-1:] == ']':
+        return [_value(item.strip()) for item in _split(text[1:-1]) if item.strip()]
+    # Shells and people write them so.
+    return {'true': True, 'false': False, 'none': None}.get(text.lower(), text)

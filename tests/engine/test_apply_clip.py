@@ -1,0 +1,147 @@
+"""A clipping recipe on any config: what is kept, what is replaced, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
+from torch import nn
+
+import gclip_mm
+from gclip_mm.engine.apply_clip import read_recipe
+
+
+def config(**optim_wrapper) -> Config:
+    optim_wrapper.setdefault('optimizer', dict(type='SGD', lr=0.1))
+    return Config(dict(optim_wrapper=optim_wrapper))
+
+
+def test_keeps_everything_but_the_clipping():
+    cfg = config(
+        type='OptimWrapper',
+        optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+        paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+        accumulative_counts=4,
+        clip_grad=dict(max_norm=35, norm_type=2),
+    )
+    result = gclip_mm.apply_clip(cfg, dict(type='AGC', clip_factor=0.02))
+    assert result is cfg
+    assert cfg.optim_wrapper.to_dict() == dict(
+        type='GClipOptimWrapper',
+        optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+        paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+        accumulative_counts=4,
+        clip_grad=dict(type='AGC', clip_factor=0.02),
+    )
+    assert cfg.custom_imports['imports'] == ['gclip_mm']
+    wrapper = build_optim_wrapper(nn.Linear(2, 2), cfg.optim_wrapper)
+    assert isinstance(wrapper, gclip_mm.GClipOptimWrapper)
+    assert len(wrapper.optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize('kind', ['AmpOptimWrapper', AmpOptimWrapper])
+def test_amp_stays_amp(kind):
+    cfg = config(type=kind, dtype='bfloat16', loss_scale=512.0)
+    gclip_mm.apply_clip(cfg, 'norm')
+    assert cfg.optim_wrapper.type == 'GClipAmpOptimWrapper'
+    assert cfg.optim_wrapper.dtype == 'bfloat16'
+    assert cfg.optim_wrapper.loss_scale == 512.0
+
+
+def test_a_class_as_type_and_no_type_at_all():
+    for cfg in (config(type=OptimWrapper), config()):
+        gclip_mm.apply_clip(cfg, 'type=value,clip_value=0.1')
+        assert cfg.optim_wrapper.type == 'GClipOptimWrapper'
+
+
+def test_every_member_of_a_dict_is_clipped():
+    member = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
+    cfg = Config(
+        dict(optim_wrapper=dict(constructor='Mine', generator=member, discriminator=dict(member)))
+    )
+    gclip_mm.apply_clip(cfg, 'agc')
+    for name in ('generator', 'discriminator'):
+        assert cfg.optim_wrapper[name].type == 'GClipOptimWrapper'
+        assert cfg.optim_wrapper[name].clip_grad.type == 'AGC'
+    assert cfg.optim_wrapper.constructor == 'Mine'
+
+
+def test_custom_imports_are_added_to():
+    cfg = config()
+    cfg.custom_imports = dict(imports='mine', allow_failed_imports=True)
+    gclip_mm.apply_clip(cfg, 'norm')
+    gclip_mm.apply_clip(cfg, 'agc')
+    assert cfg.custom_imports == dict(imports=['mine', 'gclip_mm'], allow_failed_imports=True)
+
+
+@pytest.mark.parametrize('kind', ['ApexOptimWrapper', 'NobodyKnowsThisWrapper'])
+def test_an_unknown_wrapper_is_refused_and_left_alone(kind):
+    cfg = config(type=kind, clip_grad=dict(max_norm=1))
+    with pytest.raises(gclip_mm.ClipConfigError, match=f'optim_wrapper.type.*{kind}.*GClipHook'):
+        gclip_mm.apply_clip(cfg, 'norm')
+    assert cfg.optim_wrapper.type == kind
+    assert cfg.optim_wrapper.clip_grad == dict(max_norm=1)
+
+
+@pytest.mark.parametrize('cfg', [Config({}), Config(dict(optimizer=dict(type='SGD', lr=1)))])
+def test_a_config_without_an_optimizer_wrapper(cfg):
+    with pytest.raises(gclip_mm.ClipConfigError, match='no optim_wrapper'):
+        gclip_mm.apply_clip(cfg, 'norm')
+
+
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('type=AGC,clip_factor=0.01', dict(type='AGC', clip_factor=0.01)),
+        ('max_norm=35, norm_type=inf', dict(max_norm=35, norm_type='inf')),
+        (
+            'type=AGC,exclude=[fc_cls, ^head\\.],nonfinite=zero',
+            dict(type='AGC', exclude=['fc_cls', '^head\\.'], nonfinite='zero'),
+        ),
+        (
+            "type=norm,max_norm=1,rules=[{'match': '^a', 'type': 'AGC'}]",
+            dict(type='norm', max_norm=1, rules=[{'match': '^a', 'type': 'AGC'}]),
+        ),
+        ('type=ZClip,max_norm=none', dict(type='ZClip', max_norm=None)),
+        ('type=value,clip_value=1e-2', dict(type='value', clip_value=0.01)),
+    ],
+)
+def test_inline_recipes(text, expected):
+    assert read_recipe(text) == expected
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'message'),
+    [
+        ('ag', "did you mean 'agc'"),
+        ('no/such/file.py', 'is not there'),
+        ('type=AGC,0.01', 'key=value'),
+        ('type=AGX', 'unknown type'),
+        ('type=AGC,clip_facter=1', 'clip_factor'),
+        ('type=norm,max_norm=-1', 'max_norm'),
+    ],
+)
+def test_bad_recipes_are_explained(recipe, message):
+    cfg = config()
+    with pytest.raises(gclip_mm.ClipConfigError, match=message):
+        gclip_mm.apply_clip(cfg, recipe)
+    assert cfg.optim_wrapper.get('type') in (None, 'OptimWrapper')
+
+
+def test_a_recipe_file_without_clipping(tmp_path):
+    path = tmp_path / 'empty.py'
+    path.write_text("optim_wrapper = dict(type='GClipOptimWrapper')\n")
+    with pytest.raises(gclip_mm.ClipConfigError, match='clip_grad'):
+        gclip_mm.apply_clip(config(), str(path))
+
+
+def test_the_result_trains():
+    cfg = config(clip_grad=dict(max_norm=35))
+    gclip_mm.apply_clip(cfg, 'max_norm=0.5')
+    model = nn.Linear(4, 4)
+    before = model.weight.detach().clone()
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    wrapper.update_params(model(torch.full((2, 4), 100.0)).square().sum())
+    step = torch.cat([(model.weight - before).flatten()])
+    assert 0 < step.norm() <= 0.1 * 0.5 * (1 + 1e-5)
