@@ -1,0 +1,241 @@
+"""Match the predicted triplets of one image with its ground-truth relations (pure NumPy).
+
+Everything the recall family needs from an image is *at which rank each ground-truth relation is
+first hit*: R@K, mean R@K, zero-shot R@K and A@K for every K are then counts of ``rank < K``. So
+an image is matched once, what is kept of it is a few integers per ground-truth relation, and only
+those integers travel between processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+#: Rank of a ground-truth relation that none of the kept triplets hits.
+NO_HIT = np.iinfo(np.int32).max
+
+
+class ImageMatch(NamedTuple):
+    """Where the ranked predictions of one image hit its R ground-truth relations.
+
+    Attributes:
+        predicates: (R,) int64, predicate of each ground-truth relation.
+        zero_shot: (R,) bool, whether its (subject class, object class, predicate) is one of the
+            zero-shot triplets.
+        rank: (R,) int32, 0-based rank of the first hit under the graph constraint, else
+            :data:`NO_HIT`.
+        rank_ng: (R,) int32, the same without the graph constraint.
+        rank_pair: (R,) int32, the same under the graph constraint when only ground-truth pairs
+            are ranked (pair accuracy).
+        has_pairs: Whether the image had any predicted pair.
+    """
+
+    predicates: np.ndarray
+    zero_shot: np.ndarray
+    rank: np.ndarray
+    rank_ng: np.ndarray
+    rank_pair: np.ndarray
+    has_pairs: bool
+
+
+def box_iou(boxes1: np.ndarray, boxes2: np.ndarray, plus_one: bool = False) -> np.ndarray:
+    """Intersection over union of every box of one set with every box of another.
+
+    Args:
+        boxes1: (N, 4) xyxy.
+        boxes2: (G, 4) xyxy.
+        plus_one: Count a box's last pixel as inside it, ``width = x2 - x1 + 1``, as the code
+            descended from Fast R-CNN does.
+
+    Returns:
+        (N, G) float64. 0 where the union has no area.
+    """
+    offset = 1.0 if plus_one else 0.0
+    area1 = np.prod(np.maximum(boxes1[:, 2:] - boxes1[:, :2] + offset, 0), axis=1)
+    area2 = np.prod(np.maximum(boxes2[:, 2:] - boxes2[:, :2] + offset, 0), axis=1)
+    # One coordinate at a time: a (N, G, 2) temporary costs twice as much.
+    inter = np.minimum(boxes1[:, None, 2], boxes2[None, :, 2])
+    inter -= np.maximum(boxes1[:, None, 0], boxes2[None, :, 0])
+    height = np.minimum(boxes1[:, None, 3], boxes2[None, :, 3])
+    height -= np.maximum(boxes1[:, None, 1], boxes2[None, :, 1])
+    inter += offset
+    height += offset
+    np.maximum(inter, 0, out=inter)
+    inter *= np.maximum(height, 0, out=height)
+    union = area1[:, None] + area2[None, :] - inter
+    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+
+
+def top_indices(scores: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the ``k`` largest scores, best first; among equals the lower index comes first.
+
+    Args:
+        scores: (M,) without NaN.
+        k: How many to keep; all when there are fewer.
+
+    Returns:
+        (min(k, M),) int64. The same as a stable sort of everything, without sorting everything.
+    """
+    num = scores.shape[0]
+    if num <= k:
+        return np.argsort(-scores, kind='stable')
+    kth = np.partition(scores, num - k)[num - k]
+    above = np.flatnonzero(scores > kth)
+    equal = np.flatnonzero(scores == kth)[: k - above.size]
+    keep = np.sort(np.concatenate((above, equal)))
+    return keep[np.argsort(-scores[keep], kind='stable')]
+
+
+def match_image(
+    prediction: Mapping[str, np.ndarray],
+    ground_truth: Mapping[str, np.ndarray],
+    *,
+    max_k: int = 100,
+    iou_thr: float = 0.5,
+    num_predicates: int | None = None,
+    iou_plus_one: bool = False,
+    zero_shot_triplets: Collection[tuple[int, int, int]] | None = None,
+    predicates_per_pair: int | None = None,
+    name: str = 'image',
+) -> ImageMatch:
+    """Rank the triplets of one image and find where each ground-truth relation is first hit.
+
+    The arguments are those of
+    :func:`~gclip_mm.scene_graph.evaluation.recall.scene_graph_recall`, which says what they mean.
+
+    Args:
+        max_k: Only the first ``max_k`` triplets are looked at.
+        name: What error messages call this image.
+
+    Raises:
+        ValueError: If an array is missing, has a wrong shape, holds NaN or an index out of range.
+    """
+    gt_boxes, gt_labels = _boxes_and_labels(ground_truth, f'{name}: ground_truth')
+    relations = _integers(ground_truth, 'relations', 3, f'{name}: ground_truth')
+    _check_range(relations[:, :2], len(gt_boxes), f"{name}: ground_truth['relations'][:, :2]")
+    _check_range(relations[:, 2], num_predicates, f"{name}: ground_truth['relations'][:, 2]")
+    boxes, labels = _boxes_and_labels(prediction, f'{name}: prediction')
+    scores = _floats(prediction, 'scores', None, f'{name}: prediction')
+    pairs = _integers(prediction, 'pairs', 2, f'{name}: prediction')
+    rel_scores = _relation_scores(prediction, len(pairs), num_predicates, f'{name}: prediction')
+    if len(scores) != len(boxes):
+        raise ValueError(f'{name}: prediction has {len(boxes)} bboxes but {len(scores)} scores')
+    _check_range(pairs, len(boxes), f"{name}: prediction['pairs']")
+
+    subjects, objects, predicates = relations.T
+    triplet_classes = zip(
+        gt_labels[subjects].tolist(), gt_labels[objects].tolist(), predicates.tolist(), strict=True
+    )
+    zero_shot = (
+        np.zeros(len(relations), bool)
+        if zero_shot_triplets is None
+        else np.fromiter((t in zero_shot_triplets for t in triplet_classes), bool, len(relations))
+    )
+    if not len(pairs) or not len(relations):
+        miss = np.full(len(relations), NO_HIT, np.int32)
+        return ImageMatch(predicates, zero_shot, miss, miss, miss, len(pairs) > 0)
+
+    box_ok = box_iou(boxes, gt_boxes, iou_plus_one) >= iou_thr
+    box_ok &= labels[:, None] == gt_labels[None, :]
+    pair_scores = scores[pairs[:, 0]] * scores[pairs[:, 1]]
+
+    def first_hits(rows: np.ndarray, predicted: np.ndarray, allowed: np.ndarray | None = None):
+        hits = box_ok[pairs[rows, 0]][:, subjects] & box_ok[pairs[rows, 1]][:, objects]
+        hits &= predicted[:, None] == predicates[None, :]
+        if allowed is not None:
+            hits &= allowed[:, None]
+        if not len(hits):
+            return np.full(len(relations), NO_HIT, np.int32)
+        return np.where(hits.any(0), hits.argmax(0), NO_HIT).astype(np.int32)
+
+    best = rel_scores.argmax(axis=1)
+    best_scores = pair_scores * rel_scores[np.arange(len(pairs)), best]
+    base = max(len(boxes), len(gt_boxes))
+    codes = pairs[:, 0] * base + pairs[:, 1]
+
+    def constrained(rows: np.ndarray) -> np.ndarray:
+        # A pair listed twice keeps its places in the ranking but gets no second predicate.
+        first_time = np.zeros(len(rows), bool)
+        first_time[np.unique(codes[rows], return_index=True)[1]] = True
+        return first_hits(rows, best[rows], first_time)
+
+    rank = constrained(top_indices(best_scores, max_k))
+    gt_rows = np.flatnonzero(np.isin(codes, subjects * base + objects))
+    rank_pair = constrained(gt_rows[top_indices(best_scores[gt_rows], max_k)])
+
+    if predicates_per_pair is not None and predicates_per_pair < rel_scores.shape[1]:
+        order = np.argsort(-rel_scores, axis=1, kind='stable')[:, :predicates_per_pair]
+        columns = np.sort(order, axis=1)
+        candidates = np.take_along_axis(rel_scores, columns, axis=1)
+    else:
+        columns = None
+        candidates = rel_scores
+    flat = top_indices((pair_scores[:, None] * candidates).ravel(), max_k)
+    rows, cols = np.divmod(flat, candidates.shape[1])
+    rank_ng = first_hits(rows, cols if columns is None else columns[rows, cols])
+    return ImageMatch(predicates, zero_shot, rank, rank_ng, rank_pair, True)
+
+
+def _get(data: Mapping, key: str, where: str):
+    if key not in data:
+        raise ValueError(f'{where} has no {key!r}; it has {sorted(data)}')
+    return data[key]
+
+
+def _shaped(array: np.ndarray, key: str, width: int | None, where: str) -> np.ndarray:
+    if array.size == 0:
+        return array.reshape((0,) if width is None else (0, width))
+    expected = (array.shape[0],) if width is None else (array.shape[0], width)
+    if array.ndim == 0 or array.shape != expected:
+        want = '(N,)' if width is None else f'(N, {width})'
+        raise ValueError(f'{where}[{key!r}] must have shape {want}, got {array.shape}')
+    return array
+
+
+def _floats(data: Mapping, key: str, width: int | None, where: str) -> np.ndarray:
+    array = _shaped(np.asarray(_get(data, key, where), np.float64), key, width, where)
+    if not np.isfinite(array).all():
+        raise ValueError(f'{where}[{key!r}] holds NaN or infinite values')
+    return array
+
+
+def _integers(data: Mapping, key: str, width: int | None, where: str) -> np.ndarray:
+    array = _shaped(np.asarray(_get(data, key, where)), key, width, where)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f'{where}[{key!r}] must be integers, got {array.dtype}')
+    return array.astype(np.int64)
+
+
+def _boxes_and_labels(data: Mapping, where: str) -> tuple[np.ndarray, np.ndarray]:
+    boxes = _floats(data, 'bboxes', 4, where)
+    labels = _integers(data, 'labels', None, where)
+    if len(boxes) != len(labels):
+        raise ValueError(f'{where} has {len(boxes)} bboxes but {len(labels)} labels')
+    return boxes, labels
+
+
+def _relation_scores(data: Mapping, num_pairs: int, num_predicates: int | None, where: str):
+    array = np.asarray(_get(data, 'rel_scores', where), np.float64)
+    if not num_pairs and array.size == 0:
+        return array.reshape(0, num_predicates or 0)
+    if array.ndim != 2 or array.shape[0] != num_pairs or not array.shape[1]:
+        raise ValueError(
+            f"{where}['rel_scores'] must have shape ({num_pairs}, P), one row for each of the "
+            f'{num_pairs} pairs, got {array.shape}'
+        )
+    if num_predicates is not None and array.shape[1] != num_predicates:
+        raise ValueError(
+            f"{where}['rel_scores'] has {array.shape[1]} columns but num_predicates is "
+            f'{num_predicates} (the background class has no column)'
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"{where}['rel_scores'] holds NaN or infinite values")
+    return array
+
+
+def _check_range(array: np.ndarray, stop: int | None, where: str) -> None:
+    if array.size and (array.min() < 0 or (stop is not None and array.max() >= stop)):
+        limit = 'non-negative' if stop is None else f'in [0, {stop})'
+        raise ValueError(f'{where} must be {limit}, got {array.min()}..{array.max()}')

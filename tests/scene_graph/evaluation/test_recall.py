@@ -1,0 +1,370 @@
+"""scene_graph_recall against hand-worked cases: every option, ties, duplicates, empty inputs."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gclip_mm.scene_graph.evaluation import (
+    CONVENTIONS,
+    box_iou,
+    match_image,
+    predicate_recall,
+    scene_graph_recall,
+)
+
+# Three disjoint 10 x 10 boxes of classes 0, 1, 2.
+BOXES = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], float)
+LABELS = np.array([0, 1, 2])
+
+
+def gt(relations, boxes=BOXES, labels=LABELS):
+    return dict(bboxes=boxes, labels=labels, relations=np.array(relations, int).reshape(-1, 3))
+
+
+def pred(triplets, num_predicates=3, boxes=BOXES, labels=LABELS, scores=None):
+    """``triplets``: (subject, object, {predicate: score}), one row of pairs each."""
+    rel_scores = np.zeros((len(triplets), num_predicates))
+    for row, (_, _, by_predicate) in enumerate(triplets):
+        for predicate, score in by_predicate.items():
+            rel_scores[row, predicate] = score
+    return dict(
+        bboxes=boxes,
+        labels=labels,
+        scores=np.ones(len(boxes)) if scores is None else np.array(scores, float),
+        pairs=np.array([t[:2] for t in triplets], int).reshape(-1, 2),
+        rel_scores=rel_scores,
+    )
+
+
+def test_keys_and_plain_floats():
+    result = scene_graph_recall([pred([(0, 1, {0: 1})])], [gt([[0, 1, 0]])], num_predicates=3)
+    names = ('R', 'mR', 'ngR', 'ngmR', 'A')
+    assert set(result) == {f'{n}@{k}' for n in names for k in (20, 50, 100)}
+    assert all(type(v) is float for v in result.values())
+    result = scene_graph_recall(
+        [pred([(0, 1, {0: 1})])], [gt([[0, 1, 0]])], ks=[5], zero_shot_triplets={(0, 1, 0)}
+    )
+    assert set(result) == {f'{n}@5' for n in (*names, 'zR', 'ngzR')}
+
+
+def test_ranking_is_by_the_product_of_the_three_scores():
+    # 0->1: 0.5 * 0.9 * 0.9 = 0.405 is right; 1->2: 0.9 * 1.0 * 0.5 = 0.45 is wrong and first.
+    prediction = pred([(0, 1, {0: 0.9}), (1, 2, {1: 0.5})], scores=[0.5, 0.9, 1.0])
+    result = scene_graph_recall([prediction], [gt([[0, 1, 0]])], ks=(1, 2))
+    assert result['R@1'] == 0.0
+    assert result['R@2'] == 1.0
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(labels=np.array([2, 1, 2])),  # subject class
+        dict(labels=np.array([0, 0, 2])),  # object class
+        dict(boxes=BOXES + [[0, 6, 0, 6], [0, 0, 0, 0], [0, 0, 0, 0]]),  # subject box
+        dict(boxes=BOXES + [[0, 0, 0, 0], [6, 0, 6, 0], [0, 0, 0, 0]]),  # object box
+    ],
+)
+def test_subject_and_object_must_both_match(change):
+    result = scene_graph_recall([pred([(0, 1, {0: 1})], **change)], [gt([[0, 1, 0]])])
+    assert result['R@20'] == result['ngR@20'] == result['A@20'] == 0.0
+
+
+def test_direction_matters():
+    result = scene_graph_recall([pred([(1, 0, {0: 1})])], [gt([[0, 1, 0]])])
+    assert result['R@20'] == 0.0
+    assert result['A@20'] == 0.0  # (1, 0) is not a ground-truth pair either
+
+
+def test_iou_thr_is_inclusive():
+    # The upper half of the box: IoU 50 / 100.
+    half = BOXES.copy()
+    half[:, 3] = 5
+    prediction = pred([(0, 1, {0: 1})], boxes=half)
+    assert scene_graph_recall([prediction], [gt([[0, 1, 0]])], iou_thr=0.5)['R@20'] == 1.0
+    assert scene_graph_recall([prediction], [gt([[0, 1, 0]])], iou_thr=0.51)['R@20'] == 0.0
+
+
+def test_iou_plus_one():
+    a = np.array([[0, 0, 9, 9]], float)
+    b = np.array([[0, 0, 9, 4]], float)
+    assert box_iou(a, b)[0, 0] == 36 / 81
+    assert box_iou(a, b, plus_one=True)[0, 0] == 50 / 100
+    boxes = np.array([[0, 0, 9, 9], [20, 0, 29, 9]], float)
+    half = boxes - [0, 0, 0, 5]
+    prediction = pred([(0, 1, {0: 1})], boxes=half, labels=LABELS[:2])
+    truth = gt([[0, 1, 0]], boxes, LABELS[:2])
+    assert scene_graph_recall([prediction], [truth])['R@20'] == 0.0
+    assert scene_graph_recall([prediction], [truth], iou_plus_one=True)['R@20'] == 1.0
+
+
+def test_iou_of_boxes_without_area_is_zero():
+    line = np.array([[3, 3, 3, 9], [3, 3, 3, 9]], float)
+    np.testing.assert_array_equal(box_iou(line, line), np.zeros((2, 2)))
+
+
+def test_graph_constraint_gives_a_pair_one_predicate():
+    # Two true predicates between the same boxes: one triplet can only name one of them.
+    prediction = pred([(0, 1, {0: 0.6, 1: 0.4})])
+    truth = gt([[0, 1, 0], [0, 1, 1]])
+    result = scene_graph_recall([prediction], [truth], ks=(1, 2))
+    assert result['R@1'] == result['R@2'] == 0.5
+    assert result['ngR@1'] == 0.5
+    assert result['ngR@2'] == 1.0
+
+
+def test_without_constraint_weak_predicates_of_a_strong_pair_outrank_others():
+    # All of 0->1 (0.9, 0.8, 0.7) come before 1->2 (0.5).
+    prediction = pred([(0, 1, {0: 0.9, 1: 0.8, 2: 0.7}), (1, 2, {0: 0.5})])
+    truth = gt([[1, 2, 0]])
+    result = scene_graph_recall([prediction], [truth], ks=(2, 3, 4))
+    assert [result[f'R@{k}'] for k in (2, 3, 4)] == [1, 1, 1]
+    assert [result[f'ngR@{k}'] for k in (2, 3, 4)] == [0, 0, 1]
+
+
+def test_predicates_per_pair_limits_what_competes():
+    prediction = pred([(0, 1, {0: 0.9, 1: 0.8, 2: 0.7}), (1, 2, {0: 0.5})])
+    truth = gt([[1, 2, 0], [0, 1, 2]])
+    result = scene_graph_recall([prediction], [truth], ks=(3, 4), predicates_per_pair=2)
+    assert result['ngR@3'] == 0.5  # 0.9, 0.8, then 1->2
+    assert result['ngR@4'] == 0.5  # the third predicate of 0->1 never competes
+    assert result['R@3'] == 0.5  # not concerned
+
+
+def test_a_relation_counts_once_however_many_triplets_hit_it():
+    # Boxes 0 and 3 both cover the subject.
+    boxes, labels = np.vstack((BOXES, BOXES[:1] + 1)), np.array([0, 1, 2, 0])
+    prediction = pred([(0, 1, {0: 0.9}), (3, 1, {0: 0.8})], boxes=boxes, labels=labels)
+    result = scene_graph_recall([prediction], [gt([[0, 1, 0], [1, 2, 0]])])
+    assert result['R@20'] == 0.5
+
+
+def test_a_triplet_may_hit_several_relations():
+    # Two ground-truth subjects of the same class, both covered by predicted box 0.
+    truth = gt([[0, 1, 0], [3, 1, 0]], np.vstack((BOXES, BOXES[:1] + 1)), np.array([0, 1, 2, 0]))
+    assert scene_graph_recall([pred([(0, 1, {0: 1})])], [truth], ks=(1,))['R@1'] == 1.0
+
+
+def test_duplicate_ground_truth_counts_twice():
+    truth = gt([[0, 1, 0], [0, 1, 0], [1, 2, 0]])
+    result = scene_graph_recall([pred([(0, 1, {0: 1})])], [truth])
+    assert result['R@20'] == pytest.approx(2 / 3)
+
+
+def test_a_repeated_pair_keeps_its_place_but_gets_no_second_predicate():
+    prediction = pred([(0, 1, {0: 0.9}), (0, 1, {1: 0.8}), (1, 2, {0: 0.7})])
+    truth = gt([[0, 1, 0], [0, 1, 1], [1, 2, 0]])
+    result = scene_graph_recall([prediction], [truth], ks=(1, 2, 3))
+    assert [result[f'R@{k}'] for k in (1, 2, 3)] == pytest.approx([1 / 3, 1 / 3, 2 / 3])
+    assert [result[f'A@{k}'] for k in (1, 2, 3)] == pytest.approx([1 / 3, 1 / 3, 2 / 3])
+    assert result['ngR@3'] == 1.0
+
+
+def test_ties_are_broken_by_position():
+    tied = [(0, 1, {0: 0.5}), (1, 2, {0: 0.5})]
+    first, second = gt([[0, 1, 0]]), gt([[1, 2, 0]])
+    for name in ('R@1', 'ngR@1'):
+        assert scene_graph_recall([pred(tied)], [first], ks=(1,))[name] == 1.0
+        assert scene_graph_recall([pred(tied)], [second], ks=(1,))[name] == 0.0
+        assert scene_graph_recall([pred(tied[::-1])], [second], ks=(1,))[name] == 1.0
+    # Between predicates of one pair: the lower index.
+    both = pred([(0, 1, {1: 0.5, 2: 0.5})])
+    for name in ('R@1', 'ngR@1'):
+        assert scene_graph_recall([both], [gt([[0, 1, 1]])], ks=(1,))[name] == 1.0
+        assert scene_graph_recall([both], [gt([[0, 1, 2]])], ks=(1,))[name] == 0.0
+
+
+def test_ties_at_the_cut_of_a_long_list():
+    # 30 pairs of equal score: exactly the first K are kept, whatever partition does.
+    n = 31
+    boxes = np.stack([np.array([20 * i, 0, 20 * i + 10, 10.0]) for i in range(n)])
+    labels = np.zeros(n, int)
+    chain = [(i, i + 1, {0: 0.5}) for i in range(n - 1)]
+    truth = gt([[i, i + 1, 0] for i in range(n - 1)], boxes, labels)
+    prediction = pred(chain, boxes=boxes, labels=labels)
+    for k in (1, 7, 29, 30):
+        ranks = match_image(prediction, truth, max_k=k)
+        np.testing.assert_array_equal(np.flatnonzero(ranks.rank < k), np.arange(k))
+        np.testing.assert_array_equal(np.flatnonzero(ranks.rank_ng < k), np.arange(k))
+
+
+def test_average_image_or_pooled():
+    # Image A: 1 of 1. Image B: 1 of 3.
+    predictions = [pred([(0, 1, {0: 1})]), pred([(0, 1, {0: 1})])]
+    truths = [gt([[0, 1, 0]]), gt([[0, 1, 0], [1, 2, 0], [2, 1, 1]])]
+    by_image = scene_graph_recall(predictions, truths, average='image')
+    assert by_image['R@20'] == pytest.approx((1 + 1 / 3) / 2)
+    # Predicate 0: image A 1/1, image B 1/2; predicate 1: image B 0/1; predicate 2 absent.
+    assert by_image['mR@20'] == pytest.approx(((1 + 1 / 2) / 2 + 0) / 2)
+    pooled = scene_graph_recall(predictions, truths, average='pooled')
+    assert pooled['R@20'] == pytest.approx(2 / 4)
+    assert pooled['mR@20'] == pytest.approx((2 / 3 + 0) / 2)
+    # Pair accuracy is pooled either way: B's other pairs were never proposed.
+    assert by_image['A@20'] == pooled['A@20'] == pytest.approx(2 / 4)
+
+
+def test_mean_recall_leaves_out_predicates_without_ground_truth():
+    result = scene_graph_recall(
+        [pred([(0, 1, {4: 1})], num_predicates=50)], [gt([[0, 1, 4]])], num_predicates=50
+    )
+    assert result['mR@20'] == result['ngmR@20'] == 1.0
+
+
+def test_pair_accuracy_ranks_ground_truth_pairs_only():
+    # A wrong pair is first; R@1 misses what A@1 finds.
+    prediction = pred([(2, 0, {0: 0.9}), (0, 1, {0: 0.8}), (1, 2, {2: 0.7})])
+    truth = gt([[0, 1, 0], [1, 2, 1]])
+    result = scene_graph_recall([prediction], [truth], ks=(1, 2))
+    assert result['R@1'] == 0.0
+    assert result['A@1'] == 0.5
+    assert result['A@2'] == 0.5  # pair (1, 2) is there with the wrong predicate
+
+
+def test_pair_accuracy_looks_past_the_first_k_of_the_full_ranking():
+    others = [(2, 0, {0: 0.9}), (2, 1, {0: 0.9}), (1, 0, {0: 0.9})]
+    result = scene_graph_recall([pred([*others, (0, 1, {0: 0.1})])], [gt([[0, 1, 0]])], ks=(1,))
+    assert result['R@1'] == 0.0
+    assert result['A@1'] == 1.0
+
+
+def test_zero_shot_counts_only_unseen_triplets():
+    # (0, 1, 0) is unseen and found in A; (1, 2, 1) is unseen and missed in B; C has none.
+    predictions = [pred([(0, 1, {0: 1})]), pred([(0, 1, {1: 1})]), pred([(0, 1, {1: 1})])]
+    truths = [gt([[0, 1, 0], [1, 2, 2]]), gt([[1, 2, 1], [0, 1, 1]]), gt([[0, 1, 1]])]
+    unseen = {(0, 1, 0), (1, 2, 1)}
+    result = scene_graph_recall(predictions, truths, ks=(5,), zero_shot_triplets=unseen)
+    assert result['zR@5'] == result['ngzR@5'] == 0.5
+    as_array = scene_graph_recall(
+        predictions, truths, ks=(5,), zero_shot_triplets=np.array(sorted(unseen))
+    )
+    assert as_array == result
+    pooled = scene_graph_recall(
+        predictions[:2] + predictions[:1],
+        truths[:2] + truths[:1],
+        ks=(5,),
+        zero_shot_triplets=unseen,
+        average='pooled',
+    )
+    assert pooled['zR@5'] == pytest.approx(2 / 3)
+
+
+def test_zero_shot_is_ranked_among_all_triplets():
+    prediction = pred([(1, 2, {0: 0.9}), (0, 1, {0: 0.5})])
+    result = scene_graph_recall(
+        [prediction], [gt([[0, 1, 0]])], ks=(1, 2), zero_shot_triplets={(0, 1, 0)}
+    )
+    assert (result['zR@1'], result['zR@2']) == (0.0, 1.0)
+
+
+def test_images_without_ground_truth_relations_are_left_out():
+    predictions = [pred([(0, 1, {0: 1})]), pred([(0, 1, {0: 1})])]
+    result = scene_graph_recall(predictions, [gt([[0, 1, 0]]), gt([])])
+    assert result['R@20'] == result['A@20'] == result['mR@20'] == 1.0
+
+
+@pytest.mark.parametrize('average', ['image', 'pooled'])
+def test_no_ground_truth_at_all_is_nan(average):
+    for predictions, truths in (([], []), ([pred([(0, 1, {0: 1})])], [gt([])])):
+        result = scene_graph_recall(
+            predictions, truths, average=average, zero_shot_triplets={(0, 1, 0)}
+        )
+        assert len(result) == 21
+        assert all(math.isnan(v) for v in result.values())
+
+
+def test_empty_pred():
+    nothing = pred([])
+    no_boxes = dict(bboxes=[], labels=[], scores=[], pairs=[], rel_scores=[])
+    truths = [gt([[0, 1, 0]])] * 3
+    predictions = [pred([(0, 1, {0: 1})]), nothing, no_boxes]
+    zero = scene_graph_recall(predictions, truths, empty_pred='zero')
+    assert zero['R@20'] == zero['ngR@20'] == zero['mR@20'] == zero['A@20'] == pytest.approx(1 / 3)
+    skip = scene_graph_recall(predictions, truths, empty_pred='skip')
+    assert skip['R@20'] == skip['ngR@20'] == skip['mR@20'] == skip['A@20'] == 1.0
+    # Pairs that are all wrong are predictions: not skipped.
+    wrong = scene_graph_recall([pred([(2, 1, {0: 1})])], truths[:1], empty_pred='skip')
+    assert wrong['R@20'] == 0.0
+
+
+def test_predicate_recall_gives_the_terms_of_the_mean():
+    predictions = [pred([(0, 1, {0: 1})]), pred([(0, 1, {0: 1})])]
+    truths = [gt([[0, 1, 0]]), gt([[0, 1, 0], [1, 2, 0], [2, 1, 1]])]
+    matches = [match_image(p, t) for p, t in zip(predictions, truths, strict=True)]
+    terms = predicate_recall(matches, (20,), 3)
+    np.testing.assert_allclose(terms['R@20'], [0.75, 0.0, np.nan])
+    np.testing.assert_array_equal(terms['count'], [3, 1, 0])
+    pooled = predicate_recall(matches, (20,), 3, average='pooled')
+    np.testing.assert_allclose(pooled['R@20'], [2 / 3, 0.0, np.nan])
+    mean = scene_graph_recall(predictions, truths)['mR@20']
+    assert np.nanmean(terms['R@20']) == pytest.approx(mean)
+
+
+def test_inputs_are_not_modified_and_may_be_iterators_or_torch():
+    torch = pytest.importorskip('torch')
+    prediction, truth = pred([(0, 1, {0: 0.5}), (1, 2, {1: 0.2})]), gt([[0, 1, 0]])
+    before = {k: v.copy() for k, v in prediction.items()}
+    expected = scene_graph_recall([prediction], [truth])
+    for key, value in before.items():
+        np.testing.assert_array_equal(prediction[key], value)
+    assert scene_graph_recall(iter([prediction]), iter([truth])) == expected
+    as_torch = {k: torch.as_tensor(v) for k, v in prediction.items()}
+    assert scene_graph_recall([as_torch], [truth]) == expected
+
+
+def test_conventions_are_keyword_arguments():
+    for name, options in CONVENTIONS.items():
+        result = scene_graph_recall([pred([(0, 1, {0: 1})])], [gt([[0, 1, 0]])], **options)
+        assert result['R@20'] == 1.0, name
+    assert CONVENTIONS['vg150']['iou_plus_one'] and CONVENTIONS['vg150']['empty_pred'] == 'skip'
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(empty_pred='one'), r"empty_pred must be one of \('zero', 'skip'\)"),
+        (dict(average='micro'), r"average must be one of \('image', 'pooled'\)"),
+        (dict(ks=()), 'ks must be positive'),
+        (dict(ks=(0,)), 'ks must be positive'),
+        (dict(iou_thr=0.0), r'iou_thr must be in \(0, 1\]'),
+        (dict(predicates_per_pair=0), 'predicates_per_pair'),
+        (dict(zero_shot_triplets={(0, 1)}), 'zero_shot_triplets'),
+        (dict(num_predicates=4), 'background'),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        scene_graph_recall([pred([(0, 1, {0: 1})])], [gt([[0, 1, 0]])], **options)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(pairs=[[0, 3]]), r"image 1: prediction\['pairs'\] must be in \[0, 3\)"),
+        (dict(pairs=[[-1, 0]]), r"prediction\['pairs'\]"),
+        (dict(pairs=[[0, 1, 2]]), r'shape \(N, 2\)'),
+        (dict(pairs=[[0.0, 1.0]]), 'must be integers'),
+        (dict(scores=[1.0, 1.0]), '3 bboxes but 2 scores'),
+        (dict(labels=[0, 1]), '3 bboxes but 2 labels'),
+        (dict(rel_scores=[[np.nan, 0, 0]]), r"'rel_scores'\] holds NaN"),
+        (dict(rel_scores=[[1, 0, 0], [1, 0, 0]]), 'one row for each of the 1 pairs'),
+        (dict(bboxes=[[0, 0, np.inf, 1]] * 3), r"\['bboxes'\] holds NaN"),
+    ],
+)
+def test_bad_predictions_are_named(change, message):
+    good, truth = pred([(0, 1, {0: 1})]), gt([[0, 1, 0]])
+    with pytest.raises(ValueError, match=message):
+        scene_graph_recall([good, {**good, **change}], [truth, truth])
+
+
+def test_bad_ground_truths_are_named():
+    good = pred([(0, 1, {0: 1})])
+    with pytest.raises(ValueError, match=r"ground_truth\['relations'\]\[:, :2\]"):
+        scene_graph_recall([good], [gt([[0, 3, 0]])])
+    with pytest.raises(ValueError, match=r"\[:, 2\] must be in \[0, 3\)"):
+        scene_graph_recall([good], [gt([[0, 1, 3]])], num_predicates=3)
+    with pytest.raises(ValueError, match="no 'relations'"):
+        scene_graph_recall([good], [dict(bboxes=BOXES, labels=LABELS)])
+    with pytest.raises(ValueError, match='more predictions'):
+        scene_graph_recall([good], [])
+    with pytest.raises(ValueError, match='more ground_truths'):
+        scene_graph_recall([], [gt([[0, 1, 0]])])
