@@ -21,7 +21,7 @@ from mmengine.runner import Runner  # noqa: E402
 
 import gclip_mm  # noqa: E402  registers what a config of this package names
 from gclip_mm.engine.dist import set_up_cpu_distributed  # noqa: E402
-from gclip_mm.engine.launch import LaunchError, explain_missing_data, load_config, missing_data  # noqa: E402
+from gclip_mm.engine.launch import LaunchError, explain_missing_data, load_config  # noqa: E402
 
 
 def build_parser() -> argparse.ArgumentParser:

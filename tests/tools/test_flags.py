@@ -1,0 +1,57 @@
+"""The flags are MMDetection's to the letter: its own parsers are the reference."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import mmdet
+import pytest
+
+from .conftest import load_tool
+
+MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
+
+
+def flags(parser: argparse.ArgumentParser) -> dict[tuple[str, ...], tuple]:
+    return {
+        (tuple(action.option_strings) or (action.dest,)): (
+            action.dest,
+            type(action),
+            action.nargs,
+            action.const,
+            action.default,
+            action.type or str,
+            action.choices,
+            action.required,
+        )
+        for action in parser._actions
+    }
+
+
+@pytest.mark.parametrize('name', ['train', 'test'])
+def test_flags_are_those_of_mmdetection(name, request, monkeypatch):
+    class Parsed(Exception):
+        pass
+
+    def stop(self, *args, **kwargs):
+        raise Parsed(self)
+
+    ours = request.getfixturevalue(f'{name}_tool').build_parser()
+    theirs = load_tool(MMDET_TOOLS / f'{name}.py')
+    monkeypatch.setattr(sys, 'argv', [name])
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
+    with pytest.raises(Parsed) as caught:
+        theirs.parse_args()
+    expected = flags(caught.value.args[0])
+    actual = flags(ours)
+    assert len(expected) >= 8
+    assert {key: actual.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize('name', ['train', 'test'])
+def test_help_describes_every_flag_but_the_launchers_own(name, request):
+    parser = request.getfixturevalue(f'{name}_tool').build_parser()
+    undescribed = [a.dest for a in parser._actions if not a.help]
+    assert undescribed in ([], ['local_rank'])

@@ -1,0 +1,63 @@
+"""A run that was cut off and resumed ends where an uninterrupted one does, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def final(work_dir: Path) -> dict:
+    return torch.load(work_dir / 'iter_12.pth')
+
+
+@pytest.fixture
+def cut_run(train, tmp_path) -> Path:
+    """A run that crashed after 7 of 12 iterations; its last checkpoint is of the fourth."""
+    with pytest.raises(RuntimeError, match='crashed on purpose'):
+        train('cut', '--cfg-options', 'custom_hooks.0.at=7')
+    return tmp_path / 'cut'
+
+
+@pytest.mark.parametrize('how', ['latest', 'path'])
+def test_resume_round_trip(train, cut_run, how):
+    assert (cut_run / 'last_checkpoint').read_text().endswith('iter_4.pth')
+    straight = final(train('straight'))
+    resumed = final(train('cut', '--resume', *([str(cut_run / 'iter_4.pth')] * (how == 'path'))))
+    assert resumed['meta']['iter'] == 12
+    torch.testing.assert_close(resumed['state_dict'], straight['state_dict'], rtol=0, atol=0)
+    for part in ('optimizer', 'param_schedulers'):
+        assert_same(resumed[part], straight[part])
+    losses = [run['message_hub']['log_scalars']['train/loss'].data for run in (resumed, straight)]
+    assert (losses[0][0] == losses[1][0]).all(), 'the loss history goes on from before the cut'
+
+
+def test_without_resume_the_run_starts_over(train, cut_run):
+    again = final(train('cut'))
+    assert len(again['message_hub']['log_scalars']['train/loss'].data[0]) == 12
+
+
+def test_resume_in_an_empty_folder_starts_a_run(train):
+    assert final(train('new', '--resume'))['meta']['iter'] == 12
+
+
+def test_a_checkpoint_that_is_not_there(train, tmp_path):
+    with pytest.raises(SystemExit, match=r'--resume: checkpoint .*gone\.pth. is not there'):
+        train('new', '--resume', str(tmp_path / 'gone.pth'))
+
+
+def assert_same(left, right):
+    assert type(left) is type(right)
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right)
+        for pair in zip(left, right, strict=True):
+            assert_same(*pair)
+    elif isinstance(left, torch.Tensor):
+        assert torch.equal(left, right)
+    else:
+        assert left == right

@@ -1,0 +1,58 @@
+"""A regression task that trains in milliseconds, for what needs a whole Runner but no detector."""
+
+import os
+
+import torch
+from mmengine.dataset import BaseDataset
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, HOOKS, MODELS
+from torch import nn
+
+
+@MODELS.register_module()
+class ToyRegressor(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, inputs, target, sample_idx=None, mode='tensor'):
+        error = self.net(inputs) - target
+        return {'loss': error.square().mean()} if mode == 'loss' else error
+
+
+@DATASETS.register_module()
+class ToyData(BaseDataset):
+    """``size`` fixed samples; the targets are far off, so that gradients are clipped."""
+
+    METAINFO = dict(classes=('a', 'b'), palette=[(1, 2, 3), (4, 5, 6)])
+
+    def __init__(self, size=16, **kwargs):
+        self.size = size
+        super().__init__(**kwargs)
+
+    def load_data_list(self):
+        generator = torch.Generator().manual_seed(7)
+        inputs = torch.randn(self.size, 4, generator=generator)
+        return [dict(inputs=x, target=10 * x.sum(0, keepdim=True)) for x in inputs]
+
+
+@HOOKS.register_module()
+class CrashHook(Hook):
+    """Ends the process's training after ``at`` iterations as a full disk or a kill would."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.at:
+            raise RuntimeError('crashed on purpose')
+
+
+@HOOKS.register_module()
+class RankHook(Hook):
+    """Leaves a file a rank, as a trace of who took part."""
+
+    def after_train(self, runner):
+        name = f'rank{runner.rank}_of_{runner.world_size}'
+        open(os.path.join(runner.work_dir, name), 'w').close()
