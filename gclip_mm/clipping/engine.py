@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from .base import Measure
 from .config import ClipConfig, parse_clip_grad
 from .norms import combine, host, tensor_norms
+from .observer import StepObserver
 from .registry import ClipConfigError
 from .routing import GradView, ParamInfo, describe_params
 from .state import dump_state, load_state
@@ -67,6 +68,8 @@ class GradClipEngine:
         self.config: ClipConfig = parse_clip_grad(clip_grad)
         self.clock = clock
         self.on_record = on_record
+        #: Called around the clipping of every step; empty, it costs nothing.
+        self.observers: list[StepObserver] = []
         self.steps = 0
         self.consecutive_skips = 0
         self.last_record: Tensor | None = None
@@ -193,6 +196,8 @@ class GradClipEngine:
             scale = None
 
         measures, norm = self._measure(views, scale)
+        for observer in self.observers:
+            observer.before_clip(views, measures, norm, scale)
         finite = torch.isfinite(norm)
         if scaler_inf is not None:
             finite = finite & (scaler_inf.to(finite.device).reshape(()) == 0)
@@ -215,6 +220,8 @@ class GradClipEngine:
                 self._apply(view, outcome.coef, folds, scale)
         if known is None and self.config.nonfinite == 'skip':
             self._set(found_inf=(~finite).to(torch.float32))
+        for observer in self.observers:
+            observer.after_clip(views, outcomes)
         self._record(views, measures, outcomes, norm, known, finite)
 
     def _measure(self, views: list[GradView], scale: Tensor | None) -> tuple[list[Measure], Tensor]:
@@ -365,6 +372,8 @@ class GradClipEngine:
         self.last_record = record
         if self.on_record is not None:
             self.on_record(record)
+        for observer in self.observers:
+            observer.on_record(record)
         self.consecutive_skips = self.consecutive_skips + 1 if skipped else 0
         self.check_skips()
 
