@@ -1,0 +1,199 @@
+"""The distribution's metadata, its pins, and that the core needs PyTorch and nothing else."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import gclip_mm
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHONS = ('3.10', '3.11', '3.12', '3.13')
+
+
+@pytest.fixture(scope='module')
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / 'pyproject.toml').read_text())
+
+
+def requirements(text: str) -> list[Requirement]:
+    lines = (line.split('#')[0].strip() for line in text.splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+# -- The wheel -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    """Built in a copy, because setuptools writes beside the sources."""
+    copy = tmp_path_factory.mktemp('source')
+    for name in ('pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, copy)
+    shutil.copytree(
+        ROOT / 'gclip_mm', copy / 'gclip_mm', ignore=shutil.ignore_patterns('__pycache__')
+    )
+    build = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation']
+    subprocess.run([*build, '-w', str(copy / 'dist'), str(copy)], check=True, capture_output=True)
+    (path,) = (copy / 'dist').glob('*.whl')
+    return zipfile.ZipFile(path)
+
+
+def test_wheel_metadata(wheel, pyproject):
+    (name,) = (name for name in wheel.namelist() if name.endswith('.dist-info/METADATA'))
+    metadata = Parser().parsestr(wheel.read(name).decode())
+    assert metadata['Name'] == 'gclip-mm'
+    assert metadata['Version'] == gclip_mm.__version__
+    assert metadata['License-Expression'] == 'Apache-2.0'
+    assert SpecifierSet(metadata['Requires-Python']) == SpecifierSet('>=3.10,<3.14')
+    core = [r for r in metadata.get_all('Requires-Dist') if 'extra ==' not in r]
+    assert [Requirement(r).name for r in core] == ['torch']
+    assert {'mm', 'onedl', 'dev'} <= set(metadata.get_all('Provides-Extra'))
+
+
+def test_wheel_holds_the_package_and_its_licence(wheel):
+    held = {name for name in wheel.namelist() if '.dist-info/' not in name}
+    here = {path.relative_to(ROOT).as_posix() for path in (ROOT / 'gclip_mm').rglob('*.py')}
+    assert held >= here
+    assert {name.split('/')[0] for name in held} == {'gclip_mm'}
+    (licence,) = (name for name in wheel.namelist() if name.endswith('LICENSE'))
+    assert 'Apache License' in wheel.read(licence).decode()
+
+
+# -- PyTorch alone ---------------------------------------------------------------------------------
+
+
+def distributions_below(name: str) -> set[str]:
+    """``name`` and all that it depends on, as installed here."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in found:
+            continue
+        found.add(name)
+        environment = default_environment() | {'extra': ''}
+        for line in importlib.metadata.requires(name) or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate(environment):
+                waiting.append(requirement.name)
+    return found
+
+
+@pytest.fixture(scope='module')
+def torch_alone(tmp_path_factory) -> Path:
+    """A folder that holds PyTorch, what it depends on, and no other package."""
+    folder = tmp_path_factory.mktemp('torch_alone')
+    for name in distributions_below('torch'):
+        for file in importlib.metadata.files(name) or []:
+            top = Path(file).parts[0]
+            source, target = Path(file.locate()).parents[len(file.parts) - 1] / top, folder / top
+            if top not in ('..', '__pycache__') and not os.path.lexists(target):
+                target.symlink_to(source)
+    return folder
+
+
+def test_core_works_with_torch_alone(torch_alone):
+    """``-S`` leaves out site-packages: not even NumPy is to be had."""
+    code = """
+import importlib.util, torch, gclip_mm
+for name in ('mmengine', 'mmcv', 'mmdet', 'numpy', 'cv2'):
+    assert importlib.util.find_spec(name) is None, name
+model = torch.nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+handle = gclip_mm.attach(optimizer, dict(max_norm=0.5), model=model)
+before = [p.detach().clone() for p in model.parameters()]
+(100 * model(torch.ones(3, 4)).sum()).backward()
+optimizer.step()
+moved = torch.cat([(p - b).flatten() for p, b in zip(model.parameters(), before)]).norm()
+print(round(moved.item(), 4), hasattr(gclip_mm, 'GClipOptimWrapper'))
+"""
+    done = subprocess.run(
+        [sys.executable, '-S', '-W', 'ignore', '-c', code],
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(torch_alone)])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ['0.5', 'False'], done.stderr
+
+
+# -- Pins ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def pins() -> dict[str, dict[str, str]]:
+    """Name -> Python version -> the one version that is pinned for it."""
+    found: dict[str, dict[str, str]] = {}
+    for pin in requirements((ROOT / 'requirements' / 'constraints.txt').read_text()):
+        (specifier,) = pin.specifier
+        assert specifier.operator == '==', pin
+        for python in PYTHONS:
+            if pin.marker is None or pin.marker.evaluate({'python_version': python}):
+                versions = found.setdefault(canonicalize_name(pin.name), {})
+                assert python not in versions, f'{pin.name} is pinned twice for {python}'
+                versions[python] = specifier.version
+    return found
+
+
+def test_everything_that_is_installed_is_pinned(pins):
+    names = {
+        canonicalize_name(r.name)
+        for file in ('common.txt', 'onedl.txt')
+        for r in requirements((ROOT / 'requirements' / file).read_text())
+    }
+    setup = (ROOT / 'scripts' / 'setup.sh').read_text()
+    for line in re.findall(r"MM_PACKAGES='(.*)'", setup) + re.findall(r'MMCV=(\S+)', setup):
+        names |= set(line.split())
+    names |= {'torch', 'pip', 'setuptools', 'wheel', 'ninja'}
+    assert {name: sorted(pins.get(name, {})) for name in names} == dict.fromkeys(
+        names, sorted(PYTHONS)
+    )
+
+
+def test_pins_satisfy_what_the_package_asks_for(pins, pyproject):
+    project = pyproject['project']
+    asked = list(project['dependencies'])
+    for extra in ('mm', 'onedl', 'dev'):
+        asked += project['optional-dependencies'][extra]
+    for requirement in map(Requirement, asked):
+        for python, version in pins[canonicalize_name(requirement.name)].items():
+            assert requirement.specifier.contains(version), (requirement, python)
+
+
+def test_this_environment_has_the_pinned_versions(pins):
+    """What `make test` runs in is what the constraints say; another environment is skipped."""
+    if Path(sys.prefix).name not in ('.venv', '.venv-onedl'):
+        pytest.skip('not the environment that make built')
+    python = f'{sys.version_info[0]}.{sys.version_info[1]}'
+    wrong = {
+        name: (installed.split('+')[0], versions[python])
+        for name, versions in pins.items()
+        if (installed := installed_version(name)) is not None
+        and installed.split('+')[0] != versions.get(python)
+    }
+    assert wrong == {}
+
+
+def installed_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
