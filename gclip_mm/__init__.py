@@ -20,4 +20,4 @@ if find_spec('mmengine') is not None:
     __all__ += ['GClipAmpOptimWrapper', 'GClipHook', 'GClipOptimWrapper', 'apply_clip']
 
     if find_spec('mmdet') is not None:
-        from . import datasets  # noqa: F401
+        from . import datasets, models  # noqa: F401

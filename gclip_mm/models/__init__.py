@@ -1,0 +1,7 @@
+"""What the stock zoo lacks. Importing this registers it with MMEngine and MMDetection."""
+
+from .backbones import VGG, SlimSSDVGG
+from .detectors import RCNN
+from .roi_heads import ImageRegionExtractor, RegionRoIHead
+
+__all__ = ['RCNN', 'VGG', 'ImageRegionExtractor', 'RegionRoIHead', 'SlimSSDVGG']

@@ -1,0 +1,3 @@
+from .vgg import VGG, SlimSSDVGG
+
+__all__ = ['VGG', 'SlimSSDVGG']

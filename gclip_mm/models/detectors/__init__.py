@@ -1,0 +1,3 @@
+from .rcnn import RCNN
+
+__all__ = ['RCNN']
