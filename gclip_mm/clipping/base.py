@@ -9,10 +9,12 @@ them, which the engine applies or folds into a fused optimizer.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from .norms import combine, host, tensor_norms
 
@@ -69,6 +71,17 @@ class Clipper(ABC):
     never_increases: ClassVar[bool] = True
     #: Paper or source, for the docs.
     source: ClassVar[str] = ''
+    #: Config keys that make a working rule, beside ``type``: what docs, tests and benchmarks build.
+    example: ClassVar[dict[str, Any]] = {}
+    #: What drives the thresholds of rules within this one (:class:`ThresholdDriver`).
+    drivers: Sequence[Any] = ()
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Called once, before the rule is attached.
+
+        Raises:
+            ClipConfigError: the rule makes no sense with this optimizer.
+        """
 
     @abstractmethod
     def measure(self, view: GradView) -> Measure:
@@ -81,8 +94,9 @@ class Clipper(ABC):
         Args:
             view: the gradients, and the parameters they belong to.
             measure: what :meth:`measure` returned in this step.
-            ok: None when every gradient is known to be finite. Otherwise a 0-d bool tensor that
-                the host has not read: state must be left as it was where it is False.
+            ok: None when every gradient is known to be finite. Otherwise a 0-d bool tensor: state
+                must be left as it was where it is False. Unless it lies in host memory, the host
+                has not read it and must not.
         """
 
     # -- state -----------------------------------------------------------------------------------
@@ -95,6 +109,10 @@ class Clipper(ABC):
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state: {} where there is none."""
         return {} if self.state is None else _copy(self.state._asdict())
+
+    def reset(self) -> None:
+        """Forget the state: the rule starts afresh with the next step."""
+        self.state = None
 
     def load_state_dict(self, state: dict[str, Any], params: list[Tensor]) -> None:
         """Restore what :meth:`state_dict` returned.
@@ -192,3 +210,12 @@ def scale_each(grads: list[Tensor], coefs: Tensor) -> None:
         torch._foreach_mul_(grads, list(coefs.unbind()))
     else:
         torch._foreach_mul_(grads, [c.to(g.device) for c, g in zip(coefs, grads, strict=True)])
+
+
+def scale_all(grads: list[Tensor], coef: Tensor) -> None:
+    """Multiply all gradients in place by one coefficient (0-d)."""
+    if all(grad.device == coef.device for grad in grads):
+        torch._foreach_mul_(grads, coef)
+    else:
+        for grad in grads:
+            grad.mul_(coef.to(grad.device))

@@ -92,7 +92,7 @@ def parse_clip_grad(clip_grad: dict[str, Any]) -> ClipConfig:
 
     outer = _build_rule(name, cfg, 'clip_grad')
     routes = _excluded(common.get('exclude'))
-    drivers = [build_driver(common.get('schedule'), outer)]
+    drivers = [build_driver(common.get('schedule'), outer), *outer.drivers]
     routes += _routes(common.get('rules'), name, cfg, drivers)
     routes.append(Route(None, outer, name))
     return ClipConfig(Router(routes), [d for d in drivers if d], nonfinite, max_skips, raw)
@@ -157,7 +157,7 @@ def _routes(
             # A route without a type is the outer rule with some of its numbers changed.
             name, kwargs = outer_name, {**copy.deepcopy(outer_kwargs), **kwargs}
         clipper = _build_rule(name, kwargs, where)
-        drivers.append(build_driver(schedule, clipper))
+        drivers += [build_driver(schedule, clipper), *clipper.drivers]
         routes.append(Route(selector, clipper, f'rules[{i}] {name}'))
     return routes
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .base import Measure
+from .base import Measure, scale_all
 from .config import ClipConfig, parse_clip_grad
 from .norms import combine, host, tensor_norms
 from .observer import StepObserver
@@ -84,13 +84,17 @@ class GradClipEngine:
         self._hidden: list[tuple[Tensor, Tensor]] = []
         # Set by clip_now(): the gradients are clipped already, and whether the step is to go on.
         self._early: bool | None = None
+        self._check_epochs()
+        for route in self.config.router.routes:
+            if route.clipper is not None:
+                route.clipper.check_optimizer(optimizer)
+        if model is not None:
+            self.bind(model)
+        # Last: an engine that could not be built must not stay on the optimizer.
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
-        self._check_epochs()
-        if model is not None:
-            self.bind(model)
 
     # -- life cycle ------------------------------------------------------------------------------
     @property
@@ -188,9 +192,9 @@ class GradClipEngine:
         fused = can_fold and self._is_fused()
         scale = getattr(optimizer, 'grad_scale', None) if fused else None
         scaler_inf = getattr(optimizer, 'found_inf', None) if fused else None
-        single = len(views) == 1
-        folds = fused and single and self._can_fold(views[0])
-        if scale is not None and not folds:
+        folds = fused and len(views) == 1
+        # A rule that looks at the gradients themselves has to see them unscaled.
+        if scale is not None and not (folds and self._is_global(views[0])):
             torch._foreach_mul_(everything, 1.0 / scale)
             self._set(grad_scale=None)
             scale = None
@@ -209,7 +213,8 @@ class GradClipEngine:
                 return
             if self.config.nonfinite == 'zero':
                 measures, norm = self._measure(views, scale)
-                ok = None
+                # The step is taken, but it is none for a rule to learn from.
+                ok = torch.zeros((), dtype=torch.bool)
 
         outcomes = [
             None if view.route.clipper is None else view.route.clipper.clip(view, measure, ok)
@@ -313,7 +318,7 @@ class GradClipEngine:
             if scale is not None:
                 coef = coef / scale.to(coef.device)
                 self._set(grad_scale=None)
-            _multiply(view.grads, coef)
+            scale_all(view.grads, coef)
 
     # -- records ---------------------------------------------------------------------------------
     def _total_norm(self, views: list[GradView], measures: list) -> Tensor:
@@ -450,7 +455,7 @@ class GradClipEngine:
         )
 
     @staticmethod
-    def _can_fold(view: GradView) -> bool:
+    def _is_global(view: GradView) -> bool:
         return view.route.clipper is not None and view.route.clipper.is_global
 
     def _drive_schedules(self) -> None:
@@ -522,14 +527,6 @@ def _measure(view: GradView) -> Measure:
 
 def _norm_type(view: GradView) -> float:
     return 2.0 if view.route.clipper is None else view.route.clipper.norm_type
-
-
-def _multiply(grads: list[Tensor], coef: Tensor) -> None:
-    if all(grad.device == coef.device for grad in grads):
-        torch._foreach_mul_(grads, coef)
-    else:
-        for grad in grads:
-            grad.mul_(coef.to(grad.device))
 
 
 def _check_supported(info: ParamInfo, grad: Tensor) -> None:
