@@ -10,7 +10,8 @@ from .base import Clipper, Measure, Outcome
 from .checks import check_number
 from .norms import accumulate_dtype, combine, host, tensor_norms
 from .registry import CLIPPERS
-from .units import UnitLayout
+from .routing import GradView
+from .sharded_units import UnitReduction
 
 
 @CLIPPERS.register_module(aliases=('agc', 'adaptive'))
@@ -54,32 +55,42 @@ class AGC(Clipper):
         self.clip_factor = clip_factor
         self.eps = eps
 
-    def measure(self, view) -> Measure:
+    def measure(self, view: GradView) -> Measure:
         plan = _plan(view)
         norms = plan.norms(view.grads, plan.grad_norms, guard=True)
+        if plan.reduction is not None:
+            weights = plan.norms(view.params, plan.weight_norms)
+            total, norms = plan.reduction.measure(norms, weights)
+            return Measure(total, norms)
         total = combine(norms)
         value = host(total)
         if value is not None and value < 1e-15:
             # Squares so small are lost in float32; harmless for the limits, not for the record.
-            total = combine(tensor_norms(view.grads))
+            total = combine(view.norms())
         return Measure(total, norms)
 
     @torch.no_grad()
-    def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
+    def clip(self, view: GradView, measure: Measure, ok: Tensor | None) -> Outcome:
         plan = _plan(view)
         norms = measure.parts
-        limits = plan.norms(view.params, plan.weight_norms).clamp_(min=self.eps)
-        limits.mul_(self.clip_factor)
+        if plan.reduction is None:
+            weights = plan.norms(view.params, plan.weight_norms)
+        else:
+            weights = plan.reduction.weights
+        limits = weights.clamp(min=self.eps).mul_(self.clip_factor)
         over = norms > limits
         coefs = torch.where(over, limits / norms.clamp(min=1e-6), 1.0)
         plan.scale(view.grads, coefs)
+        if plan.reduction is not None:
+            return Outcome(None, *plan.reduction.totals(norms * coefs, limits, over))
         return Outcome(None, combine(norms * coefs), combine(limits), over.sum(), len(norms))
 
 
 class _Plan:
     """Where the unit norms of each parameter lie in one flat vector; made once for a live set."""
 
-    def __init__(self, params: list[Tensor], layouts: list[UnitLayout]) -> None:
+    def __init__(self, view: GradView) -> None:
+        params, layouts = view.params, view.layouts
         device, dtype = params[0].device, accumulate_dtype(params[0])
         self.layouts = layouts
         # Whole tensors first: torch norms all of them in one call.
@@ -88,7 +99,9 @@ class _Plan:
         self.order = self.whole + self.rows
         shapes = [layouts[i].shape(params[i]) for i in self.order]
         sizes = [int(np.prod(shape)) for shape in shapes]
-        self.offsets = np.cumsum([0, *sizes])[:-1]
+        # A rank may hold no unit of a sharded parameter, and reduceat knows no empty segment.
+        self.filled = [k for k, size in enumerate(sizes) if size]
+        self.offsets = np.cumsum([0, *sizes])[:-1][self.filled]
         self.shapes = shapes
         self.sizes = sizes
         self.grad_norms = torch.empty(sum(sizes), dtype=dtype, device=device)
@@ -97,6 +110,9 @@ class _Plan:
             id(buffer): self._cut(buffer)[len(self.whole) :]
             for buffer in (self.grad_norms, self.weight_norms)
         }
+        self.reduction: UnitReduction | None = None
+        if view.sharding is not None:
+            self.reduction = UnitReduction(view, self.order, sizes, device)
 
     def _cut(self, flat: Tensor) -> list[Tensor]:
         """Views of a flat vector of unit norms, one for each parameter, ready to broadcast."""
@@ -137,17 +153,17 @@ class _Plan:
         """Multiply every unit in place by its coefficient (U,)."""
         cut = self._cut(coefs)
         values = host(coefs)
-        if values is None:
-            touched = range(len(self.order))
-        else:
-            touched = (np.minimum.reduceat(values, self.offsets) < 1).nonzero()[0].tolist()
+        touched = self.filled
+        if values is not None and touched:
+            clipped = np.minimum.reduceat(values, self.offsets) < 1
+            touched = [k for k, yes in zip(touched, clipped.tolist(), strict=True) if yes]
         for k in touched:
             i = self.order[k]
             self.layouts[i].split(tensors[i]).mul_(cut[k].to(tensors[i].device))
 
 
-def _plan(view) -> _Plan:
+def _plan(view: GradView) -> _Plan:
     plan = view.cache.get('agc')
     if plan is None:
-        plan = view.cache['agc'] = _Plan(view.params, view.layouts)
+        plan = view.cache['agc'] = _Plan(view)
     return plan

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .norms import combine, host, tensor_norms
+from .norms import combine, host
 
 if TYPE_CHECKING:
     from .routing import GradView
@@ -161,7 +161,7 @@ class GlobalClipper(Clipper):
     is_global = True
 
     def measure(self, view: GradView) -> Measure:
-        parts = tensor_norms(view.grads, self.norm_type)
+        parts = view.norms(self.norm_type)
         return Measure(combine(parts, self.norm_type), parts)
 
     @abstractmethod
@@ -177,7 +177,7 @@ class TensorClipper(Clipper):
     """A rule that scales each gradient tensor by a coefficient of its own."""
 
     def measure(self, view: GradView) -> Measure:
-        parts = tensor_norms(view.grads, self.norm_type)
+        parts = view.norms(self.norm_type)
         return Measure(combine(parts, self.norm_type), parts)
 
     @abstractmethod

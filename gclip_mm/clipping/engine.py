@@ -21,10 +21,11 @@ from torch.optim import Optimizer
 
 from .base import Measure, scale_all
 from .config import ClipConfig, parse_clip_grad
-from .norms import combine, host, tensor_norms
+from .norms import combine, host
 from .observer import StepObserver
 from .registry import ClipConfigError
 from .routing import GradView, ParamInfo, describe_params
+from .sharding import flat_param_groups, is_dtensor, to_local
 from .state import dump_state, load_state
 from .stats import make_record, record_to_dict
 
@@ -77,6 +78,8 @@ class GradClipEngine:
         self.assigned: list[int] = []
         self._model: nn.Module | None = None
         self._params: list[Tensor] = []
+        self._has_dtensors = False
+        self._flat_groups: dict[int, Any] = {}
         self._plans: dict[Any, list[GradView]] = {}
         self._pending_state: dict[str, Any] | None = None
         # What the current step has to put back: attributes of the optimizer and hidden gradients.
@@ -326,7 +329,7 @@ class GradClipEngine:
             return measures[0].norm
         p = self._norm_type()
         parts = [
-            measure.norm if _norm_type(view) == p else combine(tensor_norms(view.grads, p), p)
+            measure.norm if _norm_type(view) == p else combine(view.norms(p), p)
             for view, measure in zip(views, measures, strict=True)
         ]
         device = parts[0].device
@@ -358,7 +361,7 @@ class GradClipEngine:
                 for measure, outcome in zip(measures, outcomes, strict=True)
             ]
             if any(_norm_type(view) != p for view in views):
-                posts = [combine(tensor_norms(view.grads, p), p) for view in views]
+                posts = [combine(view.norms(p), p) for view in views]
             post = combine(torch.stack([x.to(device, torch.float64) for x in posts]), p)
             coef = None
             outer = outcomes[-1] if views[-1].route is self.config.router.routes[-1] else None
@@ -408,7 +411,16 @@ class GradClipEngine:
             self._refresh()
         self._adopt_pending_state()
         grads = [p.grad for p in params]
+        if self._flat_groups:
+            # FSDP1 gives no gradient to a rank that holds nothing of the parameter; the others
+            # wait for its share of the norm all the same.
+            grads = [
+                p.new_empty(0) if grad is None and not p.numel() else grad
+                for p, grad in zip(params, grads, strict=True)
+            ]
         missing = tuple(i for i, grad in enumerate(grads) if grad is None)
+        if self._has_dtensors:
+            grads = [None if grad is None else to_local(grad) for grad in grads]
         everything = [grad for grad in grads if grad is not None] if missing else grads
         if not everything:
             return [], []
@@ -436,12 +448,14 @@ class GradClipEngine:
             )
         if len(self._plans) >= _MAX_PLANS:
             self._plans.clear()
-        self._plans[key] = router.views(self.infos, self.assigned, set(key[0]))
+        self._plans[key] = router.views(self.infos, self.assigned, set(key[0]), self._flat_groups)
         return self._plans[key]
 
     def _refresh(self) -> None:
         """Find the parameters anew: at the first step, and when groups or the model change."""
         self._params = [p for group in self.optimizer.param_groups for p in group['params']]
+        self._has_dtensors = any(map(is_dtensor, self._params))
+        self._flat_groups = flat_param_groups(self._model)
         self.infos = describe_params(self._params, self._model)
         self._plans.clear()
         router = self.config.router
@@ -449,7 +463,11 @@ class GradClipEngine:
             self.assigned = router.assign(self.infos)
 
     def _is_fused(self) -> bool:
+        """Whether the optimizer takes ``grad_scale`` and ``found_inf`` from us."""
         optimizer = self.optimizer
+        if self._has_dtensors:
+            # torch does not mix DTensors and plain tensors in one kernel.
+            return False
         return getattr(optimizer, '_step_supports_amp_scaling', False) and all(
             group.get('fused') for group in optimizer.param_groups
         )
@@ -521,7 +539,7 @@ class GradClipEngine:
 
 def _measure(view: GradView) -> Measure:
     if view.route.clipper is None:
-        return Measure(combine(tensor_norms(view.grads)))
+        return Measure(combine(view.norms()))
     return view.route.clipper.measure(view)
 
 

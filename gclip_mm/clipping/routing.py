@@ -8,10 +8,13 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .base import Clipper
+from .norms import tensor_norms
 from .registry import ClipConfigError
+from .sharding import Sharding, find_sharding, to_local
 from .units import UnitLayout, unit_layout
 
 #: Name parts that wrappers (DDP, FSDP, torch.compile, activation checkpointing) put into names.
@@ -119,8 +122,9 @@ class GradView:
     Attributes:
         route: the route.
         infos: the parameters of the route whose gradient is there, N of them.
-        params: their tensors.
-        grads: N gradients; the engine sets them anew in each step.
+        grads: N gradients; the engine sets them anew in each step. Of a sharded parameter, this
+            rank's part.
+        sharding: how the parameters are spread over processes; None: each rank has all of each.
         positions: their places among all parameters of the optimizer.
         slots: their places among all parameters of the route: what per-parameter state is indexed
             by, since a gradient may be missing in some steps.
@@ -135,15 +139,32 @@ class GradView:
         positions: list[int],
         slots: list[int],
         size: int,
+        sharding: Sharding | None = None,
     ) -> None:
         self.route = route
         self.infos = infos
-        self.params = [info.param for info in infos]
+        self.sharding = sharding
+        self._params = [info.param for info in infos]
         self.grads: list[Tensor] = []
         self.positions = positions
         self.slots = slots
         self.size = size
         self.cache: dict[str, Any] = {}
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The N parameters; of a sharded one, this rank's part."""
+        # Asked for anew: the memory behind a sharded parameter may be exchanged between steps.
+        return self._params if self.sharding is None else [to_local(p) for p in self._params]
+
+    def norms(self, p: float = 2.0) -> Tensor:
+        """The p-norm of each whole gradient, (N,), over all processes that hold parts of it."""
+        parts = tensor_norms(self.grads, p)
+        return parts if self.sharding is None else self.sharding.norms(parts, p)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums (N, ...) over this rank's parts -> sums over the whole tensors."""
+        return values if self.sharding is None else self.sharding.sum(values)
 
     @property
     def layouts(self) -> list[UnitLayout]:
@@ -156,7 +177,7 @@ class GradView:
     def index(self) -> Tensor:
         """``slots`` as an int64 tensor (N,) on the first parameter's device, made once."""
         if 'index' not in self.cache:
-            self.cache['index'] = torch.tensor(self.slots, device=self.params[0].device)
+            self.cache['index'] = torch.tensor(self.slots, device=self._params[0].device)
         return self.cache['index']
 
     @property
@@ -198,15 +219,28 @@ class Router:
         return assigned
 
     def views(
-        self, infos: list[ParamInfo], assigned: list[int], missing: set[int]
+        self,
+        infos: list[ParamInfo],
+        assigned: list[int],
+        missing: set[int],
+        flat_groups: dict[int, dist.ProcessGroup] | None = None,
     ) -> list[GradView]:
-        """A view for every route that has gradients."""
+        """A view for every route that has gradients.
+
+        Args:
+            infos: all parameters.
+            assigned: the route of each.
+            missing: the places of those that have no gradient.
+            flat_groups: the process groups of parameters that FSDP1 shards.
+        """
         views = []
         for k, route in enumerate(self.routes):
             members = [i for i, chosen in enumerate(assigned) if chosen == k]
             live = [(slot, i) for slot, i in enumerate(members) if i not in missing]
             if live:
                 slots, positions = zip(*live, strict=True)
+                params = [infos[i].param for i in members]
+                sharding = find_sharding(params, list(slots), flat_groups or {})
                 views.append(
                     GradView(
                         route,
@@ -214,6 +248,7 @@ class Router:
                         list(positions),
                         list(slots),
                         len(members),
+                        sharding,
                     )
                 )
         return views

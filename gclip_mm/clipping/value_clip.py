@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .base import Clipper, Measure, Outcome
 from .checks import check_number
-from .norms import combine, host, tensor_norms
+from .norms import combine, host
 from .registry import CLIPPERS, ClipConfigError
 
 # Elements handled at a time on the CPU: 512 KiB of float32 stay in a core's cache through the three
@@ -73,15 +74,15 @@ class ValueClip(Clipper):
         return self.min, self.max
 
     def measure(self, view) -> Measure:
-        parts = tensor_norms(view.grads)
+        parts = view.norms()
         return Measure(combine(parts), parts)
 
     def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
         low, high = self.bounds
         ends = [abs(end) for end in (low, high) if end is not None]
         threshold = float(max(ends))
-        elements = sum(g.numel() for g in view.grads)
-        clipped = 0
+        elements = sum(info.param.numel() for info in view.infos)
+        counts = measure.norm.new_zeros(len(view.grads), dtype=torch.float64)
         for i in self._candidates(measure.parts):
             for piece in pieces(view.grads[i]):
                 outside = None
@@ -89,10 +90,10 @@ class ValueClip(Clipper):
                     outside = piece < low
                 if high is not None:
                     outside = piece > high if outside is None else outside.logical_or_(piece > high)
-                clipped = clipped + outside.sum()
+                counts[i] += outside.sum()
                 piece.clamp_(low, high)
-        post = combine(tensor_norms(view.grads))
-        return Outcome(None, post, threshold, clipped, elements if elements else 1)
+        clipped = view.sum(counts).sum()
+        return Outcome(None, combine(view.norms()), threshold, clipped, max(elements, 1))
 
     def _candidates(self, norms: Tensor) -> list[int]:
         """The tensors that may hold an element out of range.
