@@ -167,6 +167,17 @@ class GradView:
         return values if self.sharding is None else self.sharding.sum(values)
 
     @property
+    def elements(self) -> int:
+        """How many weights the N parameters have in all, over all processes; counted once."""
+        if 'elements' not in self.cache:
+            here = torch.tensor([float(p.numel()) for p in self.params], dtype=torch.float64)
+            if self.sharding is not None:
+                # The one read of the device happens when the view is made, not in every step.
+                here = self.sum(here.to(self.params[0].device))
+            self.cache['elements'] = int(here.sum())
+        return self.cache['elements']
+
+    @property
     def layouts(self) -> list[UnitLayout]:
         """Unit layouts of the parameters, found once."""
         if 'layouts' not in self.cache:

@@ -81,7 +81,6 @@ class ValueClip(Clipper):
         low, high = self.bounds
         ends = [abs(end) for end in (low, high) if end is not None]
         threshold = float(max(ends))
-        elements = sum(info.param.numel() for info in view.infos)
         counts = measure.norm.new_zeros(len(view.grads), dtype=torch.float64)
         for i in self._candidates(measure.parts):
             for piece in pieces(view.grads[i]):
@@ -93,7 +92,7 @@ class ValueClip(Clipper):
                 counts[i] += outside.sum()
                 piece.clamp_(low, high)
         clipped = view.sum(counts).sum()
-        return Outcome(None, combine(view.norms()), threshold, clipped, max(elements, 1))
+        return Outcome(None, combine(view.norms()), threshold, clipped, max(view.elements, 1))
 
     def _candidates(self, norms: Tensor) -> list[int]:
         """The tensors that may hold an element out of range.
