@@ -6,6 +6,8 @@
 FAMILY ?= mm
 VENV := $(if $(filter mm,$(FAMILY)),.venv,.venv-$(FAMILY))
 PY := $(VENV)/bin/python
+# setup.sh leaves a file of variables that what runs there needs.
+RUN = env $$(cat $(VENV)/.setup/env) $(PY)
 
 CONFIG ?= configs/quickstart/faster-rcnn_tiny_shapescenes.py
 WORK_DIR ?= work_dirs/quickstart
@@ -31,8 +33,8 @@ setup:
 	@FAMILY='$(FAMILY)' VENV='$(VENV)' PYTHON='$(PYTHON)' sh scripts/setup.sh
 
 train: setup
-	$(PY) tools/train.py $(CONFIG) --work-dir $(WORK_DIR) $(ARGS)
-	$(PY) tools/analysis/report_run.py $(WORK_DIR)
+	$(RUN) tools/train.py $(CONFIG) --work-dir $(WORK_DIR) $(ARGS)
+	$(RUN) tools/analysis/report_run.py $(WORK_DIR)
 
 lint: setup
 	$(PY) -m ruff check .
@@ -43,7 +45,7 @@ format: setup
 	$(PY) -m ruff format .
 
 test: lint
-	$(PY) -m pytest -n 2 $(ARGS)
+	$(RUN) -m pytest -n 2 $(ARGS)
 
 clean:
 	rm -rf .venv .venv-onedl .pytest_cache .ruff_cache .hypothesis build *.egg-info

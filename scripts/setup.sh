@@ -185,16 +185,41 @@ pip_install_mmcv() {
     return "$status"
 }
 
+# What the make targets set around what they run.
+ENVIRONMENT=$STATE/env
+
+# mmcv compiles for the GPU that PyTorch sees, and cannot without the CUDA toolkit.
+gpu_without_toolkit() {
+    $PY -c '
+import sys, torch
+from torch.utils.cpp_extension import CUDA_HOME
+sys.exit(not (torch.cuda.is_available() and CUDA_HOME is None))'
+}
+
 install_mmcv() {
+    : >"$ENVIRONMENT"
+    if gpu_without_toolkit; then
+        echo 'setup:       there is a GPU but no CUDA toolkit (nvcc), so mmcv is built for the CPU and'
+        echo '             the make targets stay on the CPU; with the toolkit: make clean, then again'
+        echo CUDA_VISIBLE_DEVICES=-1 >"$ENVIRONMENT"
+        export CUDA_VISIBLE_DEVICES=-1
+    fi
     pip_install_mmcv "$@" || return
     # pip keeps the wheel it compiled under mmcv's version alone, so after a change of PyTorch it
-    # hands out one that was built against the old one.
-    if ! $PY -c 'import mmcv.ops' >/dev/null 2>&1; then
+    # hands out one that was built against the old one, or without CUDA.
+    if ! mmcv_fits 2>/dev/null; then
         echo 'setup:       the cached wheel was built for another PyTorch, so compile it again'
         $PIP cache remove "$(echo "$MMCV" | tr - _)*" >/dev/null 2>&1 || :
         pip_install_mmcv --force-reinstall || return
-        $PY -c 'import mmcv.ops'
+        mmcv_fits
     fi
+}
+
+mmcv_fits() {
+    $PY -c '
+import sys, torch
+from mmcv.ops import get_compiling_cuda_version
+sys.exit(torch.cuda.is_available() and get_compiling_cuda_version() == "not available")'
 }
 
 verify() {

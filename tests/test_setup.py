@@ -14,7 +14,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MAKE = shutil.which('make')
 # What the script may use of a bare system.
-UTILITIES = ('sh', 'cat', 'cksum', 'dirname', 'mkdir', 'rm', 'sleep', 'tail', 'sed', 'tr', 'echo')
+UTILITIES = (
+    'sh',
+    'cat',
+    'cksum',
+    'dirname',
+    'mkdir',
+    'rm',
+    'sleep',
+    'tail',
+    'sed',
+    'tr',
+    'echo',
+    'cp',
+)
 
 pytestmark = pytest.mark.skipif(MAKE is None, reason='needs make')
 
@@ -124,6 +137,122 @@ def test_a_foreign_environment_is_left_alone(machine):
     assert '.venv is there already and was not made by this script' in machine.refusal('setup')
     assert mine.read_text() == 'precious'
     assert not (machine.checkout / '.venv.lock').exists()
+
+
+# -- Steps, with a Python that only writes down what it is asked ----------------------------------
+
+RECORDING_PYTHON = r"""
+case "$*" in
+*"from mmcv.ops"*) [ ! -e broken_wheel ] ;;
+*CUDA_HOME*) [ -e gpu_without_toolkit ] ;;
+*print*version_info*) echo 3.11 ;;
+*print*executable*) echo python3 ;;
+"-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+*"cache remove"*) rm -f broken_wheel; echo "cache remove" >>calls ;;
+*" install "*)
+    echo "$*" >>calls
+    if [ -e kill_at ]; then
+        case "$*" in *"$(cat kill_at)"*) rm kill_at; kill -9 "$PPID" ;; esac
+    fi
+    ;;
+esac
+"""
+STEPS = ('pip setuptools', 'torch', 'common.txt', 'mmengine', 'mmcv', '-e .')
+
+
+@pytest.fixture
+def recording(machine) -> Machine:
+    machine.put('python3', RECORDING_PYTHON)
+    machine.put('g++', 'cat >/dev/null')
+    return machine
+
+
+def calls(machine: Machine) -> list[str]:
+    """What pip was asked for since the last look."""
+    path = machine.checkout / 'calls'
+    text = path.read_text() if path.exists() else ''
+    path.unlink(missing_ok=True)
+    return text.splitlines()
+
+
+def test_steps_run_once_and_again_when_a_pin_changes(recording):
+    assert recording.make('setup').returncode == 0
+    first = calls(recording)
+    assert len(first) == len(STEPS)
+    for call, expected in zip(first, STEPS, strict=True):
+        assert expected in call
+        assert '-c requirements/constraints.txt' in call
+        assert '--force-reinstall' not in call
+    again = recording.make('setup')
+    assert (again.returncode, again.stdout, calls(recording)) == (0, '', [])
+    with (recording.checkout / 'requirements' / 'constraints.txt').open('a') as file:
+        file.write('# changed\n')
+    assert recording.make('setup').returncode == 0
+    assert calls(recording) == first
+
+
+@pytest.mark.parametrize('step', ['torch', 'mmcv', '-e .'])
+def test_a_killed_set_up_goes_on_where_it_stopped(recording, step):
+    (recording.checkout / 'kill_at').write_text(step)
+    assert recording.make('setup').returncode != 0
+    done = calls(recording)
+    assert step in done[-1]
+    second = recording.make('setup')
+    assert second.returncode == 0, second.stderr
+    resumed = calls(recording)
+    assert len(done) + len(resumed) == len(STEPS) + 1
+    assert step in resumed[0]
+    assert ['--force-reinstall' in call for call in resumed] == [True] + [False] * (
+        len(resumed) - 1
+    )
+    assert not (recording.checkout / '.venv.lock').exists()
+
+
+def test_a_wheel_built_for_another_torch_is_built_anew(recording):
+    (recording.checkout / 'broken_wheel').touch()
+    done = recording.make('setup')
+    assert done.returncode == 0, done.stderr
+    assert 'built for another PyTorch' in done.stdout
+    after = calls(recording)[4:]
+    assert [('mmcv' in after[0]), after[1]] == [True, 'cache remove']
+    assert 'mmcv' in after[2]
+    assert '--force-reinstall' in after[2]
+
+
+def test_a_moved_checkout_gets_a_new_environment(recording):
+    assert recording.make('setup').returncode == 0
+    calls(recording)
+    recording.checkout = recording.checkout.rename(recording.checkout.with_name('moved'))
+    done = recording.make('setup')
+    assert done.returncode == 0, done.stderr
+    assert 'building it anew' in done.stdout
+    assert len(calls(recording)) == len(STEPS)
+
+
+def test_families_have_environments_of_their_own(recording):
+    assert recording.make('setup').returncode == 0
+    calls(recording)
+    assert recording.make('setup', 'FAMILY=onedl').returncode == 0
+    asked = ' '.join(calls(recording))
+    assert 'onedl-mmengine onedl-mmdetection' in asked
+    assert (recording.checkout / '.venv' / 'bin').is_dir()
+    assert (recording.checkout / '.venv-onedl' / 'bin').is_dir()
+    listed = recording.make('-n', 'test', 'FAMILY=onedl').stdout
+    assert '.venv-onedl/bin/python -m pytest' in listed
+
+
+def test_a_gpu_without_the_cuda_toolkit_keeps_to_the_cpu(recording):
+    env = recording.checkout / '.venv' / '.setup' / 'env'
+    assert recording.make('setup').returncode == 0
+    assert env.read_text() == ''
+    shutil.rmtree(recording.checkout / '.venv')
+    (recording.checkout / 'gpu_without_toolkit').touch()
+    done = recording.make('setup')
+    assert 'no CUDA toolkit' in done.stdout
+    assert env.read_text() == 'CUDA_VISIBLE_DEVICES=-1\n'
+
+
+# -- Agreement with the rest ----------------------------------------------------------------------
 
 
 def test_supported_pythons_are_those_of_the_package():
