@@ -1,0 +1,56 @@
+# ShapeScenes with relations and scenes; drawn at the first run.
+dataset_type = 'ShapeScenesGraphDataset'
+data_root = 'data/shape_scenes/'
+# Both splits must be asked for with the same parameters: they are drawn together.
+params = dict(num_train=800, num_val=200, image_size=(160, 128), seed=0)
+num_workers = 0  # reading and flipping these small pictures takes less than a worker would cost
+batch_size = 8
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadSceneGraphAnnotations'),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackSceneGraphInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    # Before anything that moves pixels: PredCls and SGCls look at the ground-truth boxes.
+    dict(type='LoadSceneGraphAnnotations'),
+    dict(type='Resize', scale=params['image_size'], keep_ratio=True),
+    dict(
+        type='PackSceneGraphInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
+]
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file='annotations/train.json',
+        data_prefix=dict(img='train/'),
+        params=params,
+        filter_cfg=dict(filter_empty_gt=True, min_size=16),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    persistent_workers=num_workers > 0,
+    drop_last=False,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file='annotations/val.json',
+        data_prefix=dict(img='val/'),
+        params=params,
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader

@@ -1,0 +1,34 @@
+"""Scene-graph models on MMDetection's two-stage detectors.
+
+Importing this registers contexts, heads and detectors with MMDetection's ``MODELS`` and the pair
+sampler with its ``TASK_UTILS``.
+"""
+
+from .contexts import (
+    BaseContext,
+    CRNNContext,
+    IdentityContext,
+    IMPContext,
+    RNNContext,
+    TransformerContext,
+)
+from .detectors import SceneGraphRCNN
+from .heads import FrequencyBias, RelationHead, SceneHead, UnionFeatures
+from .protocol import SceneGraphProtocol
+from .task_modules import PairSampler
+
+__all__ = [
+    'BaseContext',
+    'CRNNContext',
+    'FrequencyBias',
+    'IMPContext',
+    'IdentityContext',
+    'PairSampler',
+    'RNNContext',
+    'RelationHead',
+    'SceneGraphProtocol',
+    'SceneGraphRCNN',
+    'SceneHead',
+    'TransformerContext',
+    'UnionFeatures',
+]

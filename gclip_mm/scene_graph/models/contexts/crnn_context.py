@@ -1,0 +1,111 @@
+"""Pairs as sequences: a convolution reads each pair's map, a recurrence the pairs of a subject."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmcv.cnn import ConvModule
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+from .base import BaseContext, MapEncoder
+from .recurrence import Recurrence, invert
+from .sequences import ORDERINGS, order_objects
+
+
+@MODELS.register_module()
+class CRNNContext(BaseContext):
+    """Convolutions over the union maps, then a recurrence over each subject's pairs.
+
+    The order is that of convolutional recurrent networks (Shi et al., arXiv 1507.05717):
+    convolutions turn maps into a sequence of vectors, a recurrence reads the sequence. Here a
+    sequence is what one subject may be related to, its partners in ``ordering``, so that it is
+    never longer than the image has objects, and all subjects run in parallel. An object's context
+    is the mean of what its sequence gave.
+
+    Args:
+        in_dim: Size of an object's feature vector. The head fills it in.
+        union_channels: Channels of the union maps. The head fills it in.
+        hidden_dim: Size of ``obj_ctx`` and ``edge_ctx`` rows, both directions together.
+        conv_channels: Channels of the convolutions.
+        num_convs: 3x3 convolutions with ReLU.
+        norm_cfg: Normalisation of the convolutions. None: none.
+        cell: ``'rnn'``, ``'gru'`` or ``'lstm'``.
+        bidirectional: Read from both ends.
+        ordering: Of the partners: ``'left_right'``, ``'confidence'`` or ``'size'``.
+        num_layers: Layers of the recurrence.
+        dropout: On what the recurrence reads, and between its layers.
+
+    Raises:
+        ValueError: An unknown cell or ordering; an odd ``hidden_dim`` for two directions.
+
+    Example:
+        >>> relation_head = dict(context=dict(
+        ...     type='CRNNContext', cell='gru', hidden_dim=512, num_convs=2))
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        union_channels: int,
+        hidden_dim: int = 512,
+        conv_channels: int = 256,
+        num_convs: int = 2,
+        norm_cfg: dict | None = None,
+        cell: str = 'gru',
+        bidirectional: bool = True,
+        ordering: str = 'left_right',
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(in_dim, union_channels, hidden_dim, hidden_dim, init_cfg)
+        if ordering not in ORDERINGS:
+            raise ValueError(f'ordering must be one of {ORDERINGS}, got {ordering!r}')
+        if num_convs < 1:
+            raise ValueError(f'num_convs must be at least 1, got {num_convs}')
+        self.ordering = ordering
+        self.dropout = nn.Dropout(dropout)
+        self.convs = nn.Sequential(
+            *(
+                ConvModule(
+                    union_channels if i == 0 else conv_channels,
+                    conv_channels,
+                    3,
+                    padding=1,
+                    norm_cfg=norm_cfg,
+                )
+                for i in range(num_convs)
+            )
+        )
+        self.encode_map = MapEncoder(conv_channels, hidden_dim)
+        self.encode_obj = nn.Linear(in_dim, hidden_dim)
+        self.rnn = Recurrence(cell, 3 * hidden_dim, hidden_dim, num_layers, bidirectional, dropout)
+        self.obj_out = nn.Linear(2 * hidden_dim, hidden_dim)
+
+    def forward(
+        self,
+        obj_feats: Tensor,
+        boxes: Tensor,
+        num_objs: Sequence[int],
+        union_feats: Tensor,
+        pairs: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`BaseContext.forward`; both outputs have ``hidden_dim`` columns."""
+        objs = self.encode_obj(obj_feats).relu()
+        subject, partner = pairs.unbind(1)
+        rank = invert(order_objects(boxes, num_objs, self.ordering))
+        # Subject by subject, within a subject its partners in order.
+        order = torch.argsort(subject * max(len(boxes), 1) + rank[partner])
+        rows = torch.cat(
+            [self.encode_map(self.convs(union_feats)), objs[subject], objs[partner]], dim=1
+        )
+        states = self.rnn(self.dropout(rows[order]), subject[order])
+        edge_ctx = states[invert(order)]
+
+        total = states.new_zeros(len(objs), states.shape[1]).index_add(0, subject[order], states)
+        count = torch.bincount(subject, minlength=len(objs)).clamp(min=1)
+        mean = total / count[:, None].to(total.dtype)
+        obj_ctx = self.obj_out(torch.cat([objs.to(mean.dtype), mean], dim=1)).relu()
+        return obj_ctx, edge_ctx

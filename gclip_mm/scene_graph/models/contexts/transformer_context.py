@@ -1,0 +1,105 @@
+"""Objects as a set, read by a Transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+from .base import BaseContext, PairComposer
+from .sequences import Padding, image_index
+
+
+@MODELS.register_module()
+class TransformerContext(BaseContext):
+    """Two Transformer encoders over the objects of an image: for labels, then for relations.
+
+    No position encoding, the features already tell where an object is; so the context is
+    equivariant to the order of the objects.
+
+    Args:
+        in_dim: Size of an object's feature vector. The head fills it in.
+        union_channels: Channels of the union maps. The head fills it in.
+        hidden_dim: Width of the encoders, and of ``obj_ctx`` and ``edge_ctx`` rows.
+        num_layers: Layers of the object encoder.
+        num_edge_layers: Layers of the relation encoder.
+        num_heads: Attention heads; must divide ``hidden_dim``.
+        ffn_dim: Width of the feed-forward layers.
+        norm: ``'pre'`` or ``'post'``: layer normalisation before or after each block (Xiong et
+            al., arXiv 2002.04745). The original is ``'post'``, which needs learning-rate warm-up.
+        dropout: Of the encoders.
+
+    Raises:
+        ValueError: An unknown ``norm``; heads that do not divide ``hidden_dim``.
+
+    Example:
+        >>> relation_head = dict(context=dict(
+        ...     type='TransformerContext', hidden_dim=512, norm='pre', num_layers=4))
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        union_channels: int,
+        hidden_dim: int = 512,
+        num_layers: int = 4,
+        num_edge_layers: int = 2,
+        num_heads: int = 8,
+        ffn_dim: int = 2048,
+        norm: str = 'pre',
+        dropout: float = 0.1,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(in_dim, union_channels, hidden_dim, hidden_dim, init_cfg)
+        if norm not in ('pre', 'post'):
+            raise ValueError(f"norm must be 'pre' or 'post', got {norm!r}")
+        if hidden_dim % num_heads:
+            raise ValueError(f'num_heads={num_heads} does not divide hidden_dim={hidden_dim}')
+
+        def encoder(layers: int) -> nn.TransformerEncoder:
+            layer = nn.TransformerEncoderLayer(
+                hidden_dim,
+                num_heads,
+                ffn_dim,
+                dropout,
+                batch_first=True,
+                norm_first=norm == 'pre',
+            )
+            # The pre-norm sum is never normalised within the layers.
+            final = nn.LayerNorm(hidden_dim) if norm == 'pre' else None
+            return nn.TransformerEncoder(layer, layers, final, enable_nested_tensor=False)
+
+        self.obj_in = nn.Linear(in_dim, hidden_dim)
+        self.obj_encoder = encoder(num_layers)
+        self.edge_in = nn.Linear(in_dim + hidden_dim, hidden_dim)
+        self.edge_encoder = encoder(num_edge_layers)
+        self.compose = PairComposer(hidden_dim, hidden_dim)
+        for stack in (self.obj_encoder, self.edge_encoder):
+            for param in stack.parameters():
+                # nn.TransformerEncoder copies one layer: without this all would start alike.
+                if param.dim() > 1:
+                    nn.init.xavier_uniform_(param)
+
+    def forward(
+        self,
+        obj_feats: Tensor,
+        boxes: Tensor,
+        num_objs: Sequence[int],
+        union_feats: Tensor,
+        pairs: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`BaseContext.forward`; both outputs have ``hidden_dim`` columns."""
+        if len(obj_feats) == 0:
+            empty = obj_feats.new_zeros(0, self.out_dim)
+            return empty, empty.new_zeros(0, self.edge_dim)
+        padding = Padding(image_index(num_objs, boxes.device))
+        obj_ctx = self._encode(self.obj_encoder, self.obj_in(obj_feats), padding)
+        rows = self.edge_in(torch.cat([obj_feats, obj_ctx], dim=1))
+        states = self._encode(self.edge_encoder, rows, padding)
+        return obj_ctx, self.compose(states, pairs)
+
+    @staticmethod
+    def _encode(encoder: nn.TransformerEncoder, rows: Tensor, padding: Padding) -> Tensor:
+        return padding.unpad(encoder(padding.pad(rows), src_key_padding_mask=~padding.mask))

@@ -1,0 +1,5 @@
+"""The detectors."""
+
+from .scene_graph_rcnn import SceneGraphRCNN
+
+__all__ = ['SceneGraphRCNN']

@@ -1,0 +1,125 @@
+"""From logits to the scene graph of each image."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from mmdet.structures import SampleList
+from mmengine.structures import InstanceData, LabelData
+from torch import Tensor
+
+from ..heads.relation_head import GraphLogits, GraphObjects
+from ..protocol import SceneGraphProtocol
+from ..task_modules.graph_nms import refined_nms
+
+
+class SceneGraphOutput(NamedTuple):
+    """What the relation head was given and what it found, for a batch.
+
+    Attributes:
+        objects: The objects, N of them.
+        pairs: (M, 2) int64, rows of the objects.
+        num_pairs: Pairs of each image.
+        logits: Logits of objects and pairs.
+    """
+
+    objects: GraphObjects
+    pairs: Tensor
+    num_pairs: list[int]
+    logits: GraphLogits
+
+
+def split_graphs(
+    output: SceneGraphOutput, protocol: SceneGraphProtocol, cfg: dict[str, Any]
+) -> list[tuple[InstanceData, InstanceData]]:
+    """Objects and relations of each image.
+
+    Args:
+        output: Of the relation head.
+        protocol: Decides whether labels are refined, and duplicates suppressed.
+        cfg: ``test_cfg.relation``.
+
+    Returns:
+        An image: ``bboxes`` (n, 4), ``labels`` (n,), ``scores`` (n,); and ``pairs`` (m, 2),
+        indices of these, ``scores`` (m, P) without "no relation".
+    """
+    num_objs, graphs, start = output.objects.num_objs, [], 0
+    boxes = output.objects.boxes.split(num_objs)
+    probs = _object_probs(output, protocol).split(num_objs)
+    pairs = output.pairs.split(output.num_pairs)
+    scores = output.logits.predicates.softmax(dim=1)[:, :-1].split(output.num_pairs)
+    for i, count in enumerate(num_objs):
+        graphs.append(
+            _image_graph(boxes[i][:, :4], probs[i], pairs[i] - start, scores[i], protocol, cfg)
+        )
+        start += count
+    return graphs
+
+
+def _object_probs(output: SceneGraphOutput, protocol: SceneGraphProtocol) -> Tensor:
+    if protocol.has_labels:
+        return output.objects.probs[:, :-1]
+    logits = output.logits.objects
+    if protocol is SceneGraphProtocol.SGCLS:
+        return logits[:, :-1].softmax(dim=1)  # a given box is never background
+    return logits.softmax(dim=1)[:, :-1]
+
+
+def _image_graph(
+    boxes: Tensor,
+    probs: Tensor,
+    pairs: Tensor,
+    predicate_scores: Tensor,
+    protocol: SceneGraphProtocol,
+    cfg: dict[str, Any],
+) -> tuple[InstanceData, InstanceData]:
+    if protocol is SceneGraphProtocol.SGDET:
+        keep, labels, scores = refined_nms(boxes, probs, cfg['nms_iou_thr'])
+        position = torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
+        position[keep] = torch.arange(len(keep), device=boxes.device)
+        boxes, pairs = boxes[keep], position[pairs]
+        whole = (pairs >= 0).all(dim=1)
+        pairs, predicate_scores = pairs[whole], predicate_scores[whole]
+    elif len(boxes):
+        scores, labels = probs.max(dim=1)
+    else:
+        scores, labels = boxes.new_zeros(0), pairs.new_zeros(0)
+    most = cfg['max_relations']
+    if most is not None and len(pairs) > most:
+        rank = scores[pairs].prod(dim=1) * predicate_scores.amax(dim=1)
+        chosen = torch.sort(rank, descending=True, stable=True).indices[:most].sort().values
+        pairs, predicate_scores = pairs[chosen], predicate_scores[chosen]
+    objects = InstanceData(bboxes=boxes, labels=labels, scores=scores)
+    return objects, InstanceData(pairs=pairs, scores=predicate_scores)
+
+
+def write_predictions(
+    samples: SampleList,
+    graphs: list[tuple[InstanceData, InstanceData]],
+    scene_logits: Tensor | None,
+    rescale: bool,
+) -> SampleList:
+    """Put the graphs into the data samples.
+
+    Args:
+        samples: One an image; changed.
+        graphs: Of :func:`split_graphs`.
+        scene_logits: (B, S), or None.
+        rescale: Boxes in pixels of the original image, not of the network's input.
+
+    Returns:
+        The samples, with ``pred_instances``, ``pred_relations`` and, where there are scene logits,
+        ``pred_scene`` (LabelData: ``score`` (S,) and ``label`` (1,)).
+    """
+    for i, (sample, (objects, relations)) in enumerate(zip(samples, graphs, strict=True)):
+        if rescale:
+            objects.bboxes = objects.bboxes / objects.bboxes.new_tensor(
+                sample.metainfo.get('scale_factor', (1.0, 1.0))
+            ).repeat(2)
+        sample.pred_instances = objects
+        sample.pred_relations = relations
+        if scene_logits is not None:
+            score = scene_logits[i].softmax(dim=0)
+            sample.pred_scene = LabelData(score=score, label=score.argmax().reshape(1))
+    return samples

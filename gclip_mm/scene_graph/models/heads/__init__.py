@@ -1,0 +1,15 @@
+"""Heads: relations, scene, and what they are made of."""
+
+from .frequency_bias import FrequencyBias
+from .relation_head import GraphLogits, GraphObjects, RelationHead
+from .scene_head import SceneHead
+from .union_features import UnionFeatures
+
+__all__ = [
+    'FrequencyBias',
+    'GraphLogits',
+    'GraphObjects',
+    'RelationHead',
+    'SceneHead',
+    'UnionFeatures',
+]

@@ -1,0 +1,265 @@
+"""From RoI maps of objects and of pairs to object labels and predicates."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from mmdet.models.losses import accuracy
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..protocol import SceneGraphProtocol
+from ..task_modules.geometry import BOX_GEOMETRY_DIM, box_geometry
+
+FUSIONS = ('sum', 'product')
+# Keeps the logarithm of a probability that underflowed finite.
+_MIN_PROB = 1e-6
+
+
+class GraphObjects(NamedTuple):
+    """The objects of a batch that relations may join, image after image.
+
+    Attributes:
+        boxes: (N, 5) x1, y1, x2, y2 in pixels of the network's input, confidence.
+        probs: (N, C + 1) class probabilities, background last; one-hot where labels are given.
+        num_objs: Objects of each image.
+        image_sizes: (N, 2) height and width of the image that each object is in.
+    """
+
+    boxes: Tensor
+    probs: Tensor
+    num_objs: list[int]
+    image_sizes: Tensor
+
+
+class GraphLogits(NamedTuple):
+    """What the relation head finds.
+
+    Attributes:
+        objects: (N, C + 1) refined object logits, background last.
+        predicates: (M, P + 1), no relation last.
+        obj_ctx: (N, D) context of the objects.
+    """
+
+    objects: Tensor
+    predicates: Tensor
+    obj_ctx: Tensor
+
+
+@MODELS.register_module()
+class RelationHead(BaseModule):
+    """Refines object labels and tells predicates, through a context that one line exchanges.
+
+    An object is its RoI map, its class probabilities and its place in the image; a pair is the
+    map of its union box with both boxes marked in it. The ``context`` lets them see each other.
+    Refined labels are the detector's log-probabilities plus what the context adds. Predicate
+    logits come from the context's vector of the pair and from the union map, plus the frequency
+    bias of the two labels.
+
+    Args:
+        num_classes: Object classes C.
+        num_predicates: Predicates P.
+        in_channels: Channels of the RoI maps.
+        roi_size: Cells S along a side of the RoI maps.
+        context: Config of a :class:`~gclip_mm.scene_graph.models.contexts.BaseContext`. None:
+            predicates from the frequency bias alone, the baseline of arXiv 1711.06640.
+        union: Config of :class:`UnionFeatures`.
+        frequency_bias: Config of :class:`FrequencyBias`. None: no bias.
+        fc_dim: Width of the layers on RoI maps.
+        embed_dim: Size of a label's embedding.
+        geometry_dim: Size of the embedded place of a box.
+        fusion: How a pair's context and its union map come together: ``'sum'`` of the two, then
+            ReLU, or ``'product'`` as in Neural Motifs.
+        dropout: On object features, and before the predicate layer.
+        protocol: The detector fills it in.
+        loss_object: Loss of the refined labels; not used in PredCls.
+        loss_predicate: Loss of the predicates; averaged over the pairs of the batch.
+
+    Raises:
+        ValueError: An unknown ``fusion``; neither ``context`` nor ``frequency_bias``.
+
+    Example:
+        >>> relation_head = dict(
+        ...     type='RelationHead', num_classes=150, num_predicates=50, in_channels=256,
+        ...     context=dict(type='TransformerContext', norm='pre'),
+        ...     frequency_bias=dict(type='FrequencyBias'))
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_predicates: int,
+        in_channels: int,
+        context: dict | None,
+        roi_size: int = 7,
+        union: dict | None = None,
+        frequency_bias: dict | None = None,
+        fc_dim: int = 1024,
+        embed_dim: int = 200,
+        geometry_dim: int = 128,
+        fusion: str = 'sum',
+        dropout: float = 0.0,
+        protocol: str | SceneGraphProtocol = SceneGraphProtocol.PREDCLS,
+        loss_object: dict | None = None,
+        loss_predicate: dict | None = None,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if fusion not in FUSIONS:
+            raise ValueError(f'fusion must be one of {FUSIONS}, got {fusion!r}')
+        if context is None and frequency_bias is None:
+            raise ValueError('without a context, predicates need a frequency_bias')
+        self.num_classes = num_classes
+        self.num_predicates = num_predicates
+        self.fusion = fusion
+        self.protocol = SceneGraphProtocol.parse(protocol)
+        cross_entropy = dict(type='CrossEntropyLoss', loss_weight=1.0)
+        self.loss_object = MODELS.build(loss_object or cross_entropy)
+        self.loss_predicate = MODELS.build(loss_predicate or cross_entropy)
+        self.frequency_bias = None
+        if frequency_bias is not None:
+            counts = dict(num_classes=num_classes, num_predicates=num_predicates)
+            self.frequency_bias = MODELS.build({**frequency_bias, **counts})
+        self.context = None
+        if context is not None:
+            self._build_context(
+                context, union or {}, in_channels, roi_size, fc_dim, embed_dim, geometry_dim
+            )
+            self.dropout = nn.Dropout(dropout)
+
+    def _build_context(
+        self,
+        context: dict,
+        union: dict,
+        in_channels: int,
+        roi_size: int,
+        fc_dim: int,
+        embed_dim: int,
+        geometry_dim: int,
+    ) -> None:
+        map_dim = in_channels * roi_size**2
+        self.obj_fc = nn.Sequential(
+            nn.Linear(map_dim, fc_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(fc_dim, fc_dim),
+            nn.ReLU(inplace=True),
+        )
+        # An embedding of a distribution over labels, not of one label.
+        self.label_embedding = nn.Linear(self.num_classes, embed_dim, bias=False)
+        nn.init.normal_(self.label_embedding.weight, std=embed_dim**-0.5)
+        self.geometry = nn.Sequential(
+            nn.Linear(BOX_GEOMETRY_DIM, geometry_dim), nn.ReLU(inplace=True)
+        )
+        self.union = MODELS.build({'type': 'UnionFeatures', **union, 'channels': in_channels})
+        self.union_fc = nn.Sequential(nn.Linear(map_dim, fc_dim), nn.ReLU(inplace=True))
+        self.context = MODELS.build(
+            {
+                **context,
+                'in_dim': fc_dim + embed_dim + geometry_dim,
+                'union_channels': in_channels,
+            }
+        )
+        self.fc_object = nn.Linear(fc_dim + self.context.out_dim, self.num_classes + 1)
+        self.edge_fc = nn.Linear(self.context.edge_dim, fc_dim)
+        self.fc_predicate = nn.Linear(fc_dim, self.num_predicates + 1)
+        for layer in (self.fc_object, self.fc_predicate):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
+    @property
+    def obj_ctx_dim(self) -> int:
+        """Columns of ``obj_ctx``; without a context, the class probabilities stand in for it."""
+        return self.num_classes if self.context is None else self.context.out_dim
+
+    def forward(
+        self,
+        obj_maps: Tensor,
+        union_maps: Tensor,
+        objects: GraphObjects,
+        pairs: Tensor,
+        labels: Tensor | None = None,
+    ) -> GraphLogits:
+        """Look at objects and pairs.
+
+        Args:
+            obj_maps: (N, in_channels, S, S) RoI maps of the objects.
+            union_maps: (M, in_channels, S, S) RoI maps of the union boxes.
+            objects: The objects.
+            pairs: (M, 2) int64, rows of ``objects``.
+            labels: (N,) int64 for the frequency bias in training: the ground truth's, -1 where
+                there is none. None, and where -1: the refined label.
+
+        Returns:
+            Logits of objects and predicates.
+        """
+        probs = objects.probs[:, : self.num_classes]
+        prior = objects.probs.clamp(min=_MIN_PROB).log()
+        if self.context is None:
+            bias = self.frequency_bias(self._bias_labels(prior, labels), pairs)
+            return GraphLogits(prior, bias, probs)
+        appearance = self.obj_fc(obj_maps.flatten(1))
+        feats = torch.cat(
+            [
+                appearance,
+                self.label_embedding(probs),
+                self.geometry(box_geometry(objects.boxes, objects.image_sizes)),
+            ],
+            dim=1,
+        )
+        union_maps = self.union(union_maps, objects.boxes, pairs)
+        obj_ctx, edge_ctx = self.context(
+            self.dropout(feats), objects.boxes, objects.num_objs, union_maps, pairs
+        )
+        if self.protocol.has_labels:
+            obj_logits = prior
+        else:
+            obj_logits = prior + self.fc_object(torch.cat([appearance, obj_ctx], dim=1))
+        edge, seen = self.edge_fc(edge_ctx), self.union_fc(union_maps.flatten(1))
+        joint = (edge + seen).relu() if self.fusion == 'sum' else edge * seen
+        logits = self.fc_predicate(self.dropout(joint))
+        if self.frequency_bias is not None:
+            logits = logits + self.frequency_bias(self._bias_labels(obj_logits, labels), pairs)
+        return GraphLogits(obj_logits, logits, obj_ctx)
+
+    def _bias_labels(self, obj_logits: Tensor, labels: Tensor | None) -> Tensor:
+        if obj_logits.shape[0] == 0:
+            return torch.zeros(0, dtype=torch.int64, device=obj_logits.device)
+        refined = obj_logits[:, : self.num_classes].argmax(dim=1)
+        return refined if labels is None else torch.where(labels >= 0, labels, refined)
+
+    def loss(
+        self, logits: GraphLogits, obj_labels: Tensor, predicate_labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses of a batch; zero where it has no pair or no object.
+
+        Args:
+            logits: Of :meth:`forward`.
+            obj_labels: (N,) int64, C for background.
+            predicate_labels: (M,) int64, P for no relation.
+
+        Returns:
+            ``loss_predicate``, ``acc_predicate`` in percent over the pairs that have a relation;
+            outside PredCls, ``loss_object`` and ``acc_object``.
+        """
+        losses = {
+            'loss_predicate': self.loss_predicate(
+                logits.predicates, predicate_labels, avg_factor=max(len(predicate_labels), 1)
+            )
+        }
+        related = predicate_labels < self.num_predicates
+        if related.any():
+            losses['acc_predicate'] = accuracy(
+                logits.predicates[related, : self.num_predicates], predicate_labels[related]
+            )
+        if not self.protocol.has_labels:
+            known = logits.objects
+            if self.protocol is SceneGraphProtocol.SGCLS:
+                known = known[:, : self.num_classes]  # a given box is never background
+            losses['loss_object'] = self.loss_object(
+                known, obj_labels, avg_factor=max(len(obj_labels), 1)
+            )
+            if len(obj_labels):
+                losses['acc_object'] = accuracy(known, obj_labels)
+        return losses
