@@ -76,7 +76,7 @@ class Clipper(ABC):
     #: What drives the thresholds of rules within this one (:class:`ThresholdDriver`).
     drivers: Sequence[Any] = ()
 
-    def check_optimizer(self, optimizer: Optimizer) -> None:
+    def check_optimizer(self, optimizer: Optimizer) -> None:  # noqa: B027 (most take any)
         """Called once, before the rule is attached.
 
         Raises:

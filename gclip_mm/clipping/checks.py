@@ -52,3 +52,9 @@ def check_choice(key: str, value: object, valid: tuple) -> None:
         raise ClipConfigError(
             f'clip_grad: {key} must be one of {", ".join(map(repr, valid))}, got {value!r}'
         )
+
+
+def check_flag(key: str, value: object) -> None:
+    """Raise :class:`ClipConfigError` unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise ClipConfigError(f'clip_grad: {key} must be True or False, got {value!r}')

@@ -351,7 +351,9 @@ class GradClipEngine:
         active = [outcome for outcome in outcomes if outcome is not None]
         if len(views) == 1 and active:
             outcome = active[0]
-            post, coef = outcome.post, outcome.coef
+            post = outcome.post
+            # Any other rule that leaves a coefficient has changed the gradients before.
+            coef = outcome.coef if self._is_global(views[0]) else None
             threshold = outcome.threshold
             fraction = outcome.clipped / outcome.units
         else:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import GlobalClipper
-from .checks import check_norm_type, check_number
-from .registry import CLIPPERS
+from .base import GlobalClipper, Measure, Outcome
+from .carry import CarryState, carried, drop_what_passed, norms_of
+from .checks import check_flag, check_norm_type, check_number
+from .norms import combine
+from .registry import CLIPPERS, ClipConfigError
+from .small_state import learns
 
 
 @CLIPPERS.register_module(aliases=('norm',))
@@ -28,9 +31,12 @@ class NormClip(GlobalClipper):
         max_norm: largest norm allowed, at least 0.
         norm_type: order p of the norm: a number above 0, or ``'inf'``.
         min_norm: smallest norm allowed, above 0 and at most ``max_norm``; None: no such bound.
+        carry: keep what is cut off and add it to the next step's gradient
+            (:mod:`gclip_mm.clipping.carry`).
 
     Raises:
-        ClipConfigError: a bound that is negative, NaN or out of order.
+        ClipConfigError: a bound that is negative, NaN or out of order; ``carry`` and ``min_norm``
+            together.
 
     Source: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks",
     arXiv 1211.5063.
@@ -44,17 +50,32 @@ class NormClip(GlobalClipper):
 
     thresholds = ('max_norm', 'min_norm')
     source = 'arXiv 1211.5063'
+    example = dict(max_norm=1.0)
 
     def __init__(
-        self, max_norm: float, norm_type: float | str = 2.0, min_norm: float | None = None
+        self,
+        max_norm: float,
+        norm_type: float | str = 2.0,
+        min_norm: float | None = None,
+        carry: bool = False,
     ) -> None:
         check_number('max_norm', max_norm, low=0)
         check_number('min_norm', min_norm, low=0, high=max_norm, open_low=True, allow_none=True)
+        check_flag('carry', carry)
+        if carry and min_norm is not None:
+            raise ClipConfigError(
+                'clip_grad: carry gives back what was cut off, but min_norm adds to the gradient: '
+                'leave one of them out'
+            )
         self.max_norm = max_norm
         self.norm_type = check_norm_type('norm_type', norm_type)
         self.min_norm = min_norm
         # Lifting a vanishing gradient breaks the promise that a norm never grows.
-        self.never_increases = min_norm is None
+        self.never_increases = min_norm is None and not carry
+        self.carry = carry
+        if carry:
+            self.State = CarryState
+            self.is_global = False
 
     def decide(self, norm: Tensor, ok: Tensor | None) -> tuple[Tensor, float]:
         coef = torch.clamp(self.max_norm / (norm + 1e-6), max=1.0)
@@ -62,3 +83,15 @@ class NormClip(GlobalClipper):
             lift = torch.where(norm > 0, self.min_norm / norm, 1.0)
             coef = torch.where(norm < self.min_norm, lift, coef)
         return coef, float(self.max_norm)
+
+    def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
+        if not self.carry or not learns(ok):
+            return super().clip(view, measure, ok)
+        self.state = self.state or CarryState([None] * view.size)
+        sums = carried(self.state, view, ok)
+        norm = combine(norms_of(sums, view, self.norm_type), self.norm_type)
+        coef, bound = self.decide(norm, ok)
+        for total, grad in zip(sums, view.grads, strict=True):
+            torch.mul(total, coef.to(total.device), out=grad)
+        drop_what_passed(sums, view, ok)
+        return Outcome(None, norm * coef, bound, (coef < 1).to(coef.dtype), 1)

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from .base import Clipper, Measure, Outcome
-from .checks import check_number
+from .carry import CarryState, carried, drop_what_passed
+from .checks import check_flag, check_number
 from .norms import combine, host
+from .pieces import pieces
 from .registry import CLIPPERS, ClipConfigError
-
-# Elements handled at a time on the CPU: 512 KiB of float32 stay in a core's cache through the three
-# passes (count, clamp, norm), so that memory is read once and written once.
-_CHUNK = 1 << 17
+from .small_state import learns
 
 
 @CLIPPERS.register_module(aliases=('value',))
@@ -29,9 +28,12 @@ class ValueClip(Clipper):
         clip_value: largest absolute value allowed, at least 0.
         min: lower end of the range; only together with, or instead of, ``max``.
         max: upper end of the range.
+        carry: keep what is cut off and add it to the next step's gradient
+            (:mod:`gclip_mm.clipping.carry`).
 
     Raises:
-        ClipConfigError: both forms or none given, a negative or NaN bound, ``min`` above ``max``.
+        ClipConfigError: both forms or none given, a negative or NaN bound, ``min`` above ``max``;
+            ``carry`` with a range that 0 is not in.
 
     Example:
         >>> optim_wrapper = dict(
@@ -42,12 +44,14 @@ class ValueClip(Clipper):
 
     thresholds = ('clip_value', 'min', 'max')
     source = 'torch.nn.utils.clip_grad_value_'
+    example = dict(clip_value=0.01)
 
     def __init__(
         self,
         clip_value: float | None = None,
         min: float | None = None,
         max: float | None = None,
+        carry: bool = False,
     ) -> None:
         check_number('clip_value', clip_value, low=0, allow_none=True)
         check_number('min', min, allow_none=True)
@@ -65,6 +69,17 @@ class ValueClip(Clipper):
         self.max = max
         # A range without 0 in it moves elements away from 0.
         self.never_increases = (min is None or min <= 0) and (max is None or max >= 0)
+        check_flag('carry', carry)
+        if carry and not self.never_increases:
+            raise ClipConfigError(
+                'clip_grad: carry needs a range with 0 in it, or what is carried grows for ever, '
+                f'got min={min!r}, max={max!r}'
+            )
+        self.carry = carry
+        if carry:
+            self.State = CarryState
+            # A gradient that comes with what was kept of earlier ones may be larger than by itself.
+            self.never_increases = False
 
     @property
     def bounds(self) -> tuple[float | None, float | None]:
@@ -82,8 +97,14 @@ class ValueClip(Clipper):
         ends = [abs(end) for end in (low, high) if end is not None]
         threshold = float(max(ends))
         counts = measure.norm.new_zeros(len(view.grads), dtype=torch.float64)
-        for i in self._candidates(measure.parts):
-            for piece in pieces(view.grads[i]):
+        carries = self.carry and learns(ok)
+        if carries:
+            self.state = self.state or CarryState([None] * view.size)
+            sums = carried(self.state, view, ok)
+            for total, grad in zip(sums, view.grads, strict=True):
+                grad.copy_(total)
+        for i in range(len(view.grads)) if carries else self._candidates(measure.parts):
+            for (piece,) in pieces(view.grads[i]):
                 outside = None
                 if low is not None:
                     outside = piece < low
@@ -91,6 +112,8 @@ class ValueClip(Clipper):
                     outside = piece > high if outside is None else outside.logical_or_(piece > high)
                 counts[i] += outside.sum()
                 piece.clamp_(low, high)
+        if carries:
+            drop_what_passed(sums, view, ok)
         clipped = view.sum(counts).sum()
         return Outcome(None, combine(view.norms()), threshold, clipped, max(view.elements, 1))
 
@@ -106,10 +129,3 @@ class ValueClip(Clipper):
         if values is None or inner < 0:
             return list(range(len(norms)))
         return (~(values <= 0.99 * inner)).nonzero()[0].tolist()
-
-
-def pieces(grad: Tensor) -> list[Tensor]:
-    """Views that cover a gradient, small enough for the cache on a CPU; the whole elsewhere."""
-    if grad.device.type != 'cpu' or grad.numel() <= _CHUNK or not grad.is_contiguous():
-        return [grad]
-    return list(grad.view(-1).split(_CHUNK))
