@@ -2,11 +2,18 @@
 
 from ..compat import allow_mmengine_checkpoints
 from .apply_clip import apply_clip
-from .hooks import GClipHook
+from .hooks import GClipCheckpointHook, GClipHook, GClipRNGStateHook
 from .optim_wrapper import GClipAmpOptimWrapper, GClipOptimWrapper
 from .optim_wrapper_dict import name_members
 
 allow_mmengine_checkpoints()
 name_members()
 
-__all__ = ['GClipAmpOptimWrapper', 'GClipHook', 'GClipOptimWrapper', 'apply_clip']
+__all__ = [
+    'GClipAmpOptimWrapper',
+    'GClipCheckpointHook',
+    'GClipHook',
+    'GClipOptimWrapper',
+    'GClipRNGStateHook',
+    'apply_clip',
+]

@@ -1,0 +1,75 @@
+"""Checkpoints that a kill at any moment cannot take away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ..atomic_backend import ATOMIC_BACKEND
+from ..resume import ResumeError, find_resumable
+
+
+@HOOKS.register_module()
+class GClipCheckpointHook(CheckpointHook):
+    """MMEngine's ``CheckpointHook``, safe against a kill while it writes.
+
+    Three things differ. A file is written beside its target and takes the target's name when it is
+    whole. With ``max_keep_ckpts`` the oldest checkpoint goes after the newest is there, not before,
+    so that there is a good one at any moment. And on an automatic resume (``resume=True`` without
+    ``load_from``) a checkpoint that cannot be read is passed over with a warning for the last one
+    that can (:func:`gclip_mm.engine.resume.find_resumable`).
+
+    Args:
+        *args, **kwargs: those of :class:`mmengine.hooks.CheckpointHook`. ``backend_args`` or
+            ``file_client_args``, where given, choose another place to write to, whose writes are as
+            safe as that place makes them.
+
+    Raises:
+        ResumeError: an automatic resume finds checkpoints, but none that can be read.
+
+    Example:
+        >>> default_hooks = dict(checkpoint=dict(
+        ...     type='GClipCheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=2))
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        is_remote = self.out_dir is not None and '://' in str(self.out_dir)
+        if self.backend_args is None and self.file_client_args is None and not is_remote:
+            self.backend_args = {'backend': ATOMIC_BACKEND}
+
+    def before_run(self, runner: Runner) -> None:
+        """Choose the checkpoint to resume from, before the runner does."""
+        if runner._resume and runner._load_from is None:
+            answer: list[Any] = [None]
+            if is_main_process():
+                try:
+                    answer = [find_resumable(runner.work_dir)]
+                except ResumeError as error:
+                    # The other processes wait for an answer, whatever it is.
+                    answer = [error]
+            broadcast_object_list(answer)
+            if isinstance(answer[0], ResumeError):
+                raise answer[0]
+            runner._load_from = answer[0]
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        outdated = None
+        kept = self.keep_ckpt_ids if self.max_keep_ckpts > 0 else None
+        if kept and len(kept) == self.max_keep_ckpts and kept[-1] != step:
+            # With room in its list the stock hook has nothing to delete beforehand.
+            outdated = kept.popleft()
+        super()._save_checkpoint_with_step(runner, step, meta)
+        if outdated is not None and is_main_process():
+            self._delete(outdated)
+
+    def _delete(self, step: int) -> None:
+        path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):
+            self.file_backend.rmtree(path)

@@ -1,0 +1,209 @@
+"""Random state in the checkpoint, so that a resumed run goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from ..rng_state import capture_rng_state, restore_rng_state
+
+#: The key under which the state lies in a checkpoint.
+RNG_KEY = 'gclip_rng'
+
+
+@HOOKS.register_module()
+class GClipRNGStateHook(Hook):
+    """Saves the random state of Python, NumPy, PyTorch and CUDA of every process, and restores it.
+
+    MMEngine's checkpoints hold none, so a resumed run draws other augmentations, proposals and
+    dropout masks than the run it continues. With this hook it reaches the same weights to the bit:
+
+    * ``IterBasedTrainLoop``: MMEngine feeds the data loader forward over what was trained already,
+      which brings its sampler (and its workers) to where they were; the state is restored after
+      that, before the next batch is read.
+    * ``EpochBasedTrainLoop``: restored at the start of the epoch. A checkpoint from the middle of
+      an epoch is resumed by MMEngine at that epoch's first batch, which this hook warns of.
+    * Validation draws random numbers too (each data loader draws a seed), but a resumed run does
+      not repeat it: the state is put back after every validation, so that it leaves no trace.
+    * The seed of the sampler and of the workers is restored as well, should the config name none.
+
+    What it cannot restore it warns of: ``persistent_workers=True`` with an epoch-based loop (the
+    workers' generators run on from epoch to epoch, out of reach), and another number of processes.
+    Transforms with a memory of their own (``CachedMosaic``), gradients accumulated halfway to a
+    step, and kernels that are not deterministic (``randomness=dict(deterministic=True)``) are out
+    of its hands.
+
+    With several processes ``runner.save_checkpoint`` must be called by all of them, as MMEngine's
+    ``CheckpointHook`` does, since their states are collected there.
+
+    Example:
+        >>> custom_hooks = [dict(type='GClipRNGStateHook')]
+    """
+
+    # First: nothing that another hook draws may come between restoring and going on.
+    priority = 'HIGHEST'
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] | None = None
+        self._at_epoch: dict[str, Any] | None = None
+        self._before_val: dict[str, Any] | None = None
+        self._gathered: list[dict[str, Any]] | None = None
+
+    # -- saving ----------------------------------------------------------------------------------
+    def before_run(self, runner: Runner) -> None:
+        """With several processes, have their states collected whenever a checkpoint is saved."""
+        if get_world_size() == 1:
+            return
+        save = runner.save_checkpoint
+
+        @functools.wraps(save)
+        def save_with_states(*args: Any, **kwargs: Any) -> Any:
+            # The runner goes on with one process only, so this is the last place to meet.
+            self._gathered = all_gather_object(self._current())
+            return save(*args, **kwargs)
+
+        runner.save_checkpoint = save_with_states
+
+    def after_run(self, runner: Runner) -> None:
+        """Give the runner its own method back."""
+        runner.__dict__.pop('save_checkpoint', None)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add the state: one entry for each process."""
+        states, self._gathered = self._gathered or [self._current()], None
+        checkpoint[RNG_KEY] = {'states': states, 'sampler_seed': _sampler_seed(runner)}
+
+    def _current(self) -> dict[str, Any]:
+        # A checkpoint saved during validation is resumed after it.
+        return self._before_val if self._before_val is not None else capture_rng_state()
+
+    # -- validation ------------------------------------------------------------------------------
+    def before_val(self, runner: Runner) -> None:
+        """Remember the state."""
+        self._before_val = capture_rng_state()
+
+    def after_val(self, runner: Runner) -> None:
+        """Put it back."""
+        if self._before_val is not None:
+            restore_rng_state(self._before_val)
+            self._before_val = None
+
+    # -- resuming --------------------------------------------------------------------------------
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep what the checkpoint holds until it is known whether the run goes on from it."""
+        self._loaded = checkpoint.get(RNG_KEY, {})
+
+    def before_train(self, runner: Runner) -> None:
+        """On a resume, arrange for the state to be restored at the right moment."""
+        loop = runner.train_loop
+        by_iter = hasattr(loop, 'dataloader_iterator')
+        if not by_iter and _is_persistent(loop.dataloader):
+            _warn(
+                'persistent_workers=True: the random state of the workers cannot be saved, so a '
+                'resumed run will draw other augmentations. Set persistent_workers=False to resume '
+                'to the bit'
+            )
+        loaded, self._loaded = self._loaded, None
+        if runner.iter == 0 or loaded is None:
+            return
+        state = self._state_of_rank(loaded)
+        if state is None:
+            return
+        _restore_sampler_seed(loop, loaded.get('sampler_seed'))
+        if by_iter:
+            loop.dataloader_iterator = _RestoringIterator(loop, state)
+            return
+        if runner.iter % len(loop.dataloader):
+            _warn(
+                f'the checkpoint is from the middle of epoch {runner.epoch + 1}, and MMEngine '
+                'begins that epoch anew: the run will not be the one that was interrupted. Save '
+                'checkpoints with by_epoch=True, or train with IterBasedTrainLoop'
+            )
+        self._at_epoch = state
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Restore the state for a loop that goes by epochs."""
+        if self._at_epoch is not None:
+            restore_rng_state(self._at_epoch)
+            self._at_epoch = None
+
+    @staticmethod
+    def _state_of_rank(loaded: dict[str, Any]) -> dict[str, Any] | None:
+        states = loaded.get('states')
+        if not states:
+            _warn('the checkpoint holds no random state: the resumed run draws other numbers')
+            return None
+        if len(states) != get_world_size():
+            _warn(
+                f'the checkpoint holds the random states of {len(states)} processes, this run has '
+                f'{get_world_size()}: not restored'
+            )
+            return None
+        return states[get_rank()]
+
+
+class _RestoringIterator:
+    """Stands before a loop's data while MMEngine skips what was trained, then steps aside."""
+
+    def __init__(self, loop: Any, state: dict[str, Any]) -> None:
+        self._loop = loop
+        self._state = state
+        self._batches = loop.dataloader_iterator
+        self._to_skip = loop.iter
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._to_skip == 0:
+            restore_rng_state(self._state)
+            self._loop.dataloader_iterator = self._batches
+        self._to_skip -= 1
+        return next(self._batches)
+
+
+def _sampler(dataloader: DataLoader) -> Any:
+    """The sampler that has a seed: inside the batch sampler, where the config gives one."""
+    for sampler in (dataloader.sampler, getattr(dataloader.batch_sampler, 'sampler', None)):
+        if getattr(sampler, 'seed', None) is not None:
+            return sampler
+    return None
+
+
+def _sampler_seed(runner: Runner) -> int | None:
+    return getattr(_sampler(runner.train_loop.dataloader), 'seed', None)
+
+
+def _restore_sampler_seed(loop: Any, seed: int | None) -> None:
+    """Draw the data in the order of the interrupted run: the loader was built before the resume."""
+    sampler = _sampler(loop.dataloader)
+    if seed is None or sampler is None or sampler.seed == seed:
+        return
+    sampler.seed = seed
+    if hasattr(sampler, '_indices_of_rank'):
+        # InfiniteSampler has its order from the start.
+        sampler.indices = sampler._indices_of_rank()
+    init: Callable | None = loop.dataloader.worker_init_fn
+    if isinstance(init, functools.partial) and 'seed' in init.keywords:
+        loop.dataloader.worker_init_fn = functools.partial(
+            init.func, *init.args, **{**init.keywords, 'seed': seed}
+        )
+    if hasattr(loop, 'dataloader_iterator'):
+        loop.dataloader_iterator = type(loop.dataloader_iterator)(loop.dataloader)
+
+
+def _is_persistent(dataloader: DataLoader) -> bool:
+    return bool(dataloader.num_workers and dataloader.persistent_workers)
+
+
+def _warn(message: str) -> None:
+    print_log(f'GClipRNGStateHook: {message}', logger='current', level=logging.WARNING)
