@@ -1,7 +1,5 @@
 """Scene-graph metrics. The functions need NumPy only, ``SceneGraphMetric`` needs MMDetection."""
 
-from importlib.util import find_spec
-
 from .matching import NO_HIT, ImageMatch, box_iou, match_image
 from .recall import CONVENTIONS, predicate_recall, scene_graph_recall, summarize
 

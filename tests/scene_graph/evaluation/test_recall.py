@@ -360,7 +360,7 @@ def test_bad_ground_truths_are_named():
     good = pred([(0, 1, {0: 1})])
     with pytest.raises(ValueError, match=r"ground_truth\['relations'\]\[:, :2\]"):
         scene_graph_recall([good], [gt([[0, 3, 0]])])
-    with pytest.raises(ValueError, match=r"\[:, 2\] must be in \[0, 3\)"):
+    with pytest.raises(ValueError, match=r'\[:, 2\] must be in \[0, 3\)'):
         scene_graph_recall([good], [gt([[0, 1, 3]])], num_predicates=3)
     with pytest.raises(ValueError, match="no 'relations'"):
         scene_graph_recall([good], [dict(bboxes=BOXES, labels=LABELS)])

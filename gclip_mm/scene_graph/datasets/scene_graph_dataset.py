@@ -1,0 +1,154 @@
+"""COCO JSON with relations and scene labels as an MMDetection data set."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
+from mmengine.fileio import get_local_path
+from mmengine.logging import print_log
+
+from ..transforms.flips import PredicateFlips
+from .relation_index import RelationIndex
+
+_FILTER_KEYS = ('filter_empty_gt', 'min_size', 'filter_empty_relations')
+
+
+@DATASETS.register_module()
+class SceneGraphDataset(CocoDataset):
+    """Boxes, relations among them, and one scene label an image (optional).
+
+    The annotation file is COCO JSON with three more lists, and a key more in ``images``::
+
+        {"images": [{"id": 7, "file_name": "7.jpg", "width": 640, "height": 480, "scene": 2}],
+         "annotations": [{"id": 1, "image_id": 7, "category_id": 3, "bbox": [x, y, w, h],
+                          "area": 120, "iscrowd": 0}, ...],
+         "categories": [{"id": 3, "name": "dog"}, ...],
+         "predicates": [{"id": 0, "name": "left of"}, ...],
+         "scenes": [{"id": 2, "name": "beach"}, ...],
+         "relations": [{"image_id": 7, "subject_id": 1, "object_id": 2, "predicate_id": 0}, ...]}
+
+    ``subject_id`` and ``object_id`` are annotation ids of that image; a pair may be listed any
+    number of times. ``scenes`` and ``scene`` may be left out, in some images too. Ids need not be
+    contiguous. ``tools/dataset_converters`` makes such files from Visual Genome, PSG and Open
+    Images.
+
+    Class, predicate and scene names come from the file, in its order, unless ``metainfo`` gives
+    them: fewer names select, predicates and scenes may be in another order. A relation is left
+    out where a box of it is, because its class is not selected or MMDetection takes the box for
+    invalid (outside the image, thinner than a pixel); how many is logged.
+
+    Args:
+        metainfo (dict, optional): ``classes``, ``predicates``, ``scenes`` and, for flips,
+            ``flip_predicate_pairs`` (names of predicates that a horizontal flip swaps, such as
+            ``[('left of', 'right of')]``) and ``vertical_flip_predicate_pairs``.
+        filter_cfg (dict, optional): ``filter_empty_gt``, ``min_size`` as for ``CocoDataset``, and
+            ``filter_empty_relations``: leave out images without relations. For training only, as
+            in MMDetection.
+        *args, **kwargs: As for :class:`mmdet.datasets.CocoDataset`.
+
+    Raises:
+        ValueError: If the file is not as described; the message names file and entry.
+
+    Example:
+        >>> train_dataloader = dict(dataset=dict(
+        ...     type='SceneGraphDataset',
+        ...     data_root='data/mine/',
+        ...     ann_file='train.json',
+        ...     data_prefix=dict(img='images/'),
+        ...     metainfo=dict(flip_predicate_pairs=[('left of', 'right of')]),
+        ...     filter_cfg=dict(filter_empty_gt=True, filter_empty_relations=True),
+        ...     pipeline=train_pipeline))
+    """
+
+    METAINFO: dict = {}
+
+    def __init__(self, *args: Any, filter_cfg: dict | None = None, **kwargs: Any) -> None:
+        unknown = sorted(set(filter_cfg or {}) - set(_FILTER_KEYS))
+        if unknown:
+            raise ValueError(
+                f'unknown key {unknown[0]!r} in filter_cfg; the valid ones are {_FILTER_KEYS}'
+            )
+        super().__init__(*args, filter_cfg=filter_cfg, **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        """Read and check the annotation file.
+
+        Returns:
+            A dict an image, as of ``CocoDataset``, and in it ``ann_id`` in each of ``instances``,
+            ``relations`` ((R, 3) int64: subject ann_id, object ann_id, predicate label) and
+            ``scene_label`` (int or None).
+        """
+        with get_local_path(self.ann_file, backend_args=self.backend_args) as path:
+            content = _read_json(path, self.ann_file)
+        index = RelationIndex(content, self.ann_file, self._metainfo)
+        self._metainfo.update(
+            classes=index.classes, predicates=index.predicates, scenes=index.scenes
+        )
+        self._predicate_flips = PredicateFlips.from_metainfo(self._metainfo)
+        self._index, self._dropped = index, 0
+        # CocoDataset opens the file itself; these files are large enough not to read them twice.
+        self.COCOAPI = lambda _: _coco(type(self).COCOAPI, content)
+        try:
+            data_list = super().load_data_list()
+        finally:
+            del self.COCOAPI, self._index
+        if self._dropped:
+            total = self._dropped + sum(len(info['relations']) for info in data_list)
+            print_log(
+                f'{self.ann_file}: {self._dropped} of {total} relations left out, because their '
+                'subject or object is invalid or of a class that is not selected',
+                'current',
+            )
+        return data_list
+
+    def parse_data_info(self, raw_data_info: dict) -> dict:
+        """One image. MMDetection decides which boxes are valid; relations follow."""
+        image = raw_data_info['raw_img_info']
+        data_info = super().parse_data_info({'raw_img_info': image, 'raw_ann_info': []})
+        instances = []
+        for annotation in raw_data_info['raw_ann_info']:
+            # One at a time, for the parent does not say which annotations it left out.
+            parsed = super().parse_data_info({'raw_img_info': image, 'raw_ann_info': [annotation]})
+            instances += [{**i, 'ann_id': annotation['id']} for i in parsed['instances']]
+        relations = self._index.relations(image['img_id'])
+        kept = np.isin(relations[:, :2], [i['ann_id'] for i in instances]).all(axis=1)
+        self._dropped += int((~kept).sum())
+        data_info['instances'] = instances
+        data_info['relations'] = relations[kept]
+        data_info['scene_label'] = self._index.scene_of_image[image['img_id']]
+        return data_info
+
+    def filter_data(self) -> list[dict]:
+        data_list = super().filter_data()
+        if self.test_mode or not (self.filter_cfg or {}).get('filter_empty_relations', False):
+            return data_list
+        return [info for info in data_list if len(info['relations'])]
+
+    def get_data_info(self, idx: int) -> dict:
+        data_info = super().get_data_info(idx)
+        data_info['predicate_flips'] = self._predicate_flips
+        return data_info
+
+
+def _read_json(path: str, source: str) -> dict:
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except ValueError as error:  # truncated, or not text at all
+        raise ValueError(f'{source} is not valid JSON: {error}') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{source} must hold a JSON object, not a {type(content).__name__}')
+    return content
+
+
+def _coco(api: type, content: dict) -> Any:
+    """The COCO API over a file that is read already."""
+    coco = api()
+    coco.dataset = content
+    coco.createIndex()
+    coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
+    return coco

@@ -1,0 +1,124 @@
+"""What flipping an image does to predicates: "left of" becomes "right of"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Words that make a predicate's meaning depend on the axis. Used only to refuse a flip whose
+# partner predicates nobody has named; which predicates swap is always said by the metainfo.
+_WORDS = {
+    'horizontal': {'left', 'right', 'leftmost', 'rightmost', 'east', 'west'},
+    'vertical': {
+        *('above', 'below', 'over', 'under', 'beneath', 'underneath', 'atop'),
+        *('top', 'bottom', 'up', 'down', 'upper', 'lower'),
+    },
+}
+#: The metainfo key that names the swapped pairs of each axis.
+FLIP_KEYS = {
+    'horizontal': 'flip_predicate_pairs',
+    'vertical': 'vertical_flip_predicate_pairs',
+}
+
+
+@dataclass(frozen=True)
+class PredicateFlips:
+    """For each axis the permutation that flipping applies to predicate labels.
+
+    Args:
+        predicates: Names of the P predicates.
+        horizontal: P labels, ``horizontal[p]`` is what label ``p`` becomes; None when it is not
+            known although some name says left or right.
+        vertical: The same for up and down.
+    """
+
+    predicates: tuple[str, ...]
+    horizontal: tuple[int, ...] | None
+    vertical: tuple[int, ...] | None
+
+    @classmethod
+    def from_metainfo(cls, metainfo: Mapping) -> PredicateFlips:
+        """Read ``predicates``, ``flip_predicate_pairs`` and ``vertical_flip_predicate_pairs``.
+
+        A key that is missing is taken for "nothing swaps", unless a predicate's name has a word
+        like *left* or *above* in it: then flipping along this axis raises until the key is there.
+        An empty list says that nothing swaps.
+
+        Raises:
+            ValueError: If a pair names an unknown predicate, or a predicate twice.
+        """
+        predicates = tuple(metainfo.get('predicates', ()))
+        return cls(
+            predicates,
+            *(_permutation(predicates, metainfo.get(key), axis) for axis, key in FLIP_KEYS.items()),
+        )
+
+    def apply(self, labels: np.ndarray, direction: str) -> np.ndarray:
+        """Labels of the predicates after a flip.
+
+        Args:
+            labels: (R,) int.
+            direction: 'horizontal', 'vertical' or 'diagonal' (both).
+
+        Raises:
+            ValueError: If the metainfo does not say which predicates swap.
+        """
+        axes = ('horizontal', 'vertical') if direction == 'diagonal' else (direction,)
+        for axis in axes:
+            if axis not in FLIP_KEYS:
+                raise ValueError(
+                    "flip direction must be 'horizontal', 'vertical' or 'diagonal', "
+                    f'got {direction!r}'
+                )
+            table = getattr(self, axis)
+            if table is None:
+                named = [p for p in self.predicates if _names_axis(p, axis)]
+                raise ValueError(
+                    f'a {direction} flip would make the predicates {named} wrong: name the pairs '
+                    f'that swap in the metainfo of the data set, {FLIP_KEYS[axis]}='
+                    "[('left of', 'right of')] for example, or [] when none does"
+                )
+            labels = np.asarray(table, np.int64)[labels]
+        return labels
+
+    def oriented(self) -> np.ndarray:
+        """(P,) bool: the predicates that some flip changes, or may change."""
+        identity = np.arange(len(self.predicates))
+        result = np.zeros(len(self.predicates), bool)
+        for axis in FLIP_KEYS:
+            table = getattr(self, axis)
+            if table is None:
+                result |= np.array([_names_axis(p, axis) for p in self.predicates], bool)
+            else:
+                result |= np.asarray(table, np.int64) != identity
+        return result
+
+
+def _names_axis(predicate: str, axis: str) -> bool:
+    return bool(_WORDS[axis] & set(re.findall('[a-z]+', predicate.lower())))
+
+
+def _permutation(
+    predicates: tuple[str, ...], pairs: Sequence[Sequence[str]] | None, axis: str
+) -> tuple[int, ...] | None:
+    if pairs is None:
+        unknown = any(_names_axis(p, axis) for p in predicates)
+        return None if unknown else tuple(range(len(predicates)))
+    key = FLIP_KEYS[axis]
+    table = list(range(len(predicates)))
+    for pair in pairs:
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f'{key} must hold pairs of predicate names, got {pair!r}')
+        for name in pair:
+            if name not in predicates:
+                raise ValueError(
+                    f'{key} names {name!r}, which is no predicate; there are {list(predicates)}'
+                )
+        a, b = (predicates.index(name) for name in pair)
+        if a == b or table[a] != a or table[b] != b:
+            raise ValueError(f'{key} names a predicate of the pair {tuple(pair)} twice')
+        table[a], table[b] = b, a
+    return tuple(table)

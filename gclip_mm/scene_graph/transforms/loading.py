@@ -1,0 +1,85 @@
+"""Load boxes together with the relations among them."""
+
+from __future__ import annotations
+
+import numpy as np
+from mmdet.datasets.transforms import LoadAnnotations
+from mmdet.registry import TRANSFORMS
+
+from .boxes import SceneGraphBoxes
+from .flips import PredicateFlips
+from .graph import RelationGraph
+
+
+@TRANSFORMS.register_module()
+class LoadSceneGraphAnnotations(LoadAnnotations):
+    """Load boxes and labels (and masks) with the relations among the boxes and the scene label.
+
+    Takes the place of MMDetection's ``LoadAnnotations``. ``results['gt_bboxes']`` becomes
+    :class:`~gclip_mm.scene_graph.transforms.boxes.SceneGraphBoxes`, which keep the relations
+    right through whatever the transforms after this one do, or raise.
+
+    It comes before all transforms that move pixels, in the test pipeline too: there, PredCls and
+    SGCls look at the ground-truth boxes, which must be those of the resized image.
+
+    Required keys: those of ``LoadAnnotations`` with an ``ann_id`` in each of ``instances``;
+    ``relations`` ((R, 3) int of subject ann_id, object ann_id, predicate label),
+    ``predicate_flips``, ``scene_label`` (optional), as
+    :class:`~gclip_mm.scene_graph.datasets.SceneGraphDataset` gives them.
+
+    Args:
+        **kwargs: As for :class:`mmdet.datasets.transforms.LoadAnnotations`. ``with_bbox`` and
+            ``with_label`` must be True, ``box_type`` must be 'hbox'.
+
+    Raises:
+        ValueError: If an option would lose relations.
+        RuntimeError: If the image has been transformed already, or the annotations do not come
+            from a scene-graph data set.
+
+    Example:
+        >>> train_pipeline = [
+        ...     dict(type='LoadImageFromFile'),
+        ...     dict(type='LoadSceneGraphAnnotations'),
+        ...     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+        ...     dict(type='RandomFlip', prob=0.5),
+        ...     dict(type='PackSceneGraphInputs')]
+    """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        if not (self.with_bbox and self.with_label):
+            raise ValueError('relations need boxes and labels: with_bbox=True, with_label=True')
+        if self.box_type != 'hbox':
+            raise ValueError(f"relations need box_type='hbox', got {self.box_type!r}")
+
+    def transform(self, results: dict) -> dict:
+        """Add ``gt_bboxes`` with relations, ``gt_bboxes_labels``, ``gt_ignore_flags``."""
+        early = [key for key in ('scale_factor', 'flip', 'homography_matrix') if key in results]
+        if early:
+            raise RuntimeError(
+                'LoadSceneGraphAnnotations must come before the transforms that resize, crop or '
+                f'flip the image, but the image already has {early}'
+            )
+        missing = [key for key in ('relations', 'predicate_flips') if key not in results]
+        if missing:
+            raise RuntimeError(
+                f'LoadSceneGraphAnnotations needs {missing}: use it with SceneGraphDataset'
+            )
+        instances = results.get('instances', [])
+        if any('ann_id' not in instance for instance in instances):
+            raise RuntimeError(
+                'an instance has no ann_id: a transform before LoadSceneGraphAnnotations has '
+                'replaced the annotations, as InstaBoost does, so relations would be lost'
+            )
+        results = super().transform(results)
+        flips: PredicateFlips = results['predicate_flips']
+        graph = RelationGraph(
+            np.array([instance['ann_id'] for instance in instances], np.int64),
+            np.asarray(results['relations'], np.int64).reshape(-1, 3),
+            flips,
+            results.get('scene_label'),
+        )
+        results['gt_bboxes'] = SceneGraphBoxes(
+            results['gt_bboxes'].tensor, clone=False, graph=graph
+        )
+        return results
