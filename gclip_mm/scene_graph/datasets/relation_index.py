@@ -122,6 +122,18 @@ class RelationIndex:
         """(R, 3) int64 of subject annotation id, object annotation id, predicate label."""
         return self._relations.get(image_id, np.zeros((0, 3), np.int64))
 
+    def triplets(self, content: Mapping[str, Any]) -> set[tuple[int, int, int]]:
+        """The (subject label, object label, predicate label) that occur in ``content``."""
+        name = {category['id']: category['name'] for category in content['categories']}
+        label = {class_name: i for i, class_name in enumerate(self.classes)}
+        label_of_box = {a['id']: label.get(name[a['category_id']]) for a in content['annotations']}
+        found = {
+            (label_of_box[subject], label_of_box[object_], predicate)
+            for rows in self._relations.values()
+            for subject, object_, predicate in rows.tolist()
+        }
+        return {triplet for triplet in found if None not in triplet}
+
     def _names(
         self, content: Mapping[str, Any], key: str, wanted: Sequence[str] | None
     ) -> tuple[tuple[str, ...], dict[Any, int | None]]:

@@ -36,6 +36,10 @@ class SceneGraphDataset(CocoDataset):
     contiguous. ``tools/dataset_converters`` makes such files from Visual Genome, PSG and Open
     Images.
 
+    ``info.convention``, a name in :data:`gclip_mm.scene_graph.evaluation.CONVENTIONS`, says how
+    results on these data are published; it goes into the metainfo, where ``SceneGraphMetric``
+    finds it.
+
     Class, predicate and scene names come from the file, in its order, unless ``metainfo`` gives
     them: fewer names select, predicates and scenes may be in another order. A relation is left
     out where a box of it is, because its class is not selected or MMDetection takes the box for
@@ -88,6 +92,9 @@ class SceneGraphDataset(CocoDataset):
         self._metainfo.update(
             classes=index.classes, predicates=index.predicates, scenes=index.scenes
         )
+        convention = (content.get('info') or {}).get('convention')
+        if convention is not None:
+            self._metainfo.setdefault('convention', convention)
         self._predicate_flips = PredicateFlips.from_metainfo(self._metainfo)
         self._index, self._dropped = index, 0
         # CocoDataset opens the file itself; these files are large enough not to read them twice.

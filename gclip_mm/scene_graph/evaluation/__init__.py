@@ -1,7 +1,10 @@
 """Scene-graph metrics. The functions need NumPy only, ``SceneGraphMetric`` needs MMDetection."""
 
+from importlib.util import find_spec
+
 from .matching import NO_HIT, ImageMatch, box_iou, match_image
 from .recall import CONVENTIONS, predicate_recall, scene_graph_recall, summarize
+from .scene import scene_accuracy, scene_rank
 
 __all__ = [
     'CONVENTIONS',
@@ -10,6 +13,13 @@ __all__ = [
     'box_iou',
     'match_image',
     'predicate_recall',
+    'scene_accuracy',
     'scene_graph_recall',
+    'scene_rank',
     'summarize',
 ]
+
+if find_spec('mmdet') is not None:
+    from .metric import SceneGraphMetric
+
+    __all__ += ['SceneGraphMetric']
