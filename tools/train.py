@@ -21,6 +21,7 @@ from gclip_mm.engine.dist import set_up_cpu_distributed  # noqa: E402
 from gclip_mm.engine.launch import (  # noqa: E402
     LaunchError,
     check_clipping,
+    explain_amp_on_cpu,
     explain_missing_data,
     load_config,
     use_amp,
@@ -105,7 +106,7 @@ def train(args: argparse.Namespace) -> None:
     setup_cache_size_limit_of_dynamo()
     cfg = configure(args)
     set_up_cpu_distributed(cfg)
-    with explain_missing_data(cfg):
+    with explain_missing_data(cfg), explain_amp_on_cpu(args.amp):
         runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
         runner.train()
     if dist.is_initialized():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
@@ -147,6 +148,24 @@ def explain_missing_data(cfg: Config) -> Iterator[None]:
         if missing is None:
             raise
         raise LaunchError(missing) from error
+
+
+@contextmanager
+def explain_amp_on_cpu(amp: bool) -> Iterator[None]:
+    """Say in words why a detector that trains in float32 on a CPU does not with ``--amp``.
+
+    Raises:
+        LaunchError: One of mmcv's operators was handed a 16-bit tensor on a CPU.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (amp and get_device() == 'cpu' and 'expected scalar type' in str(error)):
+            raise
+        raise LaunchError(
+            "--amp on a CPU: mmcv's CPU operators (NMS, RoIAlign) take float32 only, and this "
+            'model calls one while it trains; drop --amp, or train on a GPU'
+        ) from error
 
 
 def _missing_data(cfg: Config) -> str | None:

@@ -9,7 +9,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
 from gclip_mm.engine import GClipAmpOptimWrapper, GClipOptimWrapper
-from gclip_mm.engine.launch import LaunchError, use_amp
+from gclip_mm.engine.launch import LaunchError, explain_amp_on_cpu, use_amp
 
 CLIP = dict(type='AGC', clip_factor=0.02)
 
@@ -103,6 +103,20 @@ def test_amp_trains_and_clips_on_a_cpu(train, dtype):
     first, second = (torch.load(work_dir / f'iter_{i}.pth')['state_dict'] for i in (1, 2))
     moved = torch.cat([(second[key] - first[key]).flatten() for key in first]).norm()
     assert moved == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='what happens without a GPU')
+def test_an_operator_that_cannot_is_explained():
+    """The real operator, mmcv's NMS, with the 16-bit scores that autocast hands it."""
+    from mmcv.ops import nms
+
+    boxes, scores = torch.tensor([[0.0, 0, 9, 9], [1, 1, 8, 8]]), torch.tensor([0.9, 0.8])
+    with pytest.raises(LaunchError, match='--amp on a CPU'), explain_amp_on_cpu(True):
+        nms(boxes.bfloat16(), scores.bfloat16(), 0.5)
+    with pytest.raises(RuntimeError, match='expected scalar type'), explain_amp_on_cpu(False):
+        nms(boxes.bfloat16(), scores.bfloat16(), 0.5)
+    with pytest.raises(RuntimeError, match='other'), explain_amp_on_cpu(True):
+        raise RuntimeError('other')
 
 
 def test_stock_amp_wrapper_says_itself_that_it_needs_a_gpu(train):
