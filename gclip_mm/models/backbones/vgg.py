@@ -9,7 +9,7 @@ from mmdet.models.backbones import SSDVGG
 from mmdet.registry import MODELS
 from mmdet.utils import OptMultiConfig
 from mmengine.model import BaseModule
-from torch import nn
+from torch import Tensor, nn
 
 
 @MODELS.register_module()
@@ -52,6 +52,18 @@ class VGG(MMCVVGG, BaseModule):
     def init_weights(self, pretrained: None = None) -> None:
         """Initialise as ``init_cfg`` says."""
         BaseModule.init_weights(self)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of the stages in ``out_indices``.
+
+        Args:
+            x (Tensor): Normalised images, float (B, 3, H, W).
+
+        Returns:
+            tuple[Tensor]: Float (B, C, H', W') each; a tuple also where there is but one.
+        """
+        outs = super().forward(x)
+        return outs if isinstance(outs, tuple) else (outs,)
 
 
 @MODELS.register_module()
