@@ -1,0 +1,80 @@
+"""Draws one ShapeScenes picture with its annotations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .layout import layout, mask_box, visible_masks
+from .relations import annotate
+from .rendering import render
+from .vocabulary import CLASSES, PREDICATES, SCENES
+
+SPLITS = ('train', 'val')
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture and what is in it.
+
+    Attributes:
+        image (np.ndarray): uint8, (height, width, 3), BGR.
+        scene (int): Scene label.
+        objects (list[dict]): COCO annotations without the ids.
+        relations (list[tuple]): (index of subject, index of object, predicate label), indices
+            into ``objects``.
+    """
+
+    image: np.ndarray
+    scene: int
+    objects: list[dict[str, Any]]
+    relations: list[tuple[int, int, int]]
+
+
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's uncompressed run-length code of a bool mask: column by column, zeros first."""
+    flat = np.asarray(mask, bool).ravel(order='F')
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
+    if flat[0]:
+        runs.insert(0, 0)
+    return {'size': [int(side) for side in mask.shape], 'counts': runs}
+
+
+def draw_sample(seed: int, split: str, index: int, size: tuple[int, int]) -> Sample:
+    """Draw picture ``index`` of a split.
+
+    It depends on the four arguments alone, not on how many other pictures are drawn, so a larger
+    data set of the same seed begins with the smaller one.
+    """
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    scene = int(rng.integers(len(SCENES)))
+    placed = layout(SCENES[scene], size, rng)
+    # Annotations come in an order that says nothing about which object is in front.
+    order = rng.permutation(len(placed))
+    seen = visible_masks(placed)
+    objects = []
+    for k in order:
+        obj, visible = placed[k], seen[k]
+        x1, y1, x2, y2 = mask_box(visible)
+        fx1, fy1, fx2, fy2 = obj.thing.box
+        objects.append(
+            {
+                'category_id': CLASSES.index(obj.shape) + 1,
+                'bbox': [x1, y1, x2 - x1, y2 - y1],
+                'area': int(visible.sum()),
+                'segmentation': encode_rle(visible),
+                'iscrowd': 0,
+                'full_bbox': [fx1, fy1, fx2 - fx1, fy2 - fy1],
+                'visibility': round(float(visible.sum() / obj.mask.sum()), 4),
+                'depth': obj.thing.depth,
+                'color': obj.color,
+            }
+        )
+    relations = [
+        (subject, other, PREDICATES.index(predicate))
+        for subject, other, predicate in annotate([placed[k].thing for k in order], rng)
+    ]
+    return Sample(render(placed, SCENES[scene], size, rng), scene, objects, relations)

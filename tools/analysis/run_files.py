@@ -1,0 +1,124 @@
+"""What a training run left in its work_dir: config, checkpoint, log and the numbers it logged."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class RunFilesError(Exception):
+    """A work_dir lacks a file that is needed; the message says which and what would help."""
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """The rows of a run's ``scalars.json``.
+
+    Attributes:
+        train (list[dict]): Rows logged while training, by rising ``step``.
+        val (list[dict]): Rows of metrics, in the order they were logged.
+    """
+
+    train: list[dict[str, Any]]
+    val: list[dict[str, Any]]
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a training scalar, where it was logged. NaN and inf are kept."""
+        rows = [row for row in self.train if key in row]
+        return [row['step'] for row in rows], [float(row[key]) for row in rows]
+
+    def last_metrics(self) -> dict[str, float]:
+        """The metrics of the last validation (named ``<prefix>/<name>``); empty if there was none."""
+        for row in reversed(self.val):
+            metrics = {key: value for key, value in row.items() if '/' in key}
+            if metrics:
+                return metrics
+        return {}
+
+    def first_nonfinite(self, key: str = 'loss') -> int | None:
+        """The first step at which a scalar was NaN or infinite."""
+        for step, value in zip(*self.series(key), strict=True):
+            if not math.isfinite(value):
+                return step
+        return None
+
+
+def _timestamps(work_dir: Path) -> list[Path]:
+    """Folders of the runs in a work_dir, the oldest first; a resumed run has several."""
+    return sorted(path.parents[1] for path in work_dir.glob('*/vis_data/scalars.json'))
+
+
+def read_scalars(work_dir: str | Path) -> Scalars:
+    """Read what was logged, a resumed run joined to the one that it goes on from.
+
+    Raises:
+        RunFilesError: Nothing was logged.
+    """
+    work_dir = Path(work_dir)
+    train: list[dict[str, Any]] = []
+    val: list[dict[str, Any]] = []
+    for folder in _timestamps(work_dir):
+        rows = _rows(folder / 'vis_data' / 'scalars.json')
+        # Only a training row has a learning rate.
+        new = [row for row in rows if 'lr' in row or 'base_lr' in row]
+        if new:
+            # What comes after the point of resuming belongs to a future that was dropped.
+            train = [row for row in train if row['step'] < new[0]['step']] + new
+        val += [row for row in rows if 'lr' not in row and 'base_lr' not in row]
+    if not train and not val:
+        raise RunFilesError(
+            f'{work_dir} has no <timestamp>/vis_data/scalars.json with anything in it; is it the '
+            'work_dir of a run, and has the run got as far as its first log interval?'
+        )
+    return Scalars(train, val)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # the last line of a run that was killed while it wrote
+    return rows
+
+
+def find_log(work_dir: str | Path) -> Path | None:
+    """The text log of the latest run."""
+    logs = [log for folder in _timestamps(Path(work_dir)) for log in sorted(folder.glob('*.log'))]
+    return logs[-1] if logs else None
+
+
+def find_config(work_dir: str | Path) -> Path:
+    """The config that MMEngine saved in the work_dir.
+
+    Raises:
+        RunFilesError: There is none.
+    """
+    configs = sorted(Path(work_dir).glob('*.py'), key=lambda path: path.stat().st_mtime)
+    if not configs:
+        raise RunFilesError(f'{work_dir} holds no config (*.py); name one with --config')
+    return configs[-1]
+
+
+def find_checkpoint(work_dir: str | Path) -> Path:
+    """The last checkpoint of a run.
+
+    Raises:
+        RunFilesError: There is none.
+    """
+    work_dir = Path(work_dir)
+    pointer = work_dir / 'last_checkpoint'
+    if pointer.is_file():
+        named = Path(pointer.read_text().strip())
+        # The path in it is as it was when the run was made; the folder may have moved since.
+        for path in (named, work_dir / named.name):
+            if path.is_file():
+                return path
+    found = sorted(work_dir.glob('*.pth'), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise RunFilesError(f'{work_dir} holds no checkpoint (*.pth); name one with --checkpoint')
+    return found[-1]
