@@ -16,23 +16,31 @@ def check_number(
     open_low: bool = False,
     open_high: bool = False,
     allow_none: bool = False,
+    allow_inf: bool = False,
     integer: bool = False,
+    where: str = 'clip_grad',
 ) -> None:
-    """Raise :class:`ClipConfigError` unless ``value`` is a finite number in the given range."""
+    """Raise :class:`ClipConfigError` unless ``value`` is a finite number in the given range.
+
+    ``allow_inf`` is for an upper bound that may be infinite: then nothing is clipped, but logged.
+    ``where`` begins the message: the part of the config that the key belongs to.
+    """
     if value is None and allow_none:
         return
     is_number = isinstance(value, int) if integer else isinstance(value, int | float)
     if not is_number or isinstance(value, bool):
         kind = 'a whole number' if integer else 'a number'
-        raise ClipConfigError(f'clip_grad: {key} must be {kind}, got {value!r}')
+        raise ClipConfigError(f'{where}: {key} must be {kind}, got {value!r}')
     inside = (value > low if open_low else value >= low) and (
         value < high if open_high else value <= high
     )
-    if not math.isfinite(value) or not inside:
+    fits = not math.isnan(value) if allow_inf else math.isfinite(value)
+    if not fits or not inside:
         left = '' if low == -math.inf else f'{"greater than" if open_low else "at least"} {low:g}'
         right = '' if high == math.inf else f'{"less than" if open_high else "at most"} {high:g}'
-        wanted = ' and '.join(part for part in ('a finite number', left, right) if part)
-        raise ClipConfigError(f'clip_grad: {key} must be {wanted}, got {value!r}')
+        number = 'a number' if allow_inf else 'a finite number'
+        wanted = ' and '.join(part for part in (number, left, right) if part)
+        raise ClipConfigError(f'{where}: {key} must be {wanted}, got {value!r}')
 
 
 def check_norm_type(key: str, value: object) -> float:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .base import TensorClipper
-from .norms import tensor_norms
 
 if TYPE_CHECKING:
     from .base import Measure, Outcome
@@ -64,4 +63,4 @@ def parameter_norms(view: GradView, measure: Measure) -> Tensor:
     per_tensor = clipper is None or clipper.is_global or isinstance(clipper, TensorClipper)
     if measure.parts is not None and per_tensor and (clipper is None or clipper.norm_type == 2):
         return measure.parts
-    return tensor_norms(view.grads)
+    return view.norms()

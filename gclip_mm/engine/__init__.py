@@ -2,7 +2,13 @@
 
 from ..compat import allow_mmengine_checkpoints
 from .apply_clip import apply_clip
-from .hooks import GClipCheckpointHook, GClipHook, GClipRNGStateHook
+from .hooks import (
+    GClipCheckpointHook,
+    GClipHook,
+    GClipMonitorHook,
+    GClipRNGStateHook,
+    GClipSpikeHook,
+)
 from .optim_wrapper import GClipAmpOptimWrapper, GClipOptimWrapper
 from .optim_wrapper_dict import name_members
 
@@ -13,7 +19,9 @@ __all__ = [
     'GClipAmpOptimWrapper',
     'GClipCheckpointHook',
     'GClipHook',
+    'GClipMonitorHook',
     'GClipOptimWrapper',
     'GClipRNGStateHook',
+    'GClipSpikeHook',
     'apply_clip',
 ]

@@ -15,6 +15,7 @@ from ..clipping.engine import GradClipEngine
 from ..clipping.norms import combine, tensor_norms
 from ..clipping.observer import StepObserver
 from ..clipping.routing import GradView, Route, describe_params
+from ..clipping.sharding import flat_param_groups, is_dtensor
 from ..clipping.stats import make_record
 
 
@@ -34,6 +35,20 @@ def find_engines(runner: Runner) -> dict[str, GradClipEngine | None]:
             if isinstance(engine, GradClipEngine):
                 engines[name] = engine
     return engines
+
+
+def refuse_sharded(runner: Runner, who: str) -> None:
+    """Raise where a rank holds only parts of the parameters, so that it cannot see a module whole.
+
+    Raises:
+        ValueError: a parameter is a DTensor or belongs to an FSDP module.
+    """
+    params = list(runner.model.parameters())
+    if any(is_dtensor(p) for p in params) or flat_param_groups(runner.model):
+        raise ValueError(
+            f'{who} does not support sharded parameters (FSDP, tensor parallelism): take it out of '
+            'custom_hooks'
+        )
 
 
 def observe(runner: Runner, observers: dict[str, StepObserver]) -> Callable[[], None]:

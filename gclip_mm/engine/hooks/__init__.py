@@ -2,6 +2,14 @@
 
 from .checkpoint_hook import GClipCheckpointHook
 from .clip_hook import GClipHook
+from .monitor_hook import GClipMonitorHook
 from .rng_state_hook import GClipRNGStateHook
+from .spike_hook import GClipSpikeHook
 
-__all__ = ['GClipCheckpointHook', 'GClipHook', 'GClipRNGStateHook']
+__all__ = [
+    'GClipCheckpointHook',
+    'GClipHook',
+    'GClipMonitorHook',
+    'GClipRNGStateHook',
+    'GClipSpikeHook',
+]

@@ -1,0 +1,52 @@
+"""Which images a batch is made of, whatever the data set packs it into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.structures import BaseDataElement
+
+
+def batch_images(data_batch: Any) -> list[dict[str, Any]]:
+    """The images of a batch, each as ``dict(img_id=..., img_path=...)``, where it has them.
+
+    Looks through dicts and lists (so also through the branches of semi-supervised training) for
+    data samples with ``img_path`` or ``img_id`` among their meta information.
+    """
+    images = []
+    for meta in _metas(data_batch):
+        image = {key: _plain(meta[key]) for key in ('img_id', 'img_path') if key in meta}
+        if image:
+            images.append(image)
+    return images
+
+
+def _metas(value: Any) -> Iterator[Mapping]:
+    if isinstance(value, BaseDataElement):
+        yield value.metainfo
+    elif isinstance(value, Mapping):
+        if 'img_path' in value or 'img_id' in value:
+            yield from _rows(value)
+        else:
+            for item in value.values():
+                yield from _metas(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _metas(item)
+
+
+def _rows(value: Mapping) -> Iterator[Mapping]:
+    """A dict that names images: one image, or a column of them for each key."""
+    columns = {k: value[k] for k in ('img_id', 'img_path') if k in value}
+    if all(isinstance(column, list | tuple) for column in columns.values()):
+        for row in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, row, strict=True))
+    else:
+        yield columns
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, 'item'):
+        return value.item()
+    return value if isinstance(value, int | float | str) else str(value)

@@ -1,0 +1,272 @@
+"""What clipping does to each module, written to the visualizer's backends now and then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.hooks.hook import DATA_BATCH
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor
+
+from ...clipping.checks import check_number
+from ..histograms import log_histograms, publish
+from ..module_probe import ModuleProbe, ModuleStats, UnitNorms, cut_name
+from ..observing import observe, refuse_sharded, wrapper_members
+
+
+@HOOKS.register_module()
+class GClipMonitorHook(Hook):
+    """Watches one step in ``interval`` closely, and warns of modules that have stopped learning.
+
+    Works with ``GClipOptimWrapper``, with ``GClipHook`` and with a stock wrapper. In the steps that
+    are not watched it keeps two references and does nothing else; a watched one reads gradients and
+    weights a few times and makes the host wait for the device once. Only the main process watches,
+    since after the gradients' all-reduce every process sees the same.
+
+    Written with ``Visualizer.add_scalars``, so that they reach every backend and not the terminal
+    (``<module>`` is a name cut at ``depth`` parts, as ``backbone.layer1``; with an
+    ``OptimWrapperDict`` each name begins with the member's):
+
+    * ``module_grad_norm.<module>``: norm of its gradient before clipping;
+    * ``module_update_ratio.<module>``: norm of the step's change over the norm of the weights;
+    * ``module_clip_fraction.<module>``: share of its units (output filters, rows, whole vectors)
+      whose gradient was made smaller;
+    * ``loss_interval_grad_norm.q<k>`` and ``loss_interval_end.q<k>``: the steps since the last
+      report, sorted by loss into ``loss_intervals`` groups of equal size: mean gradient norm of
+      each group, and the largest loss in it. When only the last group's norm is high it is hard or
+      wrong samples that blow up the gradient, not the state of training.
+
+    Every ``histogram_interval`` iterations, histograms of the units' gradient norms
+    (``unit_grad_norm``) and of their ratio to the weights (``unit_grad_to_weight``, what AGC's
+    ``clip_factor`` is a bound on): as histograms to TensorBoard and Weights & Biases, as a picture
+    to the others.
+
+    Warnings, once for each module until it recovers, after ``patience`` watched steps in a row:
+
+    * dead: its gradient is exactly zero, or there is none;
+    * vanishing: its gradient is less than ``vanishing`` times its weights.
+
+    Args:
+        interval: iterations from one watched step to the next, at least 1.
+        histogram_interval: iterations between histograms, a multiple of ``interval``; 0: none.
+        depth: parts of a module's name to report under, at least 1.
+        loss_intervals: groups of steps by loss, at least 2; 0: none.
+        vanishing: ratio of gradient to weights below which a module counts as vanishing.
+        patience: watched steps in a row before a warning, at least 1.
+
+    Raises:
+        ClipConfigError: a value out of range.
+        ValueError: sharded parameters (FSDP, tensor parallelism), when training starts.
+
+    Example:
+        >>> custom_hooks = [dict(type='GClipMonitorHook', interval=50, depth=2)]
+    """
+
+    # After a hook that clips, and before the checkpoint.
+    priority = 'BELOW_NORMAL'
+
+    def __init__(
+        self,
+        interval: int = 50,
+        histogram_interval: int = 500,
+        depth: int = 2,
+        loss_intervals: int = 4,
+        vanishing: float = 1e-7,
+        patience: int = 3,
+    ) -> None:
+        where = 'GClipMonitorHook'
+        check_number('interval', interval, low=1, integer=True, where=where)
+        check_number('histogram_interval', histogram_interval, low=0, integer=True, where=where)
+        check_number('depth', depth, low=1, integer=True, where=where)
+        check_number('loss_intervals', loss_intervals, low=0, integer=True, where=where)
+        check_number('vanishing', vanishing, low=0, where=where)
+        check_number('patience', patience, low=1, integer=True, where=where)
+        self.interval = interval
+        self.histogram_interval = histogram_interval
+        self.depth = depth
+        self.loss_intervals = loss_intervals
+        self._probes: dict[str, _Probe] = {}
+        self._watches: dict[str, _LearningWatch] = {}
+        self._make_watch = lambda: _LearningWatch(vanishing, patience)
+        self._detach: Callable[[], None] = lambda: None
+
+    def before_train(self, runner: Runner) -> None:
+        """Attach; every hook that clips has attached its engine before the run."""
+        refuse_sharded(runner, 'GClipMonitorHook')
+        if not is_main_process():
+            return
+        members = wrapper_members(runner.optim_wrapper)
+        self._probes = {name: _Probe(member, runner) for name, member in members.items()}
+        self._watches = {name: self._make_watch() for name in members}
+        self._detach = observe(runner, self._probes)
+
+    def after_train(self, runner: Runner) -> None:
+        """Detach."""
+        self._detach()
+        self._probes.clear()
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
+    ) -> None:
+        """Arm the probes; with accumulated gradients the step may come some iterations later."""
+        if self.every_n_train_iters(runner, self.interval):
+            for probe in self._probes.values():
+                probe.armed = True
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: DATA_BATCH = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Report the step, if one was watched."""
+        loss = (outputs or {}).get('loss')
+        loss = None if loss is None else torch.as_tensor(loss).detach()
+        for name, probe in self._probes.items():
+            probe.end_iteration(loss)
+            if probe.armed and probe.has_seen:
+                self._report(runner, f'{name}.' if name else '', name, probe)
+
+    def _report(self, runner: Runner, prefix: str, name: str, probe: _Probe) -> None:
+        step = runner.iter + 1
+        wants_units = bool(self.histogram_interval) and (
+            step // self.histogram_interval > (step - self.interval) // self.histogram_interval
+        )
+        stats, units = probe.read(with_units=wants_units)
+        scalars = module_scalars(stats.grouped(self.depth))
+        if self.loss_intervals:
+            scalars.update(loss_interval_scalars(*probe.take_history(), self.loss_intervals))
+        scalars = {f'{prefix}{k}': v for k, v in scalars.items() if math.isfinite(v)}
+        runner.visualizer.add_scalars(scalars, step=step)
+        if wants_units:
+            for title, values in unit_quantities(units, self.depth).items():
+                publish(runner.visualizer, f'{prefix}{title}', log_histograms(values), step)
+        for message in self._watches[name](stats):
+            runner.logger.warning(f'GClipMonitorHook, iteration {step}: {message}')
+
+
+class _Probe(ModuleProbe):
+    """A module probe that also keeps, on the device, the norm and loss of every step."""
+
+    def __init__(self, wrapper: OptimWrapper, runner: Runner) -> None:
+        super().__init__(wrapper.optimizer, runner.model)
+        self._record: Tensor | None = None
+        self._losses: list[Tensor] = []
+        self._steps: list[tuple[Tensor, list[Tensor]]] = []
+
+    def on_record(self, record: Tensor) -> None:
+        self._record = record
+
+    def end_iteration(self, loss: Tensor | None) -> None:
+        """The iteration is over; with accumulated gradients several make one step."""
+        if loss is not None:
+            self._losses.append(loss)
+        if self._record is not None:
+            self._steps.append((self._record, self._losses))
+            self._record, self._losses = None, []
+
+    def take_history(self) -> tuple[np.ndarray, np.ndarray]:
+        """Losses and norms (S,) of the steps since the last call; copied at once."""
+        pairs = [
+            torch.stack([torch.stack(losses).double().mean().to(record.device), record[0]])
+            for record, losses in self._steps
+            if losses
+        ]
+        self._steps = []
+        if not pairs:
+            return np.empty(0), np.empty(0)
+        losses, norms = torch.stack(pairs).cpu().numpy().T
+        return losses, norms
+
+
+def module_scalars(stats: ModuleStats) -> dict[str, float]:
+    """The numbers of a step by the names that :class:`GClipMonitorHook` writes them under."""
+    scalars = {}
+    for i, name in enumerate(stats.names):
+        scalars[f'module_grad_norm.{name}'] = float(stats.grad[i])
+        if stats.weight[i] > 0:
+            scalars[f'module_update_ratio.{name}'] = float(stats.update[i] / stats.weight[i])
+        scalars[f'module_clip_fraction.{name}'] = float(stats.clipped[i] / stats.units[i])
+    return scalars
+
+
+def loss_interval_scalars(losses: np.ndarray, norms: np.ndarray, groups: int) -> dict[str, float]:
+    """Mean norm and largest loss of the steps, sorted by loss into groups of equal size.
+
+    Args:
+        losses: (S,), of S steps.
+        norms: (S,) their gradient norms; steps where either is not finite are left out.
+        groups: how many groups; with less than two steps each there is nothing to tell.
+    """
+    finite = np.isfinite(losses) & np.isfinite(norms)
+    losses, norms = losses[finite], norms[finite]
+    if len(losses) < 2 * groups:
+        return {}
+    order = np.argsort(losses, kind='stable')
+    scalars = {}
+    for k, part in enumerate(np.array_split(order, groups), 1):
+        scalars[f'loss_interval_grad_norm.q{k}'] = float(norms[part].mean())
+        scalars[f'loss_interval_end.q{k}'] = float(losses[part].max())
+    return scalars
+
+
+def unit_quantities(units: dict[str, UnitNorms], depth: int) -> dict[str, dict[str, Tensor]]:
+    """What histograms are drawn of: by title, the units' values of each module."""
+    quantities: dict[str, dict[str, list[Tensor]]] = {
+        'unit_grad_norm': {},
+        'unit_grad_to_weight': {},
+    }
+    for name, norms in units.items():
+        key = cut_name(name, depth)
+        quantities['unit_grad_norm'].setdefault(key, []).append(norms.grad)
+        # A weight of zero, as a fresh bias, has no scale to compare with.
+        ratio = (norms.grad / norms.weight)[norms.weight > 0]
+        quantities['unit_grad_to_weight'].setdefault(key, []).append(ratio)
+    return {
+        title: {name: torch.cat(parts) for name, parts in modules.items()}
+        for title, modules in quantities.items()
+    }
+
+
+class _LearningWatch:
+    """Counts, for each module, watched steps in a row in which it could not learn."""
+
+    def __init__(self, vanishing: float, patience: int) -> None:
+        self._vanishing = vanishing
+        self._patience = patience
+        self._counts: dict[str, dict[str, int]] = {'dead': {}, 'vanishing': {}}
+
+    def __call__(self, stats: ModuleStats) -> list[str]:
+        """The warnings that this step calls for."""
+        found = {
+            'dead': stats.grad == 0,
+            'vanishing': (stats.grad > 0) & (stats.grad < self._vanishing * stats.weight),
+        }
+        messages = []
+        for kind, bad in found.items():
+            counts = self._counts[kind]
+            for name, is_bad in zip(stats.names, bad, strict=True):
+                counts[name] = counts.get(name, 0) + 1 if is_bad else 0
+            fresh = [name for name in stats.names if counts[name] == self._patience]
+            if fresh:
+                messages.append(f'{self._describe(kind)} {_list(fresh)}')
+        return messages
+
+    def _describe(self, kind: str) -> str:
+        times = f'in {self._patience} watched steps in a row'
+        if kind == 'dead':
+            return f'dead modules, no gradient {times}:'
+        return f'vanishing gradient, below {self._vanishing:g} of the weights {times}:'
+
+
+def _list(names: list[str], most: int = 8) -> str:
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
