@@ -76,8 +76,12 @@ class Sharding:
 def to_rows(
     members: dict[dist.ProcessGroup, list[int]], device: torch.device
 ) -> dict[dist.ProcessGroup, Tensor]:
-    """The rows of each group as index tensors."""
-    return {group: torch.tensor(rows, device=device) for group, rows in members.items()}
+    """The rows of each group as index tensors.
+
+    In ascending order, so that a rank on which they are all rows, and which exchanges the vector as
+    it is, agrees with one that picks them out.
+    """
+    return {group: torch.tensor(sorted(rows), device=device) for group, rows in members.items()}
 
 
 def all_reduce_rows(

@@ -1,0 +1,129 @@
+"""Clipping is the same however the model is spread: one process is the truth for two and four."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gclip_mm import CLIPPERS
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name('worker.py')
+
+RULES = {name: {'type': name, **CLIPPERS.get(name).example} for name in CLIPPERS}
+RULES |= {
+    'inf norm': dict(type='NormClip', max_norm=0.05, norm_type='inf'),
+    '3-norm': dict(type='NormClip', max_norm=0.1, norm_type=3),
+    'AGC everywhere': dict(type='AGC', clip_factor=1e-3),
+    'routes': dict(
+        type='AGC',
+        rules=[dict(match='^stem', type='NormClip', max_norm=0.1)],
+        exclude=['head'],
+    ),
+}
+
+
+def optimizers(how: str, rule: dict) -> list[str]:
+    if rule['type'] == 'GradientStabilizer':
+        return [] if how == 'zero' else ['adamw']
+    # torch itself refuses to fuse a step over DTensors and plain tensors.
+    return ['sgd'] if how in ('zero', 'mixed') else ['sgd', 'adamw_fused']
+
+
+CASES = {
+    f'{how} {name} {optimizer}': dict(
+        how=how, clip_grad=rule, optimizer=optimizer, nan_step=3, count=how == 'fsdp2'
+    )
+    for how in ('ddp', 'zero', 'fsdp1', 'fsdp2', 'mixed')
+    for name, rule in RULES.items()
+    for optimizer in optimizers(how, rule)
+}
+FOUR = {
+    f'{how} {name} sgd': dict(how=how, clip_grad=RULES[name], optimizer='sgd', nan_step=3)
+    for how in ('hsdp', 'fsdp2')
+    for name in ('NormClip', 'AGC', 'ValueClip', 'routes')
+}
+#: FSDP1 lays parameters out flat, so that these cannot be right there, and say so.
+NEEDS_UNITS = {name for name, rule in RULES.items() if rule['type'] == 'AGC'}
+
+
+def run(cases: dict, processes: int, folder: Path) -> dict:
+    file, out = folder / f'cases{processes}.json', folder / f'out{processes}.pt'
+    file.write_text(json.dumps(cases))
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(
+        [*launcher, str(WORKER), str(file), str(out)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return torch.load(out, weights_only=True)
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory) -> dict[int, dict]:
+    folder = tmp_path_factory.mktemp('distributed')
+    return {1: run({**CASES, **FOUR}, 1, folder), 2: run(CASES, 2, folder), 4: run(FOUR, 4, folder)}
+
+
+def compare(single: dict, spread: dict) -> None:
+    for name, expected in single['params'].items():
+        torch.testing.assert_close(spread['params'][name], expected, rtol=1e-4, atol=2e-6)
+    for one, many in zip(single['records'], spread['records'], strict=True):
+        for key, value in one.items():
+            if math.isnan(value):
+                assert math.isnan(many[key])
+            else:
+                assert many[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_two_processes_equal_one(results, case):
+    how = CASES[case]['how']
+    rule = case.removeprefix(f'{how} ').rpartition(' ')[0]
+    spread = results[2][case]
+    if 'error' in spread:
+        assert how == 'fsdp1'
+        assert rule in NEEDS_UNITS or 'FSDP' in spread['error']
+        return
+    assert not (how == 'fsdp1' and rule in NEEDS_UNITS)
+    compare(results[1][case], spread)
+
+
+@pytest.mark.parametrize('case', FOUR)
+def test_four_processes_equal_one(results, case):
+    compare(results[1][case], results[4][case])
+
+
+def test_agc_on_flat_shards_says_what_to_do(results):
+    error = results[2]['fsdp1 AGC sgd']['error']
+    assert 'fully_shard' in error
+
+
+def test_a_norm_rule_needs_one_all_reduce(results):
+    for rule in ('NormClip', 'inf norm', '3-norm'):
+        assert results[2][f'fsdp2 {rule} sgd']['collectives'] == [1] * 6
+
+
+def test_the_steps_clipped_and_skipped(results):
+    # Otherwise equal parameters would prove nothing.
+    for case in CASES:
+        records = results[1][case]['records']
+        assert records[3]['nonfinite'] == 1
+        assert all(record['nonfinite'] == 0 for i, record in enumerate(records) if i != 3)
+    for rule in ('NormClip', 'AGC', 'ValueClip'):
+        fractions = [r['clip_fraction'] for r in results[1][f'ddp {rule} sgd']['records']]
+        assert max(fractions) > 0

@@ -1,0 +1,166 @@
+"""What one process of a distributed test does; started by torchrun from the tests beside it.
+
+``python worker.py CASE OUT`` trains a small net for a few steps under a rule and writes, from rank
+0, the whole parameters and the records of all steps. Without torchrun it is the reference: one
+process with the whole batch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import gclip_mm
+
+STEPS = 6
+BATCH = 8
+
+
+class Net(nn.Module):
+    """Convolutions plain, grouped and transposed, a head, and a parameter that is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.grouped = nn.Conv2d(6, 6, 3, groups=3)
+        self.up = nn.ConvTranspose2d(6, 4, 2)
+        self.norm = nn.GroupNorm(2, 4)
+        self.head = nn.Linear(4, 5)
+        self.scale = nn.Parameter(torch.ones(1, 3))
+
+    def forward(self, x):
+        x = self.grouped(self.stem(x).relu()).relu()
+        x = self.norm(self.up(x)).mean((2, 3))
+        return self.head(x) * self.scale.sum()
+
+
+def make_net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def batch(step: int, rank: int, world: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randn(BATCH, 3, 8, 8, generator=generator) * (50.0 if step == 2 else 1.0)
+    return images.chunk(world)[rank]
+
+
+def make_optimizer(kind: str, params) -> torch.optim.Optimizer:
+    if kind.startswith('sgd'):
+        return torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=kind.endswith('fused'))
+    return torch.optim.AdamW(params, lr=0.01, fused=kind.endswith('fused'))
+
+
+def wrap(model: nn.Module, how: str) -> nn.Module:
+    if how in ('single', 'ddp', 'zero'):
+        return model if how == 'single' else nn.parallel.DistributedDataParallel(model)
+    if how == 'fsdp1':
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        return FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device('cpu'))
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    world = dist.get_world_size()
+    if how == 'hsdp':
+        mesh = init_device_mesh('cpu', (2, world // 2), mesh_dim_names=('replicate', 'shard'))
+    else:
+        mesh = init_device_mesh('cpu', (world,))
+    if how == 'mixed':
+        # The head stays a plain module on every rank: its gradients are averaged by hand below.
+        for child in (model.stem, model.grouped, model.up, model.norm):
+            fully_shard(child, mesh=mesh)
+        return model
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor
+
+
+def state_of(model: nn.Module, how: str) -> dict[str, torch.Tensor]:
+    if how == 'fsdp1':
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        with FullyShardedDataParallel.summon_full_params(model):
+            return {
+                name.replace('_fsdp_wrapped_module.', ''): p.detach().clone()
+                for name, p in model.named_parameters()
+            }
+    return {
+        name.removeprefix('module.'): whole(p.detach()).clone()
+        for name, p in model.named_parameters()
+    }
+
+
+def run(case: dict) -> dict:
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    how = case['how'] if world > 1 else 'single'
+    model = wrap(make_net(), how)
+    if how == 'zero':
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        optimizer = ZeroRedundancyOptimizer(
+            model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9
+        )
+    else:
+        optimizer = make_optimizer(case['optimizer'], model.parameters())
+    handle = gclip_mm.attach(optimizer, case['clip_grad'], model=model)
+    records, collectives = [], []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = model(batch(step, rank, world)).square().mean()
+        if step == case.get('nan_step'):
+            loss = loss * float('nan')
+        loss.backward()
+        if how == 'mixed':
+            for p in (*model.head.parameters(), model.scale):
+                dist.all_reduce(p.grad, op=dist.ReduceOp.SUM)
+                p.grad.div_(world)
+        if case.get('count') and world > 1:
+            from torch.distributed.tensor.debug import CommDebugMode
+
+            with CommDebugMode() as mode:
+                optimizer.step()
+            collectives.append(mode.get_total_counts())
+        else:
+            optimizer.step()
+        records.append(handle.stats())
+    params = state_of(model, how)
+    state = handle.state_dict()
+    if world > 1:
+        # To the bit the same on every rank.
+        for tensor in params.values():
+            other = tensor.clone()
+            dist.broadcast(other, src=0)
+            if not torch.equal(other, tensor):
+                raise AssertionError('the ranks differ')
+    return {'params': params, 'records': records, 'state': state, 'collectives': collectives}
+
+
+def main() -> None:
+    cases, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        dist.init_process_group('gloo')
+    results = {}
+    for name, case in cases.items():
+        try:
+            results[name] = run(case)
+        except gclip_mm.ClipConfigError as error:
+            results[name] = {'error': str(error)}
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        torch.save(results, out)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == '__main__':
+    main()

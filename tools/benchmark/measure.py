@@ -1,0 +1,119 @@
+"""Measurements of one step function: time in turn with others, host reads, memory, launches."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Step = Callable[[], None]
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def time_in_turn(
+    steps: dict[str, Step], prepare: Callable[[], None], device: torch.device, rounds: int
+) -> dict[str, list[float]]:
+    """Run every step once in each round, in rotating order, so that drift hits all of them alike.
+
+    Args:
+        steps: what to time.
+        prepare: restores the gradients before each run; not timed.
+        device: waited for before the clock is read.
+        rounds: how often; two more are run first and not counted.
+
+    Returns:
+        Seconds of each round, by name.
+    """
+    names = list(steps)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    gc.disable()
+    try:
+        for round_ in range(-2, rounds):
+            shift = round_ % len(names)
+            for name in names[shift:] + names[:shift]:
+                prepare()
+                synchronize(device)
+                start = time.perf_counter()
+                steps[name]()
+                synchronize(device)
+                if round_ >= 0:
+                    times[name].append(time.perf_counter() - start)
+    finally:
+        gc.enable()
+    return times
+
+
+def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
+    """Median of the ratios round by round: both of a pair ran within the same second."""
+    return statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
+
+
+class _ReadCounter(TorchDispatchMode):
+    """Counts the operations by which the host reads a value from a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name() in ('aten::_local_scalar_dense', 'aten::item', 'aten::equal'):
+            self.reads += 1
+        return func(*args, **(kwargs or {}))
+
+
+def host_reads(step: Step) -> int:
+    """How often the host reads a value in one step."""
+    with _ReadCounter() as counter:
+        step()
+    return counter.reads
+
+
+def peak_extra_bytes(step: Step, device: torch.device) -> int:
+    """Most memory that a step holds at a time beyond what was there before it, in bytes."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == '[memory]'
+    ]
+    held = peak = 0
+    for _, change in sorted(changes, key=lambda pair: pair[0]):
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def kernel_launches(step: Step, device: torch.device) -> int | None:
+    """Kernels that one step launches on a GPU; None on a CPU."""
+    if device.type != 'cuda':
+        return None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize(device)
+    return sum(1 for event in profile.events() if event.device_type.name == 'CUDA')
+
+
+def read_once(grads: list[Tensor]) -> Step:
+    """Reads as many bytes as the gradients hold, once: the limit that memory sets for a norm."""
+    flat = torch.cat([grad.reshape(-1) for grad in grads])
+    return lambda: flat.sum()
