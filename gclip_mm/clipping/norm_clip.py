@@ -28,7 +28,7 @@ class NormClip(GlobalClipper):
     (``tools/analysis/advise_clipping.py``).
 
     Args:
-        max_norm: largest norm allowed, at least 0.
+        max_norm: largest norm allowed, at least 0; ``inf`` clips nothing and logs the norm.
         norm_type: order p of the norm: a number above 0, or ``'inf'``.
         min_norm: smallest norm allowed, above 0 and at most ``max_norm``; None: no such bound.
         carry: keep what is cut off and add it to the next step's gradient
@@ -59,7 +59,7 @@ class NormClip(GlobalClipper):
         min_norm: float | None = None,
         carry: bool = False,
     ) -> None:
-        check_number('max_norm', max_norm, low=0)
+        check_number('max_norm', max_norm, low=0, allow_inf=True)
         check_number('min_norm', min_norm, low=0, high=max_norm, open_low=True, allow_none=True)
         check_flag('carry', carry)
         if carry and min_norm is not None:
@@ -80,7 +80,9 @@ class NormClip(GlobalClipper):
     def decide(self, norm: Tensor, ok: Tensor | None) -> tuple[Tensor, float]:
         coef = torch.clamp(self.max_norm / (norm + 1e-6), max=1.0)
         if self.min_norm is not None:
-            lift = torch.where(norm > 0, self.min_norm / norm, 1.0)
+            # No more than float32 holds: an infinite factor would make NaN of the zeros.
+            lift = torch.clamp(self.min_norm / norm, max=torch.finfo(torch.float32).max)
+            lift = torch.where(norm > 0, lift, 1.0)
             coef = torch.where(norm < self.min_norm, lift, coef)
         return coef, float(self.max_norm)
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Below this a float32 norm may have lost terms whose squares are subnormal.
-_TINY = 1e-15
+# A norm whose p-th power is below this may have lost terms whose own powers are subnormal.
+_TINY_POWERS = {torch.float32: 1e-30, torch.float64: 1e-290}
 
 
 def host(tensor: Tensor) -> np.ndarray | None:
@@ -69,17 +69,34 @@ def tensor_norms(tensors: list[Tensor], p: float = 2.0) -> Tensor:
 
 
 def _recompute_extremes(norms: Tensor, tensors: list[Tensor], p: float) -> Tensor:
-    """Replace, on the CPU, the float32 norms that over- or underflowed by float64 ones."""
+    """Replace, on the CPU, the norms that over- or underflowed by float64 ones."""
     values = host(norms)
-    if values is None or norms.dtype == torch.float64 or p == math.inf:
+    if values is None or p == math.inf:
         return norms
-    inside = (values > _TINY) & (values < np.inf)
+    inside = _is_safe(norms, values, p)
     if inside.all():
         return norms
     wide = norms.double()
     for i in np.flatnonzero(~inside):
-        wide[i] = torch.linalg.vector_norm(tensors[i], p, dtype=torch.float64)
-    return fit(wide)
+        wide[i] = _careful_norm(tensors[i], p)
+    return wide if norms.dtype == torch.float64 else fit(wide)
+
+
+def _is_safe(norms: Tensor, values: np.ndarray, p: float) -> np.ndarray:
+    """Whether norms can be trusted: no power over- or underflowed on the way."""
+    return (values > _TINY_POWERS[norms.dtype] ** (1.0 / p)) & (values < np.inf)
+
+
+def _careful_norm(tensor: Tensor, p: float) -> Tensor:
+    """The p-norm in float64, taken relative to the largest element so that no power overflows."""
+    if tensor.numel() == 0:
+        return torch.zeros((), dtype=torch.float64)
+    top = torch.linalg.vector_norm(tensor, math.inf).double()
+    value = float(host(top))
+    if value == 0 or not math.isfinite(value):
+        # Zero, inf or NaN: what the largest element is, the norm is.
+        return top
+    return torch.linalg.vector_norm(tensor.double() / top, p) * top
 
 
 def fit(wide: Tensor) -> Tensor:
@@ -88,7 +105,7 @@ def fit(wide: Tensor) -> Tensor:
     if values is None or wide.dtype != torch.float64:
         return wide
     finite = values[np.isfinite(values)]
-    return wide.float() if ((finite == 0) | (finite > _TINY) & (finite < 1e19)).all() else wide
+    return wide.float() if ((finite == 0) | (finite > 1e-15) & (finite < 1e19)).all() else wide
 
 
 def combine(norms: Tensor, p: float = 2.0) -> Tensor:
@@ -97,6 +114,7 @@ def combine(norms: Tensor, p: float = 2.0) -> Tensor:
         return norms.new_zeros(())
     total = torch.linalg.vector_norm(norms, p)
     value = host(total)
-    if value is not None and total.dtype != torch.float64 and not _TINY < value < np.inf:
-        total = fit(torch.linalg.vector_norm(norms.double(), p))
-    return total
+    if value is None or p == math.inf or _is_safe(total, value, p):
+        return total
+    wide = _careful_norm(norms, p)
+    return wide if total.dtype == torch.float64 else fit(wide)

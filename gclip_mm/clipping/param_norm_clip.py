@@ -50,7 +50,7 @@ class ParamNormClip(TensorClipper):
     example = dict(max_norm=0.1)
 
     def __init__(self, max_norm: float, norm_type: float | str = 2.0, carry: bool = False) -> None:
-        check_number('max_norm', max_norm, low=0)
+        check_number('max_norm', max_norm, low=0, allow_inf=True)
         check_flag('carry', carry)
         self.max_norm = max_norm
         self.norm_type = check_norm_type('norm_type', norm_type)

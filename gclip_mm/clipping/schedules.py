@@ -184,7 +184,7 @@ def build_driver(cfg: Any, clipper: Clipper) -> ThresholdDriver:
             "clip_grad: schedule must be a dict such as dict(type='linear', start_factor=0.1, "
             f'end=500), or a list of them, got {cfg!r}'
         )
-    usable = [key for key in clipper.thresholds if getattr(clipper, key, None) is not None]
+    usable = [key for key in clipper.thresholds if _is_in_use(getattr(clipper, key, None))]
     name = type(clipper).__name__
     if items and not usable:
         raise ClipConfigError(f'clip_grad: {name} has no threshold that a schedule could drive')
@@ -200,3 +200,7 @@ def build_driver(cfg: Any, clipper: Clipper) -> ThresholdDriver:
             )
         schedules.append(schedule)
     return ThresholdDriver(clipper, schedules)
+
+
+def _is_in_use(threshold: float | None) -> bool:
+    return threshold is not None and math.isfinite(threshold)

@@ -53,7 +53,7 @@ class ValueClip(Clipper):
         max: float | None = None,
         carry: bool = False,
     ) -> None:
-        check_number('clip_value', clip_value, low=0, allow_none=True)
+        check_number('clip_value', clip_value, low=0, allow_none=True, allow_inf=True)
         check_number('min', min, allow_none=True)
         check_number('max', max, allow_none=True)
         if clip_value is None and min is None and max is None:
