@@ -1,5 +1,6 @@
-"""Data sets for the first runs. Importing this registers them with MMDetection, where it is installed.
+"""Data sets for the first runs.
 
+Importing this registers them with MMDetection, where it is installed.
 The generator in :mod:`gclip_mm.datasets.shape_scenes` needs no MMDetection.
 """
 
@@ -9,6 +10,7 @@ __all__: list[str] = []
 
 if find_spec('mmdet') is not None:
     from .bccd_dataset import BCCDDataset
+    from .digits_dataset import DigitsDataset
     from .shape_scenes_dataset import ShapeScenesDataset
 
-    __all__ += ['BCCDDataset', 'ShapeScenesDataset']
+    __all__ += ['BCCDDataset', 'DigitsDataset', 'ShapeScenesDataset']

@@ -31,7 +31,7 @@ class Scalars:
         return [row['step'] for row in rows], [float(row[key]) for row in rows]
 
     def last_metrics(self) -> dict[str, float]:
-        """The metrics of the last validation (named ``<prefix>/<name>``); empty if there was none."""
+        """The metrics of the last validation, as ``<prefix>/<name>``; empty if there was none."""
         for row in reversed(self.val):
             metrics = {key: value for key, value in row.items() if '/' in key}
             if metrics:

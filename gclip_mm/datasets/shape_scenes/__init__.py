@@ -16,7 +16,7 @@ Files
 ::
 
     data/shape_scenes/
-      shape_scenes.json      parameters and checksums; written last, so a folder that has it is whole
+      shape_scenes.json      parameters and checksums; a folder that has it is whole
       annotations/train.json
       annotations/val.json
       train/000000.jpg ...   the file's number is the image's id

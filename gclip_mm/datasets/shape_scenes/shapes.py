@@ -5,8 +5,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from .vocabulary import CLASSES
-
 # The hole of a ring, as a share of its radius.
 RING_HOLE = 0.58
 # Masks are filled at this many times the picture's resolution, then averaged down.

@@ -24,9 +24,8 @@ def waves(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """Horizontal swell whose crests meander."""
     y, x = _grid(height, width)
     period = rng.uniform(9, 16)
-    meander = rng.uniform(1.5, 3.5) * np.sin(
-        2 * np.pi * x / rng.uniform(30, 60) + rng.uniform(0, 6)
-    )
+    length, start = rng.uniform(30, 60), rng.uniform(0, 6)
+    meander = rng.uniform(1.5, 3.5) * np.sin(2 * np.pi * x / length + start)
     drift = 6 * _smooth_noise(height, width, 40, rng)
     return 0.5 + 0.5 * np.sin(2 * np.pi * (y + meander + drift) / period)
 

@@ -1,0 +1,59 @@
+# BCCD: 364 microscope photos (640x480) of blood, with red cells, white cells and platelets, in VOC
+# layout. Splits as published: train 205, val 87, test 72.
+
+# ---- what changes from place to place ------------------------------------------------------
+data_root = 'data/BCCD/'
+scale = (256, 192)
+batch_size = 8
+num_workers = 0  # these pictures load faster than a worker would start
+
+# ---- what seldom changes -------------------------------------------------------------------
+dataset_type = 'BCCDDataset'
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(
+        type='PackDetInputs',
+        # CocoMetric makes its ground truth from `instances` where there is no COCO JSON.
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'instances'),
+    ),
+]
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file='ImageSets/Main/train.txt',
+        # One training box is 0 pixels wide, and its regression target would be the log of 0.
+        filter_cfg=dict(filter_empty_gt=True, bbox_min_size=2),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    persistent_workers=num_workers > 0,
+    drop_last=False,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file='ImageSets/Main/val.txt',
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='CocoMetric', metric='bbox', classwise=True)
+test_evaluator = val_evaluator
