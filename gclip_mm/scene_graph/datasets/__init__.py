@@ -1,15 +1,24 @@
-"""Scene-graph data sets. Importing this registers them with MMDetection."""
+"""Scene-graph data sets. Importing this registers them with MMDetection, where it is installed.
+
+Reading, checking and writing the files needs no MMDetection.
+"""
+
+from importlib.util import find_spec
 
 from .relation_index import RelationIndex
-from .scene_graph_dataset import SceneGraphDataset
-from .shape_scenes_graph_dataset import ShapeScenesGraphDataset
 from .statistics import RelationStatistics, relation_statistics, zero_shot_triplets
+from .writer import SceneGraphWriter
 
 __all__ = [
     'RelationIndex',
     'RelationStatistics',
-    'SceneGraphDataset',
-    'ShapeScenesGraphDataset',
+    'SceneGraphWriter',
     'relation_statistics',
     'zero_shot_triplets',
 ]
+
+if find_spec('mmdet') is not None:
+    from .scene_graph_dataset import SceneGraphDataset
+    from .shape_scenes_graph_dataset import ShapeScenesGraphDataset
+
+    __all__ += ['SceneGraphDataset', 'ShapeScenesGraphDataset']

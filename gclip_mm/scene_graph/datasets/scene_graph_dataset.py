@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
 from ..transforms.flips import PredicateFlips
+from .json_file import read_json
 from .relation_index import RelationIndex
 
 _FILTER_KEYS = ('filter_empty_gt', 'min_size', 'filter_empty_relations')
@@ -87,7 +87,7 @@ class SceneGraphDataset(CocoDataset):
             ``scene_label`` (int or None).
         """
         with get_local_path(self.ann_file, backend_args=self.backend_args) as path:
-            content = _read_json(path, self.ann_file)
+            content = read_json(path, self.ann_file)
         index = RelationIndex(content, self.ann_file, self._metainfo)
         self._metainfo.update(
             classes=index.classes, predicates=index.predicates, scenes=index.scenes
@@ -139,17 +139,6 @@ class SceneGraphDataset(CocoDataset):
         data_info = super().get_data_info(idx)
         data_info['predicate_flips'] = self._predicate_flips
         return data_info
-
-
-def _read_json(path: str, source: str) -> dict:
-    try:
-        with open(path, encoding='utf-8') as file:
-            content = json.load(file)
-    except ValueError as error:  # truncated, or not text at all
-        raise ValueError(f'{source} is not valid JSON: {error}') from error
-    if not isinstance(content, dict):
-        raise ValueError(f'{source} must hold a JSON object, not a {type(content).__name__}')
-    return content
 
 
 def _coco(api: type, content: dict) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -11,10 +10,11 @@ import torch
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
-from mmengine.fileio import get_text
+from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
+from ..datasets.json_file import read_json
 from ..datasets.relation_index import RelationIndex
 from .matching import ImageMatch, match_image
 from .recall import CONVENTIONS, as_triplet_set, check_options, predicate_recall, summarize
@@ -256,10 +256,8 @@ def _checked_convention(name: str | None) -> str | None:
 
 def _triplets_of_file(ann_file: str, metainfo: dict | None) -> set[tuple[int, int, int]]:
     """The triplets of an annotation file, in the labels of the metainfo."""
-    try:
-        content = json.loads(get_text(ann_file))
-    except ValueError as error:
-        raise ValueError(f'train_ann_file {ann_file} is not valid JSON: {error}') from error
+    with get_local_path(ann_file) as path:
+        content = read_json(path, str(ann_file))
     return RelationIndex(content, str(ann_file), metainfo or {}).triplets(content)
 
 

@@ -259,7 +259,7 @@ def test_truncated_and_foreign_files(folder):
         with pytest.raises(ValueError, match=r'broken\.json is not valid JSON'):
             SceneGraphDataset(data_root=str(folder), ann_file='broken.json')
     (folder / 'list.json').write_text('[]')
-    with pytest.raises(ValueError, match='not a list'):
+    with pytest.raises(ValueError, match='must hold an object, not a list'):
         SceneGraphDataset(data_root=str(folder), ann_file='list.json')
     with pytest.raises(FileNotFoundError, match=r'missing\.json'):
         SceneGraphDataset(data_root=str(folder), ann_file='missing.json')
