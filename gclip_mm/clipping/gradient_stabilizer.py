@@ -112,7 +112,9 @@ class GradientStabilizer(TensorClipper):
             spread = (square / (1 - self.gamma2**count)) ** 0.5
             # A tensor that has only ever had zeros keeps its zero.
             target = xp.where(spread > 0, steady / spread, 0.0)
-            coefs = xp.where(n > 0, target / n, 1.0)
+            # A larger factor is inf in float32: a subnormal gradient stays below its target.
+            largest = torch.finfo(torch.float32).max
+            coefs = xp.where(n > 0, xp.clip(target / n, None, largest), 1.0)
         if learns(ok):
             self.state = state
             remember(state, (mean, square, count), ok, view)

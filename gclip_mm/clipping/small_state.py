@@ -76,6 +76,9 @@ def remember(
 ) -> None:
     """Write new numbers into the state in place, except where ``ok`` is False.
 
+    The last thing a rule does: the tensors that :func:`scalars` and :func:`columns` gave it may be
+    the state itself.
+
     Args:
         fields: the state, 0-d, or (view.size,) if a view is given.
         values: as many numbers, arrays or tensors, (N,) if a view is given.

@@ -119,13 +119,13 @@ class ZClip(GlobalClipper):
         # A running variance is about the means before and after, the paper's about the new mean.
         about = where(warming, mean, new_mean)
         new_var = (1 - step) * var + step * (allowed - about) * (allowed - new_mean)
-        if learns(ok):
-            self.state = state
-            remember(state, (count + 1, new_mean, new_var), ok)
 
         trigger = where(warming, torch.inf, mean + self.z_threshold * std)
         threshold = where(spike, allowed, trigger)
         if self.max_norm is not None:
             threshold = where(threshold > self.max_norm, self.max_norm, threshold)
         coef = where(n > threshold, threshold / where(n > 0, n, 1.0), 1.0)
+        if learns(ok):
+            self.state = state
+            remember(state, (count + 1, new_mean, new_var), ok)
         return to_tensor(coef, norm), threshold

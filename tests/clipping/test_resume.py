@@ -1,0 +1,115 @@
+"""Runs that are interrupted, and runs through another door, end with the same bits."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from gclip_mm.clipping import attach
+from tests.clipping.cases import CASES, equal, make_optimizer
+
+pytest.importorskip('mmengine')
+
+from mmengine.logging import MessageHub  # noqa: E402
+from mmengine.optim import OptimWrapper  # noqa: E402
+
+from gclip_mm.engine import GClipHook, GClipOptimWrapper  # noqa: E402
+
+STEPS = 50
+
+
+def make_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3), nn.LayerNorm(3))
+
+
+def loss_of(model, t):
+    rng = torch.Generator().manual_seed(t)
+    x = torch.randn(5, 4, generator=rng) * (20 if t % 9 == 8 else 1)
+    if t % 11 == 10:
+        return model[0](x).square().mean()  # the rest has no gradient in this iteration
+    loss = model(x).sin().square().mean() * (1 + t % 3)
+    return loss * float('nan') if t % 23 == 22 else loss
+
+
+def through_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+class Run:
+    """A model, an optimizer and a wrapper; ``count`` iterations are accumulated for a step."""
+
+    def __init__(self, config, sgd, fused, count):
+        self.model = make_model()
+        optimizer = make_optimizer(config, self.model.parameters(), sgd, fused=fused)
+        self.wrapper = GClipOptimWrapper(optimizer, clip_grad=config, accumulative_counts=count)
+        self.wrapper.initialize_count_status(self.model, 0, STEPS * count)
+        self.count = count
+
+    def train(self, begin, end):
+        for t in range(begin, end):
+            with self.wrapper.optim_context(self.model):
+                self.wrapper.update_params(loss_of(self.model, t))
+
+    def save(self):
+        return through_file({'model': self.model.state_dict(), 'optim': self.wrapper.state_dict()})
+
+    def load(self, state, t):
+        self.model.load_state_dict(state['model'])
+        self.wrapper.load_state_dict(state['optim'])
+        self.wrapper.initialize_count_status(self.model, t, STEPS * self.count)
+
+
+@pytest.mark.parametrize(
+    ('sgd', 'fused', 'count'),
+    [(True, False, 2), (True, True, 1), (False, False, 1), (False, True, 2)],
+    ids=['sgd accumulated', 'sgd fused', 'adamw', 'adamw fused accumulated'],
+)
+@pytest.mark.parametrize('case', CASES)
+def test_resume_to_the_bit(case, sgd, fused, count):
+    whole = Run(CASES[case], sgd, fused, count)
+    whole.train(0, STEPS * count)
+    part = Run(CASES[case], sgd, fused, count)
+    for t in range(0, STEPS * count, 10 * count):
+        part.train(t, t + 10 * count)
+        state = part.save()
+        part = Run(CASES[case], sgd, fused, count)
+        part.load(state, t + 10 * count)
+    assert equal(whole.save(), part.save())
+    assert all(torch.isfinite(p).all() for p in whole.model.parameters())
+
+
+def by_attach(config, model, optimizer):
+    attach(optimizer, config, model=model)
+    return OptimWrapper(optimizer)
+
+
+def by_wrapper(config, model, optimizer):
+    return GClipOptimWrapper(optimizer, clip_grad=config)
+
+
+def by_hook(config, model, optimizer):
+    wrapper = OptimWrapper(optimizer)
+    hub = MessageHub.get_instance('doors')
+    runner = SimpleNamespace(model=model, optim_wrapper=wrapper, message_hub=hub)
+    GClipHook(clip_grad=config).before_run(runner)
+    return wrapper
+
+
+@pytest.mark.parametrize('fused', [False, True], ids=['plain', 'fused'])
+@pytest.mark.parametrize('case', CASES)
+def test_same_through_all_doors(case, fused):
+    results = []
+    for door in (by_attach, by_wrapper, by_hook):
+        model = make_model()
+        optimizer = make_optimizer(CASES[case], model.parameters(), fused=fused)
+        wrapper = door(CASES[case], model, optimizer)
+        for t in range(20):
+            wrapper.update_params(loss_of(model, t))
+        results.append([p.detach() for p in model.parameters()])
+    assert equal(results[0], results[1]) and equal(results[0], results[2])
