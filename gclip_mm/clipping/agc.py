@@ -91,7 +91,10 @@ class _Plan:
 
     def __init__(self, view: GradView) -> None:
         params, layouts = view.params, view.layouts
-        device, dtype = params[0].device, accumulate_dtype(params[0])
+        device = params[0].device
+        # The widest of all: torch does not narrow a float64 tensor to a float32 norm.
+        is_wide = any(accumulate_dtype(param) == torch.float64 for param in params)
+        dtype = torch.float64 if is_wide else torch.float32
         self.layouts = layouts
         # Whole tensors first: torch norms all of them in one call.
         self.whole = [i for i, layout in enumerate(layouts) if layout.dims is None]
