@@ -50,7 +50,7 @@ def watched_step(clip_grad, fused=False, optimizer=torch.optim.SGD, arm=True, **
 
 def module_norms(tensors: dict) -> list[float]:
     """By hand: the norm of all that belongs to each module."""
-    found = {name: 0.0 for name in NAMES}
+    found = dict.fromkeys(NAMES, 0.0)
     for name, tensor in tensors.items():
         found[name.rpartition('.')[0] or '(root)'] += tensor.double().square().sum().item()
     return [math.sqrt(found[name]) for name in NAMES]

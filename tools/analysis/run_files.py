@@ -51,8 +51,21 @@ def _timestamps(work_dir: Path) -> list[Path]:
     return sorted(path.parents[1] for path in work_dir.glob('*/vis_data/scalars.json'))
 
 
+def _scalar_files(path: Path) -> list[Path]:
+    """The JSON logs of a work_dir, of one timestamp in it, or the one that is named."""
+    if path.is_file():
+        return [path]
+    for near in ('scalars.json', 'vis_data/scalars.json'):
+        if (path / near).is_file():
+            return [path / near]
+    return [folder / 'vis_data' / 'scalars.json' for folder in _timestamps(path)]
+
+
 def read_scalars(work_dir: str | Path) -> Scalars:
     """Read what was logged, a resumed run joined to the one that it goes on from.
+
+    Args:
+        work_dir: the work_dir of a run; or one timestamp's folder, or a ``scalars.json``, of it.
 
     Raises:
         RunFilesError: Nothing was logged.
@@ -60,8 +73,8 @@ def read_scalars(work_dir: str | Path) -> Scalars:
     work_dir = Path(work_dir)
     train: list[dict[str, Any]] = []
     val: list[dict[str, Any]] = []
-    for folder in _timestamps(work_dir):
-        rows = _rows(folder / 'vis_data' / 'scalars.json')
+    for file in _scalar_files(work_dir):
+        rows = _rows(file)
         # Only a training row has a learning rate.
         new = [row for row in rows if 'lr' in row or 'base_lr' in row]
         if new:
