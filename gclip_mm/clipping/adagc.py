@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .base import TensorClipper
 from .checks import check_number
+from .norms import np
 from .registry import CLIPPERS
 from .small_state import columns, learns, remember, to_tensor
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+import itertools
+import math
+
 import torch
 from torch import Tensor
 
 from .base import Clipper, Measure, Outcome
 from .checks import check_number
-from .norms import accumulate_dtype, combine, host, tensor_norms
+from .norms import accumulate_dtype, combine, host, np, tensor_norms
 from .registry import CLIPPERS
 from .routing import GradView
 from .sharded_units import UnitReduction
@@ -101,10 +103,11 @@ class _Plan:
         self.rows = [i for i, layout in enumerate(layouts) if layout.dims is not None]
         self.order = self.whole + self.rows
         shapes = [layouts[i].shape(params[i]) for i in self.order]
-        sizes = [int(np.prod(shape)) for shape in shapes]
+        sizes = [math.prod(shape) for shape in shapes]
         # A rank may hold no unit of a sharded parameter, and reduceat knows no empty segment.
         self.filled = [k for k, size in enumerate(sizes) if size]
-        self.offsets = np.cumsum([0, *sizes])[:-1][self.filled]
+        starts = [0, *itertools.accumulate(sizes)]
+        self.offsets = [starts[k] for k in self.filled]
         self.shapes = shapes
         self.sizes = sizes
         self.grad_norms = torch.empty(sum(sizes), dtype=dtype, device=device)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .base import GlobalClipper
 from .checks import check_number
-from .norms import host
+from .norms import host, np
 from .registry import CLIPPERS
 from .small_state import learns, remember, scalars, to_tensor
 

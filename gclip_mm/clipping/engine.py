@@ -312,7 +312,7 @@ class GradClipEngine:
             return
         inverse = 1.0 / coef
         limit = torch.finfo(torch.float32).max
-        fits = value is None or (value != 0 and float(inverse.numpy()) < limit)
+        fits = value is None or (value != 0 and inverse.tolist() < limit)
         if folds and fits:
             # grad_scale is what the kernel divides by.
             inverse = inverse.to(torch.float32)

@@ -11,9 +11,15 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
+
+try:
+    import numpy as np
+except ModuleNotFoundError:
+    # torch runs without it, and so does this package: a CPU tensor is then treated like one on any
+    # other device, whose values nobody looks at.
+    np = None
 
 # A norm whose p-th power is below this may have lost terms whose own powers are subnormal.
 _TINY_POWERS = {torch.float32: 1e-30, torch.float64: 1e-290}
@@ -24,7 +30,7 @@ def host(tensor: Tensor) -> np.ndarray | None:
 
     Unlike ``tensor.item()`` it issues no device read, so a hot path may branch on it.
     """
-    return tensor.detach().numpy() if tensor.device.type == 'cpu' else None
+    return tensor.detach().numpy() if tensor.device.type == 'cpu' and np is not None else None
 
 
 def accumulate_dtype(tensor: Tensor) -> torch.dtype:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from .base import Clipper
 from .norms import tensor_norms
@@ -54,10 +55,17 @@ def describe_params(params: Iterable[Tensor], model: nn.Module | None) -> list[P
     """Names and owners of the optimizer's parameters, in the optimizer's order."""
     owners: dict[int, tuple[str, nn.Module, str]] = {}
     if model is not None:
-        for path, module in unwrap(model).named_modules():
+        modules = dict(unwrap(model).named_modules())
+        for path, module in modules.items():
             parts = [part for part in path.split('.') if part and part not in _WRAPPER_PARTS]
+            owner, weight = module, None
+            if isinstance(module, ParametrizationList):
+                # What it holds is laid out as the parameter of the module that it stands in for.
+                outer, _, weight = path.rpartition('.')
+                owner = modules[outer.rpartition('parametrizations')[0].rstrip('.')]
             for attribute, param in module.named_parameters(recurse=False):
-                owners.setdefault(id(param), ('.'.join([*parts, attribute]), module, attribute))
+                name = '.'.join([*parts, attribute])
+                owners.setdefault(id(param), (name, owner, weight or attribute))
     return [
         ParamInfo(p, *owners.get(id(p), (f'param_{i}', None, ''))) for i, p in enumerate(params)
     ]

@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .norms import host
+from .norms import host, np
 
 if TYPE_CHECKING:
     from .routing import GradView

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .base import Clipper, Measure, Outcome
 from .checks import check_number
-from .norms import combine, host
+from .norms import combine, host, np
 from .pieces import pieces
 from .registry import CLIPPERS
 from .small_state import columns, learns, remember, to_tensor

@@ -19,7 +19,8 @@ LOG_KEYS = (
 def make_record(device: torch.device, *values: Tensor | float) -> Tensor:
     """Pack the numbers of a step, in the order of ``LOG_KEYS``, into a float64 tensor (6,)."""
     if device.type == 'cpu':
-        numbers = [float(v.numpy()) if isinstance(v, Tensor) else v for v in values]
+        # tolist() reads host memory without issuing a device read, as item() would.
+        numbers = [float(v.tolist()) if isinstance(v, Tensor) else v for v in values]
         return torch.tensor(numbers, dtype=torch.float64)
     parts = [
         v.to(device, torch.float64).reshape(())

@@ -65,7 +65,9 @@ def unit_layout(param: Tensor, module: nn.Module | None = None, attribute: str =
     if sum(n != 1 for n in param.shape) <= 1:
         return WHOLE
     is_transposed = getattr(module, 'transposed', False) is True
-    if is_transposed and attribute == 'weight' and param.ndim >= 3:
+    # weight_orig and weight_v are what spectral_norm and weight_norm make of the weight.
+    is_weight = attribute in ('weight', 'weight_orig', 'weight_v')
+    if is_transposed and is_weight and param.ndim >= 3:
         # (in, out / groups, *kernel): the output channels of group k are fed by the k-th block of
         # input channels only.
         groups = module.groups
