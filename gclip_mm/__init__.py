@@ -14,10 +14,19 @@ from .version import __version__
 
 __all__ = ['CLIPPERS', 'ClipConfigError', 'NonFiniteGradientError', '__version__', 'attach']
 
-if find_spec('mmengine') is not None:
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        # Somebody blocks the import, as tests do and as zipped applications may.
+        return False
+
+
+if _is_installed('mmengine'):
     from .engine import GClipAmpOptimWrapper, GClipHook, GClipOptimWrapper, apply_clip
 
     __all__ += ['GClipAmpOptimWrapper', 'GClipHook', 'GClipOptimWrapper', 'apply_clip']
 
-    if find_spec('mmdet') is not None:
+    if _is_installed('mmdet'):
         from . import datasets, models  # noqa: F401
