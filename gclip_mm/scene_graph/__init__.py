@@ -8,4 +8,4 @@ a NumPy function.
 from importlib.util import find_spec
 
 if find_spec('mmdet') is not None:
-    from . import datasets, evaluation, transforms  # noqa: F401
+    from . import datasets, engine, evaluation, models, transforms, visualization  # noqa: F401

@@ -1,0 +1,215 @@
+"""Scene graphs of pictures, in the style of MMDetection's ``DetInferencer``."""
+
+from __future__ import annotations
+
+import copy
+import os.path as osp
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import mmengine
+import numpy as np
+import torch
+from mmdet.apis import DetInferencer
+from mmdet.structures import DetDataSample
+from mmengine.dataset import Compose
+from mmengine.structures import InstanceData
+
+from .models.detectors import SceneGraphRCNN
+from .models.protocol import SceneGraphProtocol
+from .visualization import SceneGraphVisualizer
+
+#: What an input dict may hold.
+INPUT_KEYS = ('img', 'img_path', 'bboxes', 'labels')
+# Transforms of a test pipeline that look for annotations, of which a picture from outside has none.
+_ANNOTATION_LOADERS = ('LoadSceneGraphAnnotations', 'LoadAnnotations')
+
+
+class SceneGraphInferencer(DetInferencer):
+    """From pictures to scene graphs.
+
+    Arguments and call are those of :class:`mmdet.apis.DetInferencer`: ``inputs`` is a path or URL,
+    a folder, an array (H, W, 3) uint8 BGR, or a list of these. A model of PredCls or SGCls is told
+    the boxes (and labels) by a dict in place of a picture: ``dict(img=array, bboxes=[[x1, y1, x2,
+    y2], ...], labels=[...])`` or ``dict(img_path=..., ...)``, in pixels of the picture.
+
+    Args:
+        model: Config file, or a name in ``configs/scene_graph/metafile.yml``. None: the config is
+            in the checkpoint.
+        weights: Checkpoint.
+        device: None: a GPU if there is one.
+        protocol: Ask the model by another protocol than it was trained for: ``'predcls'``,
+            ``'sgcls'`` or ``'sgdet'``. None: its own.
+        max_relations: Most triplets of a picture in the result, those of the highest product of
+            subject, object and predicate score.
+        **kwargs: As for ``DetInferencer``.
+
+    Raises:
+        ValueError: The model is no SceneGraphRCNN; an unknown protocol.
+
+    Example:
+        >>> inferencer = SceneGraphInferencer(
+        ...     'configs/scene_graph/shapescenes/rnn_sgdet_shapescenes.py', 'epoch_12.pth')
+        >>> result = inferencer('picture.jpg', out_dir='out', no_save_pred=False)
+        >>> result['predictions'][0]['relations'][0]
+        {'subject': 0, 'predicate': 'left of', 'object': 2, 'score': 0.61, ...}
+    """
+
+    def __init__(
+        self,
+        model: str | dict | None = None,
+        weights: str | None = None,
+        device: str | None = None,
+        protocol: str | SceneGraphProtocol | None = None,
+        max_relations: int = 100,
+        **kwargs: Any,
+    ) -> None:
+        if max_relations < 1:
+            raise ValueError(f'max_relations must be at least 1, got {max_relations}')
+        wanted = None if protocol is None else SceneGraphProtocol.parse(protocol)
+        super().__init__(model=model, weights=weights, device=device, **kwargs)
+        if not isinstance(self.model, SceneGraphRCNN):
+            raise ValueError(
+                f'SceneGraphInferencer needs a SceneGraphRCNN, got {type(self.model).__name__}'
+            )
+        if wanted is not None:
+            self.model.protocol = self.model.relation_head.protocol = wanted
+        self.max_relations = max_relations
+
+    @property
+    def protocol(self) -> SceneGraphProtocol:
+        """What the model is told of a picture."""
+        return self.model.protocol
+
+    # ---- input -------------------------------------------------------------------------------
+
+    def _init_pipeline(self, cfg: dict) -> Compose:
+        pipeline = cfg.test_dataloader.dataset.pipeline
+        cfg = copy.deepcopy(cfg)
+        cfg.test_dataloader.dataset.pipeline = [
+            step
+            for step in pipeline
+            if str(getattr(step['type'], '__name__', step['type'])).rpartition('.')[2]
+            not in _ANNOTATION_LOADERS
+        ]
+        return super()._init_pipeline(cfg)
+
+    def _init_visualizer(self, cfg: dict) -> SceneGraphVisualizer:
+        visualizer = super()._init_visualizer(cfg)
+        if isinstance(visualizer, SceneGraphVisualizer):
+            return visualizer
+        # A config that does not say how to draw graphs shall not draw mere boxes.
+        visualizer = SceneGraphVisualizer(name=f'scene_graph_{id(self)}')
+        visualizer.dataset_meta = self.model.dataset_meta
+        return visualizer
+
+    def _get_chunk_data(self, inputs: Sequence, chunk_size: int) -> Iterator[list]:
+        for start in range(0, len(inputs), chunk_size):
+            yield [self._prepare(item) for item in inputs[start : start + chunk_size]]
+
+    def _prepare(self, item: str | np.ndarray | dict) -> tuple[str | np.ndarray, dict]:
+        """The picture for drawing, and what the model gets."""
+        given: dict[str, Any] = {}
+        if isinstance(item, dict):
+            unknown = sorted(set(item) - set(INPUT_KEYS))
+            if unknown or ('img' in item) == ('img_path' in item):
+                raise ValueError(
+                    "an input dict has 'img' or 'img_path', and for PredCls 'bboxes' and 'labels', "
+                    f'for SGCls bboxes; got keys {sorted(item)}'
+                )
+            given = {key: item[key] for key in ('bboxes', 'labels') if key in item}
+            item = item['img'] if 'img' in item else item['img_path']
+        if isinstance(item, str) and '://' not in item and not osp.isfile(item):
+            raise FileNotFoundError(f'there is no picture at {item}')
+        data = self.pipeline(item)
+        self._add_given(data['data_samples'], given)
+        return item, data
+
+    def _add_given(self, sample: DetDataSample, given: dict[str, Any]) -> None:
+        needed = ['bboxes'] if self.protocol.has_boxes else []
+        needed += ['labels'] if self.protocol.has_labels else []
+        missing = [key for key in needed if key not in given]
+        if missing:
+            raise ValueError(
+                f'the protocol {self.protocol.value!r} of this model needs {missing[0]!r} of the '
+                "objects: give dict(img_path=..., bboxes=..., labels=...) in place of a picture, or "
+                "make the inferencer with protocol='sgdet' if the model's detector is trained"
+            )
+        if not needed:
+            return
+        boxes = torch.as_tensor(np.asarray(given['bboxes'], np.float32).reshape(-1, 4))
+        scale = boxes.new_tensor(sample.metainfo.get('scale_factor', (1.0, 1.0))).repeat(2)
+        objects = InstanceData(bboxes=boxes * scale)
+        if 'labels' in needed:
+            labels = torch.as_tensor(np.asarray(given['labels'], np.int64).reshape(-1))
+            classes = self.model.relation_head.num_classes
+            if len(labels) != len(boxes):
+                raise ValueError(f'{len(boxes)} bboxes, but {len(labels)} labels')
+            if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+                raise ValueError(f'labels must be in [0, {classes}), got {labels.tolist()}')
+            objects.labels = labels
+        sample.gt_instances = objects
+
+    # ---- output ------------------------------------------------------------------------------
+
+    def visualize(self, inputs: list, preds: list[DetDataSample], **kwargs) -> list | None:
+        """Draw; arrays come in BGR, as OpenCV reads them, and pictures are drawn in RGB."""
+        inputs = [x[..., ::-1] if isinstance(x, np.ndarray) else x for x in inputs]
+        return super().visualize(inputs, preds, **kwargs)
+
+    def pred2dict(self, data_sample: DetDataSample, pred_out_dir: str = '') -> dict[str, Any]:
+        """The scene graph as plain numbers and names, ready for JSON.
+
+        Returns:
+            ``labels``, ``scores``, ``bboxes`` (xyxy in pixels of the picture) and ``names`` of the
+            objects; ``relations``, a list of dicts with ``subject``, ``object`` (indices of
+            objects), ``predicate`` (name), ``predicate_label``, ``predicate_score`` and ``score``
+            (of the triplet), the best first; with a scene head, ``scene`` (``name``, ``label``,
+            ``score``). Saved as ``preds/<picture>.json`` in ``pred_out_dir`` unless that is empty.
+        """
+        sample, meta = data_sample.cpu(), self.model.dataset_meta
+        objects = sample.pred_instances
+        result: dict[str, Any] = dict(
+            labels=objects.labels.tolist(),
+            names=[_name(meta.get('classes'), i) for i in objects.labels.tolist()],
+            scores=objects.scores.tolist(),
+            bboxes=objects.bboxes.tolist(),
+            relations=self._triplets(sample),
+        )
+        if 'pred_scene' in sample:
+            label = int(sample.pred_scene.label)
+            result['scene'] = dict(
+                name=_name(meta.get('scenes'), label),
+                label=label,
+                score=float(sample.pred_scene.score[label]),
+            )
+        if pred_out_dir:
+            path = sample.get('img_path')
+            name = osp.splitext(osp.basename(path))[0] if path else f'{self.num_predicted_imgs:08d}'
+            self.num_predicted_imgs += 1
+            mmengine.dump(result, osp.join(pred_out_dir, 'preds', f'{name}.json'))
+        return result
+
+    def _triplets(self, sample: DetDataSample) -> list[dict[str, Any]]:
+        scores, pairs = sample.pred_instances.scores, sample.pred_relations.pairs
+        if len(pairs) == 0:
+            return []
+        best, predicates = sample.pred_relations.scores.max(dim=1)
+        product = best * scores[pairs].prod(dim=1)
+        order = torch.sort(product, descending=True, stable=True).indices[: self.max_relations]
+        names = self.model.dataset_meta.get('predicates')
+        return [
+            dict(
+                subject=int(pairs[i, 0]),
+                predicate=_name(names, int(predicates[i])),
+                object=int(pairs[i, 1]),
+                score=float(product[i]),
+                predicate_label=int(predicates[i]),
+                predicate_score=float(best[i]),
+            )
+            for i in order.tolist()
+        ]
+
+
+def _name(names: Sequence[str] | None, label: int) -> str:
+    return names[label] if names and label < len(names) else str(label)
