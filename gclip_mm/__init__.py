@@ -29,4 +29,4 @@ if _is_installed('mmengine'):
     __all__ += ['GClipAmpOptimWrapper', 'GClipHook', 'GClipOptimWrapper', 'apply_clip']
 
     if _is_installed('mmdet'):
-        from . import datasets, models  # noqa: F401
+        from . import datasets, models, scene_graph  # noqa: F401
