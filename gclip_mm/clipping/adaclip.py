@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .base import Clipper, Measure, Outcome
 from .checks import check_number
-from .norms import combine, np
+from .norms import combine, quiet
 from .pieces import pieces
 from .registry import CLIPPERS
 from .small_state import columns, learns, remember, to_tensor
@@ -83,7 +83,7 @@ class AdaClip(Clipper):
             torch.zeros(view.size, dtype=torch.int64, device=tops.device),
         )
         # The gradients of a step that nobody may learn from need not be finite.
-        with np.errstate(all='ignore'):
+        with quiet():
             (top, peak, count), xp = columns(tops, view, *state)
             peak = self.beta * peak + (1 - self.beta) * top
             bound = peak / (1 - self.beta ** (count + 1))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .base import TensorClipper
 from .checks import check_number
-from .norms import np
+from .norms import quiet
 from .registry import CLIPPERS
 from .small_state import columns, learns, remember, to_tensor
 
@@ -94,7 +94,7 @@ class AdaGC(TensorClipper):
             torch.zeros(view.size, dtype=torch.int64, device=norms.device),
         )
         # The gradients of a step that nobody may learn from need not be finite.
-        with np.errstate(all='ignore'):
+        with quiet():
             (n, average, count), xp = columns(norms, view, *state)
             warming = count < self.warmup_steps
             total = (n * n).sum() ** 0.5

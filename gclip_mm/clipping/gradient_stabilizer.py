@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from .base import TensorClipper
 from .checks import check_number
-from .norms import np
+from .norms import quiet
 from .registry import CLIPPERS, ClipConfigError
 from .small_state import columns, learns, remember, to_tensor
 
@@ -103,7 +103,7 @@ class GradientStabilizer(TensorClipper):
             torch.zeros(view.size, dtype=torch.int64, device=norms.device),
         )
         # The gradients of a step that nobody may learn from need not be finite.
-        with np.errstate(all='ignore'):
+        with quiet():
             (n, mean, square, count), xp = columns(norms, view, *state)
             count = count + 1
             mean = self.gamma1 * mean + (1 - self.gamma1) * n

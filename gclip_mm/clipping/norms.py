@@ -9,6 +9,7 @@ used throughout.
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -31,6 +32,11 @@ def host(tensor: Tensor) -> np.ndarray | None:
     Unlike ``tensor.item()`` it issues no device read, so a hot path may branch on it.
     """
     return tensor.detach().numpy() if tensor.device.type == 'cpu' and np is not None else None
+
+
+def quiet() -> contextlib.AbstractContextManager:
+    """NumPy without warnings about what torch does silently: dividing by zero, NaN."""
+    return contextlib.nullcontext() if np is None else np.errstate(all='ignore')
 
 
 def accumulate_dtype(tensor: Tensor) -> torch.dtype:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .base import Clipper, Measure, Outcome
 from .checks import check_number
-from .norms import combine, host, np
+from .norms import combine, host
 from .pieces import pieces
 from .registry import CLIPPERS
 from .small_state import columns, learns, remember, to_tensor
@@ -114,7 +114,7 @@ class SpikeClip(Clipper):
                     self._average(part, average, ok)
             if learns(ok):
                 state.square[slot] = square
-            if not isinstance(norms, np.ndarray) or not norms[i] < 0.1 * _LARGEST:
+            if isinstance(norms, Tensor) or not norms[i] < 0.1 * _LARGEST:
                 # What a square has overflowed to would never come down again.
                 square.clamp_(max=torch.finfo(square.dtype).max)
         # All ranks have to look again, or none: what one of them saw of its part decides nothing.
