@@ -66,7 +66,7 @@ def run_names(runs: Sequence[Path]) -> list[str]:
         names = ['/'.join(p[-depth:]) for p in parts]
         if len(set(names)) == len(names):
             return names
-    return [f'{name} ({i})' for i, name in enumerate(names, 1)]
+    return [f'{p[-1]} ({i})' for i, p in enumerate(parts, 1)]
 
 
 def skipped_steps(scalars: Scalars) -> list[int]:
