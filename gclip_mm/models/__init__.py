@@ -1,7 +1,16 @@
 """What the stock zoo lacks. Importing this registers it with MMEngine and MMDetection."""
 
 from .backbones import VGG, SlimSSDVGG
+from .classifiers import Accuracy, SmallCNN
 from .detectors import RCNN
 from .roi_heads import ImageRegionExtractor, RegionRoIHead
 
-__all__ = ['RCNN', 'VGG', 'ImageRegionExtractor', 'RegionRoIHead', 'SlimSSDVGG']
+__all__ = [
+    'RCNN',
+    'VGG',
+    'Accuracy',
+    'ImageRegionExtractor',
+    'RegionRoIHead',
+    'SlimSSDVGG',
+    'SmallCNN',
+]

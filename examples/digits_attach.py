@@ -1,0 +1,57 @@
+"""A plain PyTorch loop with gradient clipping: handwritten digits, value clipping at 0.1.
+
+Needs torch and scikit-learn (which ships the data set): ``python examples/digits_attach.py``.
+The same training as an MMEngine config is configs/digits/small-cnn_value_digits.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works uninstalled
+
+import gclip_mm  # noqa: E402
+from gclip_mm.datasets.digits import load_digits  # noqa: E402
+
+
+def build_network() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(64 * 8 * 8, 128), nn.ReLU(), nn.Linear(128, 10)),
+    )
+
+
+def train(network: nn.Module, loader: DataLoader, epochs: int) -> dict[str, float]:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    clip = gclip_mm.attach(optimizer, dict(type='ValueClip', clip_value=0.1))
+    for epoch in range(epochs):
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(network(images), labels)
+            loss.backward()
+            optimizer.step()  # clips first
+        norm, clipped = clip.stats()['grad_norm'], clip.stats()['clip_fraction']
+        print(f'epoch {epoch + 1}: loss {loss:.4f}, norm {norm:.3f}, clipped {clipped:.2%}')
+    return clip.stats()
+
+
+def main(epochs: int = 5) -> float:
+    torch.manual_seed(0)
+    network = build_network()
+    loader = DataLoader(TensorDataset(*load_digits('train')), batch_size=64, shuffle=True)
+    train(network, loader, epochs)
+    images, labels = load_digits('test')
+    accuracy = (network(images).argmax(dim=1) == labels).float().mean().item()
+    print(f'accuracy on {len(labels)} digits never seen: {accuracy:.2%}')
+    return accuracy
+
+
+if __name__ == '__main__':
+    main()

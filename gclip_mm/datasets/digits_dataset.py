@@ -1,0 +1,35 @@
+"""The digits as an MMEngine data set."""
+
+from __future__ import annotations
+
+from mmengine.registry import DATASETS
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .digits import load_digits
+
+
+@DATASETS.register_module()
+class DigitsDataset(Dataset):
+    """Samples are ``dict(inputs=..., labels=...)``: float32 (1, 32, 32) in [0, 1], int64 ().
+
+    Args:
+        split (str): 'train' or 'test'.
+
+    Raises:
+        ValueError: another split.
+        ImportError: scikit-learn is not installed.
+
+    Example: ``configs/digits/small-cnn_value_digits.py``.
+    """
+
+    metainfo = dict(classes=tuple('0123456789'))
+
+    def __init__(self, split: str = 'train') -> None:
+        self.images, self.labels = load_digits(split)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return dict(inputs=self.images[index], labels=self.labels[index])
