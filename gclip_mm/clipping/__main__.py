@@ -1,0 +1,31 @@
+"""``python -m gclip_mm.clipping`` prints the table of rules, in Markdown, from the registry."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+from .registry import CLIPPERS
+
+#: A reader meets them in this order; a rule that is not named here comes after these.
+_ORDER = ('ValueClip', 'NormClip', 'ParamNormClip', 'AGC', 'AutoClip', 'ZClip', 'AdaGC')
+
+
+def table() -> Iterator[str]:
+    """The lines of the table: a rule's names, what it does, its keys, its source."""
+    yield '| `type` (alias) | what it does | keys and defaults | source |'
+    yield '|---|---|---|---|'
+    names = [*_ORDER, *(name for name in sorted(CLIPPERS) if name not in _ORDER)]
+    for name in names:
+        cls = CLIPPERS.get(name)
+        title = ', '.join(f'`{alias}`' for alias in CLIPPERS.aliases(name))
+        summary = inspect.getdoc(cls).split('\n')[0]
+        keys = ', '.join(
+            f'`{key}`' if p.default is p.empty else f'`{key}={p.default!r}`'
+            for key, p in inspect.signature(cls).parameters.items()
+        )
+        yield f'| `{name}`{f" ({title})" if title else ""} | {summary} | {keys} | {cls.source} |'
+
+
+if __name__ == '__main__':
+    print('\n'.join(table()))
