@@ -310,18 +310,19 @@ class GradClipEngine:
         value = host(coef)
         if value is not None and value == 1 and (folds or scale is None):
             return
-        inverse = 1.0 / coef
-        limit = torch.finfo(torch.float32).max
-        fits = value is None or (value != 0 and inverse.tolist() < limit)
-        if folds and fits:
-            # grad_scale is what the kernel divides by.
-            inverse = inverse.to(torch.float32)
-            self._set(grad_scale=inverse if scale is None else inverse * scale)
-        else:
+        if folds:
+            # grad_scale is what the kernel divides by. In float64 until it is known to fit.
+            divisor = coef.double().reciprocal()
             if scale is not None:
-                coef = coef / scale.to(coef.device)
-                self._set(grad_scale=None)
-            scale_all(view.grads, coef)
+                divisor = divisor * scale.to(divisor.device)
+            on_host = host(divisor)
+            if on_host is None or on_host <= torch.finfo(torch.float32).max:
+                self._set(grad_scale=divisor.to(torch.float32))
+                return
+        if scale is not None:
+            coef = coef / scale.to(coef.device)
+            self._set(grad_scale=None)
+        scale_all(view.grads, coef)
 
     # -- records ---------------------------------------------------------------------------------
     def _total_norm(self, views: list[GradView], measures: list) -> Tensor:

@@ -41,7 +41,7 @@ def quiet() -> contextlib.AbstractContextManager:
 
 def accumulate_dtype(tensor: Tensor) -> torch.dtype:
     """The type in which the norm of a tensor is accumulated."""
-    if tensor.dtype == torch.float64 or tensor.device.type != 'cpu':
+    if tensor.dtype == torch.float64 or tensor.device.type != 'cpu' or np is None:
         return torch.float64
     return torch.float32
 

@@ -18,10 +18,17 @@ LOG_KEYS = (
 
 def make_record(device: torch.device, *values: Tensor | float) -> Tensor:
     """Pack the numbers of a step, in the order of ``LOG_KEYS``, into a float64 tensor (6,)."""
-    if device.type == 'cpu':
-        # tolist() reads host memory without issuing a device read, as item() would.
-        numbers = [float(v.tolist()) if isinstance(v, Tensor) else v for v in values]
-        return torch.tensor(numbers, dtype=torch.float64)
+    return _pack_on_host(values) if device.type == 'cpu' else pack_on_device(device, *values)
+
+
+def _pack_on_host(values: tuple[Tensor | float, ...]) -> Tensor:
+    # tolist() reads host memory without issuing a device read, as item() would.
+    numbers = [float(v.tolist()) if isinstance(v, Tensor) else v for v in values]
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def pack_on_device(device: torch.device, *values: Tensor | float) -> Tensor:
+    """:func:`make_record` without looking at a number."""
     parts = [
         v.to(device, torch.float64).reshape(())
         if isinstance(v, Tensor)
