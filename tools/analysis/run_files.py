@@ -46,6 +46,16 @@ class Scalars:
         return None
 
 
+def main_metric(scalars: Scalars) -> float | None:
+    """The last mAP, of COCO where there is one and else of Pascal VOC."""
+    metrics = scalars.last_metrics()
+    for wanted in ('bbox_mAP', 'mAP'):
+        for name, value in metrics.items():
+            if name.split('/', 1)[1] == wanted:
+                return float(value)
+    return None
+
+
 def _timestamps(work_dir: Path) -> list[Path]:
     """Folders of the runs in a work_dir, the oldest first; a resumed run has several."""
     return sorted(path.parents[1] for path in work_dir.glob('*/vis_data/scalars.json'))
