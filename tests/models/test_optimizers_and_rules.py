@@ -29,7 +29,13 @@ class OneBoxDetector(BaseModel):
         super().__init__()
         self.body = nn.Sequential(
             *(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 32), nn.ReLU()),
+            *(
+                nn.Conv2d(8, 8, 3, padding=1),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(512, 32),
+                nn.ReLU(),
+            ),
         )
         self.cls = nn.Linear(32, 3)
         self.box = nn.Linear(32, 4)

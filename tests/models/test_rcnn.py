@@ -71,8 +71,10 @@ def test_losses_are_cross_entropy_and_squared_error():
     weights = (labels < 10).float()[:, None].expand(6, 4)
     losses = head.loss(scores, deltas, torch.zeros(6, 5), labels, torch.ones(6), targets, weights)
     assert losses['loss_cls'].item() == pytest.approx(F.cross_entropy(scores, labels).item())
-    squares = [((deltas[i, 4 * y : 4 * y + 4] - targets[i]) ** 2).sum() for i, y in
-               enumerate(labels[:3].tolist())]
+    squares = [
+        ((deltas[i, 4 * y : 4 * y + 4] - targets[i]) ** 2).sum()
+        for i, y in enumerate(labels[:3].tolist())
+    ]
     assert losses['loss_bbox'].item() == pytest.approx(sum(squares).item() / 6)
 
 
@@ -106,7 +108,9 @@ def test_it_learns_to_detect():
         keep = pred.scores > 0.3
         overlaps = bbox_overlaps(gt.bboxes.numpy(), pred.bboxes[keep].numpy())
         same = gt.labels[:, None] == pred.labels[keep][None]
-        found += [bool(((row > 0.5) & ok.numpy()).any()) for row, ok in zip(overlaps, same, strict=True)]
+        found += [
+            bool(((row > 0.5) & ok.numpy()).any()) for row, ok in zip(overlaps, same, strict=True)
+        ]
     assert sum(found) >= 0.8 * len(found), found
 
 

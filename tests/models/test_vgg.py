@@ -39,7 +39,10 @@ def test_narrow_vgg_gives_one_map_as_a_tuple():
 
 
 def test_stride_16_without_the_last_pool():
-    assert VGG(11, width=0.1, with_last_pool=False)(torch.randn(1, 3, 64, 64))[0].shape[2:] == (4, 4)
+    assert VGG(11, width=0.1, with_last_pool=False)(torch.randn(1, 3, 64, 64))[0].shape[2:] == (
+        4,
+        4,
+    )
 
 
 def test_slim_ssd_vgg():

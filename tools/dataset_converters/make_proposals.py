@@ -8,7 +8,7 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,9 @@ class _pool:
     """``imap_unordered`` of a pool of processes, or plain ``map`` for a single one."""
 
     def __init__(self, workers: int) -> None:
-        self.pool = get_context('spawn').Pool(workers, _one_thread) if workers > 1 else None
+        # Forking spares each process the imports; where there is none, the default start method.
+        context = get_context('fork' if 'fork' in get_all_start_methods() else None)
+        self.pool = context.Pool(workers, _one_thread) if workers > 1 else None
 
     def __enter__(self):
         return self.pool.imap_unordered if self.pool else map
