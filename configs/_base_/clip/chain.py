@@ -1,0 +1,13 @@
+# Rules one after another: a threshold that follows the run, and an absolute bound behind it.
+custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
+optim_wrapper = dict(
+    type='GClipOptimWrapper',
+    clip_grad=dict(
+        type='ChainClip',
+        clips=[
+            dict(type='AutoClip', percentile=90, window=1000),
+            dict(type='NormClip', max_norm=35.0),
+        ],
+        nonfinite='skip',
+    ),
+)
