@@ -54,3 +54,6 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
+
+val_evaluator = dict(type='SceneGraphMetric', protocol='predcls')
+test_evaluator = val_evaluator

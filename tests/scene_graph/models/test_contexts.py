@@ -106,7 +106,7 @@ def test_a_batch_gives_what_its_images_give_one_at_a_time(name, options):
 
 @pytest.mark.parametrize('name, options', VARIANTS)
 def test_the_order_of_objects_and_pairs_tells_nothing(name, options):
-    """Transformer, IMP and identity by construction; RNN and CRNN because they sort for themselves."""
+    """Transformer, IMP and identity by construction; RNN and CRNN because they sort."""
     context, data = build(name, **options), inputs((4, 3))
     obj_ctx, edge_ctx = context(**data)
     g = torch.Generator().manual_seed(1)
@@ -208,7 +208,8 @@ def test_imp_context_follows_the_paper(aggregate):
             both = sum(out) + sum(into)
             to_obj.append(both if aggregate == 'sum' else sum(out) / 3 + sum(into) / 3)
         to_edge = [
-            gated(context.from_subject, edge[e], obj[s]) + gated(context.from_object, edge[e], obj[o])
+            gated(context.from_subject, edge[e], obj[s])
+            + gated(context.from_object, edge[e], obj[o])
             for e, (s, o) in enumerate(pairs)
         ]
         obj = [context.obj_gru(m[None], h[None])[0] for m, h in zip(to_obj, obj, strict=True)]

@@ -142,7 +142,9 @@ class SceneGraphRCNN(TwoStageDetector):
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Feature maps; without a gradient when the detector is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_detector):
-            return super().extract_feat(batch_inputs)
+            feats = super().extract_feat(batch_inputs)
+        # Under bfloat16 autocast: MMCV has no RoIAlign for it.
+        return tuple(f.float() if f.dtype == torch.bfloat16 else f for f in feats)
 
     # ---- training ----------------------------------------------------------------------------
 

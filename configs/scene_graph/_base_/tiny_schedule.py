@@ -1,0 +1,27 @@
+# What the tiny scene-graph configs share: schedule, optimizer, counts for the frequency bias, pictures.
+_base_ = ['../../_base_/tiny_runtime.py']
+
+custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
+custom_hooks = [dict(type='FrequencyBiasHook')]
+visualizer = dict(type='SceneGraphVisualizer')
+
+lr = 1e-3
+max_iters = 800
+warmup_iters = 50
+
+optim_wrapper = dict(
+    type='GClipOptimWrapper',
+    optimizer=dict(type='AdamW', lr=lr, weight_decay=1e-2),
+    # Decay would pull the log-frequencies to zero, that is to all predicates alike.
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0, custom_keys={'frequency_bias': dict(decay_mult=0.0)}
+    ),
+    clip_grad=dict(type='NormClip', max_norm=5.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=warmup_iters, end=max_iters, eta_min=0),
+]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
