@@ -294,6 +294,12 @@ def _ground_truth(sample: dict, name: str) -> dict[str, np.ndarray]:
     bboxes, labels = _part(sample, 'gt_instances', ('bboxes', 'labels'), name, hint)
     pairs, predicates = _part(sample, 'gt_relations', ('pairs', 'labels'), name, hint)
     # Predictions are in the original image, ground truth is what the network was given.
+    resized = tuple(sample.get('img_shape', ()))[:2] != tuple(sample.get('ori_shape', ()))[:2]
+    if 'scale_factor' not in sample and 'img_shape' in sample and resized:
+        raise ValueError(
+            f'{name} was resized, but has no scale_factor: add it to the meta_keys of '
+            'PackSceneGraphInputs'
+        )
     scale = np.tile(np.asarray(sample.get('scale_factor', (1.0, 1.0)), np.float64)[:2], 2)
     ignored = sample.get('ignored_instances') or {}
     ignored_bboxes = _numpy(ignored.get('bboxes', np.zeros((0, 4)))).reshape(-1, 4)

@@ -279,6 +279,14 @@ def test_missing_parts_are_named(key, message):
         evaluate(samples)
 
 
+def test_an_unknown_scale_is_named():
+    samples, _, _ = make_samples(num_images=1)
+    del samples[0].scale_factor
+    samples[0].set_metainfo(dict(img_shape=(400, 200)))
+    with pytest.raises(ValueError, match='was resized, but has no scale_factor'):
+        evaluate(samples)
+
+
 def test_too_many_columns_are_named():
     samples, _, _ = make_samples(num_images=2)
     relations = samples[1].pred_relations

@@ -1,6 +1,8 @@
 """scene_graph_recall against hand-worked cases: every option, ties, duplicates, empty inputs."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -368,3 +370,21 @@ def test_bad_ground_truths_are_named():
         scene_graph_recall([good], [])
     with pytest.raises(ValueError, match='more ground_truths'):
         scene_graph_recall([], [gt([[0, 1, 0]])])
+
+
+def test_import_without_mmdetection():
+    """The function is there where MMDetection, MMEngine and MMCV are not."""
+    code = (
+        'import sys\n'
+        'for name in ("mmdet", "mmengine", "mmcv"):\n'
+        '    sys.modules[name] = None\n'
+        'from gclip_mm.scene_graph.evaluation import scene_graph_recall\n'
+        'gt = dict(bboxes=[[0, 0, 9, 9], [9, 0, 19, 9]], labels=[0, 1], relations=[[0, 1, 0]])\n'
+        'pred = dict(gt, scores=[1., 1.], pairs=[[0, 1]], rel_scores=[[1.]])\n'
+        'print(scene_graph_recall([pred], [gt], ks=(1,))["R@1"])\n'
+        'from gclip_mm.scene_graph.datasets import SceneGraphWriter\n'
+    )
+    path = f'import sys; sys.path[:0] = {sys.path!r}\n'
+    run = subprocess.run([sys.executable, '-c', path + code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == '1.0'
