@@ -9,8 +9,9 @@ from .base import Clipper, GlobalClipper, Measure, Outcome, TensorClipper
 from .block_rms_clip import BlockRMSClip
 from .chain_clip import ChainClip
 from .config import ClipConfig, parse_clip_grad
-from .engine import GradClipEngine, NonFiniteGradientError
+from .engine import GradClipEngine
 from .gradient_stabilizer import GradientStabilizer
+from .nonfinite import NonFiniteGradientError
 from .norm_clip import NormClip
 from .param_norm_clip import ParamNormClip
 from .registry import CLIPPERS, ClipConfigError

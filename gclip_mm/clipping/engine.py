@@ -10,9 +10,7 @@ skipped by ``found_inf`` without the host ever looking. Both are put back when t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from operator import is_
 from typing import Any
 
 import torch
@@ -21,23 +19,15 @@ from torch.optim import Optimizer
 
 from .base import Measure, scale_all
 from .config import ClipConfig, parse_clip_grad
+from .footprint import Footprint
+from .nonfinite import NonFiniteGradientError, SkipCounter, offenders
 from .norms import combine, host
 from .observer import StepObserver
+from .parameters import ParameterBook
 from .registry import ClipConfigError
-from .routing import GradView, ParamInfo, describe_params
-from .sharding import flat_param_groups, is_dtensor, to_local
+from .routing import GradView
 from .state import dump_state, load_state
 from .stats import make_record, record_to_dict
-
-logger = logging.getLogger(__name__)
-
-_ABSENT = object()
-#: Sets of missing gradients whose layout is remembered.
-_MAX_PLANS = 16
-
-
-class NonFiniteGradientError(FloatingPointError):
-    """A NaN or inf gradient under ``nonfinite='raise'``, or too many skipped steps in a row."""
 
 
 class GradClipEngine:
@@ -72,19 +62,11 @@ class GradClipEngine:
         #: Called around the clipping of every step; empty, it costs nothing.
         self.observers: list[StepObserver] = []
         self.steps = 0
-        self.consecutive_skips = 0
+        self.skips = SkipCounter(self.config.max_consecutive_skips)
         self.last_record: Tensor | None = None
-        self.infos: list[ParamInfo] = []
-        self.assigned: list[int] = []
-        self._model: nn.Module | None = None
-        self._params: list[Tensor] = []
-        self._has_dtensors = False
-        self._flat_groups: dict[int, Any] = {}
-        self._plans: dict[Any, list[GradView]] = {}
+        self.book = ParameterBook(optimizer, self.config.router)
         self._pending_state: dict[str, Any] | None = None
-        # What the current step has to put back: attributes of the optimizer and hidden gradients.
-        self._saved: dict[str, Any] = {}
-        self._hidden: list[tuple[Tensor, Tensor]] = []
+        self._footprint = Footprint(optimizer)
         # Set by clip_now(): the gradients are clipped already, and whether the step is to go on.
         self._early: bool | None = None
         self._check_epochs()
@@ -103,7 +85,7 @@ class GradClipEngine:
     @property
     def is_bound(self) -> bool:
         """Whether a model has given the parameters their names."""
-        return self._model is not None
+        return self.book.is_bound
 
     def bind(self, model: nn.Module) -> None:
         """Take names and modules from the model.
@@ -111,8 +93,7 @@ class GradClipEngine:
         Raises:
             ClipConfigError: a route that matches no parameter.
         """
-        self._model = model
-        self._refresh()
+        self.book.bind(model)
 
     def remove(self) -> None:
         """Detach from the optimizer and leave no trace on it."""
@@ -143,7 +124,7 @@ class GradClipEngine:
         # The gradients are made within the step, by the closure: clip when it returns.
         def clipped_closure() -> Any:
             try:
-                self._unhide()
+                self._footprint.unhide()
                 with torch.enable_grad():
                     loss = closure()
                 self._run()
@@ -165,7 +146,7 @@ class GradClipEngine:
         if early is None:
             self._clip(can_fold=True)
         elif not early:
-            self._hide()
+            self._footprint.hide(self.book.params)
 
     @torch.no_grad()
     def clip_now(self) -> None:
@@ -183,11 +164,14 @@ class GradClipEngine:
 
     def record_skipped(self) -> None:
         """Record a step that was never taken, because a GradScaler found an infinite gradient."""
-        device = self._params[0].device if self._params else torch.device('cpu')
+        params = self.book.params
+        device = params[0].device if params else torch.device('cpu')
         self._finish(make_record(device, float('inf'), 0.0, 0.0, float('nan'), 0.0, 1.0))
 
     def _clip(self, can_fold: bool) -> None:
-        views, everything = self._collect()
+        self.book.sync()
+        self._adopt_pending_state()
+        views, everything = self.book.collect()
         if not views:
             return
         self._drive_schedules()
@@ -199,7 +183,7 @@ class GradClipEngine:
         # A rule that looks at the gradients themselves has to see them unscaled.
         if scale is not None and not (folds and self._is_global(views[0])):
             torch._foreach_mul_(everything, 1.0 / scale)
-            self._set(grad_scale=None)
+            self._footprint.set(grad_scale=None)
             scale = None
 
         measures, norm = self._measure(views, scale)
@@ -227,7 +211,7 @@ class GradClipEngine:
             if outcome is not None and outcome.coef is not None:
                 self._apply(view, outcome.coef, folds, scale)
         if known is None and self.config.nonfinite == 'skip':
-            self._set(found_inf=(~finite).to(torch.float32))
+            self._footprint.set(found_inf=(~finite).to(torch.float32))
         for observer in self.observers:
             observer.after_clip(views, outcomes)
         self._record(views, measures, outcomes, norm, known, finite)
@@ -280,9 +264,8 @@ class GradClipEngine:
             return False
         # A scaler that overflows is at work, not broken: it lowers its scale and goes on.
         if policy == 'raise' and not by_scaler:
-            names = self._offenders(views)
             raise NonFiniteGradientError(
-                f'non-finite gradient at step {self.steps} in: {", ".join(names)}. '
+                f'non-finite gradient at step {self.steps} in: {offenders(views)}. '
                 "Set clip_grad nonfinite='skip' to leave such steps out"
             )
         if policy == 'zero' and not by_scaler:
@@ -292,19 +275,10 @@ class GradClipEngine:
         if self._early is True:
             self._early = False
         else:
-            self._hide()
+            self._footprint.hide(self.book.params)
         record = make_record(norm.device, norm, 0.0, 0.0, float('nan'), 0.0, 1.0)
         self._finish(record, skipped=not by_scaler)
         return True
-
-    def _offenders(self, views: list[GradView], most: int = 5) -> list[str]:
-        bad = [
-            info.name
-            for view in views
-            for info, grad in zip(view.infos, view.grads, strict=True)
-            if not torch.isfinite(grad).all()
-        ]
-        return bad[:most] + ([f'and {len(bad) - most} more'] if len(bad) > most else [])
 
     def _apply(self, view: GradView, coef: Tensor, folds: bool, scale: Tensor | None) -> None:
         value = host(coef)
@@ -317,11 +291,11 @@ class GradClipEngine:
                 divisor = divisor * scale.to(divisor.device)
             on_host = host(divisor)
             if on_host is None or on_host <= torch.finfo(torch.float32).max:
-                self._set(grad_scale=divisor.to(torch.float32))
+                self._footprint.set(grad_scale=divisor.to(torch.float32))
                 return
         if scale is not None:
             coef = coef / scale.to(coef.device)
-            self._set(grad_scale=None)
+            self._footprint.set(grad_scale=None)
         scale_all(view.grads, coef)
 
     # -- records ---------------------------------------------------------------------------------
@@ -376,99 +350,28 @@ class GradClipEngine:
         nonfinite = 1.0 - finite.to(torch.float64) if known is None else 0.0
         if known is False and self.config.nonfinite in ('zero', 'off'):
             nonfinite = 1.0
-        self._finish(make_record(device, norm, post, coef, threshold, fraction, nonfinite))
+        record = make_record(device, norm, post, coef, threshold, fraction, nonfinite)
+        left_to_device = known is None and self.config.nonfinite == 'skip'
+        self._finish(record, skipped=~finite if left_to_device else False)
 
-    def _finish(self, record: Tensor, skipped: bool = False) -> None:
+    def _finish(self, record: Tensor, skipped: bool | Tensor = False) -> None:
         self.steps += 1
         self.last_record = record
         if self.on_record is not None:
             self.on_record(record)
         for observer in self.observers:
             observer.on_record(record)
-        self.consecutive_skips = self.consecutive_skips + 1 if skipped else 0
-        self.check_skips()
-
-    def check_skips(self) -> None:
-        """Stop a run that only skips.
-
-        Raises:
-            NonFiniteGradientError: ``max_consecutive_skips`` steps in a row were skipped.
-        """
-        most = self.config.max_consecutive_skips
-        if most is not None and self.consecutive_skips >= most:
-            raise NonFiniteGradientError(
-                f'{self.consecutive_skips} steps in a row had a non-finite gradient '
-                f'(max_consecutive_skips={most}): the run is dead. Resume from an earlier '
-                'checkpoint with a lower learning rate or a tighter threshold'
-            )
+        self.skips.add(skipped)
 
     def stats(self) -> dict[str, float]:
         """The log keys of the last step; {} before the first. Waits for the device."""
         return {} if self.last_record is None else record_to_dict(self.last_record)
 
-    # -- gradients and parameters ----------------------------------------------------------------
-    def _collect(self) -> tuple[list[GradView], list[Tensor]]:
-        """The views of the gradients that are there, and all those gradients."""
-        params = [p for group in self.optimizer.param_groups for p in group['params']]
-        if len(params) != len(self._params) or not all(map(is_, params, self._params)):
-            self._refresh()
-        self._adopt_pending_state()
-        grads = [p.grad for p in params]
-        if self._flat_groups:
-            # FSDP1 gives no gradient to a rank that holds nothing of the parameter; the others
-            # wait for its share of the norm all the same.
-            grads = [
-                p.new_empty(0) if grad is None and not p.numel() else grad
-                for p, grad in zip(params, grads, strict=True)
-            ]
-        missing = tuple(i for i, grad in enumerate(grads) if grad is None)
-        if self._has_dtensors:
-            grads = [None if grad is None else to_local(grad) for grad in grads]
-        everything = [grad for grad in grads if grad is not None] if missing else grads
-        if not everything:
-            return [], []
-        # The device and type are part of the key: a model may be moved after the first step.
-        key = (missing, everything[0].device, everything[0].dtype)
-        views = self._plans.get(key)
-        if views is None:
-            views = self._plan(key, grads)
-        if len(views) == 1:
-            views[0].grads = everything
-        else:
-            for view in views:
-                view.grads = [grads[i] for i in view.positions]
-        return views, everything
-
-    def _plan(self, key: Any, grads: list[Tensor | None]) -> list[GradView]:
-        for info, grad in zip(self.infos, grads, strict=True):
-            if grad is not None:
-                _check_supported(info, grad)
-        router = self.config.router
-        if router.needs_names and not self.is_bound:
-            raise ClipConfigError(
-                'clip_grad: exclude and rules go by the names of parameters: pass the model '
-                '(attach(optimizer, clip_grad, model=model))'
-            )
-        if len(self._plans) >= _MAX_PLANS:
-            self._plans.clear()
-        self._plans[key] = router.views(self.infos, self.assigned, set(key[0]), self._flat_groups)
-        return self._plans[key]
-
-    def _refresh(self) -> None:
-        """Find the parameters anew: at the first step, and when groups or the model change."""
-        self._params = [p for group in self.optimizer.param_groups for p in group['params']]
-        self._has_dtensors = any(map(is_dtensor, self._params))
-        self._flat_groups = flat_param_groups(self._model)
-        self.infos = describe_params(self._params, self._model)
-        self._plans.clear()
-        router = self.config.router
-        if self.is_bound or not router.needs_names:
-            self.assigned = router.assign(self.infos)
-
+    # -- the optimizer ---------------------------------------------------------------------------
     def _is_fused(self) -> bool:
         """Whether the optimizer takes ``grad_scale`` and ``found_inf`` from us."""
         optimizer = self.optimizer
-        if self._has_dtensors:
+        if self.book.has_dtensors:
             # torch does not mix DTensors and plain tensors in one kernel.
             return False
         return getattr(optimizer, '_step_supports_amp_scaling', False) and all(
@@ -485,41 +388,16 @@ class GradClipEngine:
             for driver in self.config.drivers:
                 driver.set(iteration, epoch)
 
-    # -- what a step leaves behind ---------------------------------------------------------------
-    def _set(self, **attributes: Tensor | None) -> None:
-        for name, value in attributes.items():
-            self._saved.setdefault(name, getattr(self.optimizer, name, _ABSENT))
-            setattr(self.optimizer, name, value)
-
-    def _hide(self) -> None:
-        """Take the gradients away: an optimizer passes over parameters that have none."""
-        for param in self._params:
-            if param.grad is not None:
-                self._hidden.append((param, param.grad))
-                param.grad = None
-
-    def _unhide(self) -> None:
-        for param, grad in self._hidden:
-            param.grad = grad
-        self._hidden.clear()
-
     def restore(self) -> None:
         """Put back whatever the last step changed on the optimizer and its parameters."""
-        self._unhide()
-        for name, value in self._saved.items():
-            if value is not _ABSENT:
-                setattr(self.optimizer, name, value)
-            elif hasattr(self.optimizer, name):
-                delattr(self.optimizer, name)
-        self._saved.clear()
+        self._footprint.restore()
 
     # -- state -----------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings and containers of them; see :mod:`gclip_mm.clipping.state`."""
         if self._pending_state is not None:
             return self._pending_state
-        if not self._params:
-            self._refresh()
+        self.book.sync()
         return dump_state(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -548,13 +426,3 @@ def _measure(view: GradView) -> Measure:
 
 def _norm_type(view: GradView) -> float:
     return 2.0 if view.route.clipper is None else view.route.clipper.norm_type
-
-
-def _check_supported(info: ParamInfo, grad: Tensor) -> None:
-    if grad.is_sparse:
-        raise ClipConfigError(
-            f'clip_grad: the gradient of {info.name} is sparse, which no rule supports: build the '
-            'embedding with sparse=False'
-        )
-    if grad.is_complex():
-        raise ClipConfigError(f'clip_grad: the gradient of {info.name} is complex: not supported')

@@ -15,7 +15,7 @@ _VERSION = 1
 
 
 def _members(engine: GradClipEngine, k: int) -> list[int]:
-    return [i for i, chosen in enumerate(engine.assigned) if chosen == k]
+    return [i for i, chosen in enumerate(engine.book.assigned) if chosen == k]
 
 
 def dump_state(engine: GradClipEngine) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def dump_state(engine: GradClipEngine) -> dict[str, Any]:
     """
     routes = []
     for k, route in enumerate(engine.config.router.routes):
-        infos = [engine.infos[i] for i in _members(engine, k)]
+        infos = [engine.book.infos[i] for i in _members(engine, k)]
         routes.append(
             {
                 'rule': None if route.clipper is None else type(route.clipper).__name__,
@@ -41,7 +41,7 @@ def dump_state(engine: GradClipEngine) -> dict[str, Any]:
         'version': _VERSION,
         'named': engine.is_bound,
         'steps': engine.steps,
-        'consecutive_skips': engine.consecutive_skips,
+        'consecutive_skips': engine.skips.count,
         'routes': routes,
     }
 
@@ -68,14 +68,14 @@ def load_state(engine: GradClipEngine, state: dict[str, Any]) -> None:
             _check_params(engine, k, entry, bool(state.get('named')))
         for k, (route, entry) in enumerate(zip(routes, saved, strict=True)):
             if route.clipper is not None:
-                params = [engine.infos[i].param for i in _members(engine, k)]
+                params = [engine.book.infos[i].param for i in _members(engine, k)]
                 route.clipper.load_state_dict(entry['state'], params)
     else:
         for route in routes:
             if route.clipper is not None:
                 route.clipper.load_state_dict({}, [])
     engine.steps = state['steps']
-    engine.consecutive_skips = state['consecutive_skips']
+    engine.skips.count = state['consecutive_skips']
 
 
 def _check_rules(engine: GradClipEngine, saved: list[dict]) -> None:
@@ -93,7 +93,7 @@ def _check_rules(engine: GradClipEngine, saved: list[dict]) -> None:
 
 
 def _check_params(engine: GradClipEngine, k: int, entry: dict, named: bool) -> None:
-    infos = [engine.infos[i] for i in _members(engine, k)]
+    infos = [engine.book.infos[i] for i in _members(engine, k)]
     names = [info.name for info in infos]
     if named and engine.is_bound and names != entry['params']:
         gone = [name for name in entry['params'] if name not in set(names)]

@@ -100,7 +100,7 @@ def _member_rows(
     routes = engine.config.router.routes
     return [
         _route_row(info, routes[k], name)
-        for info, k in zip(engine.infos, engine.assigned, strict=True)
+        for info, k in zip(engine.book.infos, engine.book.assigned, strict=True)
     ]
 
 

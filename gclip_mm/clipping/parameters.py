@@ -1,0 +1,129 @@
+"""The parameters of an optimizer: found once, named by a model, and grouped into views by route."""
+
+from __future__ import annotations
+
+from operator import is_
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .registry import ClipConfigError
+from .routing import GradView, ParamInfo, Router, describe_params
+from .sharding import flat_param_groups, is_dtensor, to_local
+
+#: Sets of missing gradients whose layout is remembered.
+_MAX_PLANS = 16
+
+
+class ParameterBook:
+    """Knows the parameters of an optimizer, and collects their gradients in every step.
+
+    What it knows is looked up anew when parameter groups change or another model is bound; the
+    layout of the views is kept for each set of missing gradients.
+
+    Attributes:
+        params: all parameters of the optimizer, in its order.
+        infos: what is known of each.
+        assigned: the route of each, as indices into ``router.routes``.
+        has_dtensors: whether any of them is a DTensor.
+    """
+
+    def __init__(self, optimizer: Optimizer, router: Router) -> None:
+        self.params: list[Tensor] = []
+        self.infos: list[ParamInfo] = []
+        self.assigned: list[int] = []
+        self.has_dtensors = False
+        self._optimizer = optimizer
+        self._router = router
+        self._model: nn.Module | None = None
+        self._flat_groups: dict[int, Any] = {}
+        self._plans: dict[Any, list[GradView]] = {}
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether a model has given the parameters their names."""
+        return self._model is not None
+
+    def bind(self, model: nn.Module) -> None:
+        """Take names and modules from the model.
+
+        Raises:
+            ClipConfigError: a route that matches no parameter.
+        """
+        self._model = model
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Find the parameters anew."""
+        self.params = [p for group in self._optimizer.param_groups for p in group['params']]
+        self.has_dtensors = any(map(is_dtensor, self.params))
+        self._flat_groups = flat_param_groups(self._model)
+        self.infos = describe_params(self.params, self._model)
+        self._plans.clear()
+        if self.is_bound or not self._router.needs_names:
+            self.assigned = self._router.assign(self.infos)
+
+    def sync(self) -> None:
+        """Find the parameters anew if the optimizer's groups are others than they were."""
+        params = [p for group in self._optimizer.param_groups for p in group['params']]
+        if len(params) != len(self.params) or not all(map(is_, params, self.params)):
+            self.refresh()
+
+    def collect(self) -> tuple[list[GradView], list[Tensor]]:
+        """The views of the gradients that are there, and all those gradients.
+
+        Raises:
+            ClipConfigError: a kind of gradient that no rule supports, or routes without a model.
+        """
+        grads = [p.grad for p in self.params]
+        if self._flat_groups:
+            # FSDP1 gives no gradient to a rank that holds nothing of the parameter; the others
+            # wait for its share of the norm all the same.
+            grads = [
+                p.new_empty(0) if grad is None and not p.numel() else grad
+                for p, grad in zip(self.params, grads, strict=True)
+            ]
+        missing = tuple(i for i, grad in enumerate(grads) if grad is None)
+        if self.has_dtensors:
+            grads = [None if grad is None else to_local(grad) for grad in grads]
+        everything = [grad for grad in grads if grad is not None] if missing else grads
+        if not everything:
+            return [], []
+        # The device and type are part of the key: a model may be moved after the first step.
+        key = (missing, everything[0].device, everything[0].dtype)
+        views = self._plans.get(key)
+        if views is None:
+            views = self._plan(key, grads)
+        if len(views) == 1:
+            views[0].grads = everything
+        else:
+            for view in views:
+                view.grads = [grads[i] for i in view.positions]
+        return views, everything
+
+    def _plan(self, key: Any, grads: list[Tensor | None]) -> list[GradView]:
+        for info, grad in zip(self.infos, grads, strict=True):
+            if grad is not None:
+                _check_supported(info, grad)
+        if self._router.needs_names and not self.is_bound:
+            raise ClipConfigError(
+                'clip_grad: exclude and rules go by the names of parameters: pass the model '
+                '(attach(optimizer, clip_grad, model=model))'
+            )
+        if len(self._plans) >= _MAX_PLANS:
+            self._plans.clear()
+        self._plans[key] = self._router.views(
+            self.infos, self.assigned, set(key[0]), self._flat_groups
+        )
+        return self._plans[key]
+
+
+def _check_supported(info: ParamInfo, grad: Tensor) -> None:
+    if grad.is_sparse:
+        raise ClipConfigError(
+            f'clip_grad: the gradient of {info.name} is sparse, which no rule supports: build the '
+            'embedding with sparse=False'
+        )
+    if grad.is_complex():
+        raise ClipConfigError(f'clip_grad: the gradient of {info.name} is complex: not supported')
