@@ -1,0 +1,96 @@
+"""The hook counts the training set before a run, and only then."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import ConcatDataset, RepeatDataset
+from mmengine.logging import MMLogger
+from mmengine.runner import BaseLoop
+from torch import nn
+
+import gclip_mm  # noqa: F401
+from gclip_mm.scene_graph.datasets import SceneGraphDataset
+from gclip_mm.scene_graph.engine import FrequencyBiasHook
+from gclip_mm.scene_graph.engine.frequency_bias_hook import count_relations
+from gclip_mm.scene_graph.models import FrequencyBias
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Image 0: a cat (0) left of a dog (1), another dog. Image 1: one cat."""
+    content = dict(
+        images=[dict(id=i, file_name=f'{i}.jpg', width=100, height=100) for i in range(2)],
+        annotations=[
+            dict(id=i, image_id=image, category_id=c, bbox=[x, 0, 10, 10], area=100, iscrowd=0)
+            for i, (image, c, x) in enumerate([(0, 1, 0), (0, 2, 5), (0, 2, 50), (1, 1, 0)])
+        ],
+        categories=[dict(id=1, name='cat'), dict(id=2, name='dog')],
+        predicates=[dict(id=0, name='left of'), dict(id=1, name='chases')],
+        relations=[dict(image_id=0, subject_id=0, object_id=1, predicate_id=0)],
+    )
+    (tmp_path / 'ann.json').write_text(json.dumps(content))
+    return SceneGraphDataset(
+        ann_file=str(tmp_path / 'ann.json'), data_prefix=dict(img=''), pipeline=[]
+    )
+
+
+def runner_for(dataset, model, loop=None):
+    loop = object.__new__(type('Loop', (BaseLoop,), dict(run=None))) if loop is None else loop
+    return SimpleNamespace(
+        _train_loop=loop,
+        model=model,
+        train_dataloader=SimpleNamespace(dataset=dataset),
+        logger=MMLogger.get_instance('frequency_bias_test'),
+    )
+
+
+def test_counts(dataset):
+    relations, unrelated = count_relations(dataset, only_overlapping=False)
+    assert relations.sum() == 1 and relations[0, 1, 0] == 1
+    assert unrelated.tolist() == [[0, 1], [2, 2]]
+    _, overlapping = count_relations(dataset, only_overlapping=True)
+    assert overlapping.tolist() == [[0, 0], [1, 0]]
+
+
+def test_wrapped_data_sets_are_counted(dataset):
+    relations, unrelated = count_relations(dataset, False)
+    both = count_relations(ConcatDataset([dataset, dataset]), False)
+    np.testing.assert_array_equal(both[0], 2 * relations)
+    np.testing.assert_array_equal(both[1], 2 * unrelated)
+    repeated = count_relations(RepeatDataset(dataset, 3), False)
+    np.testing.assert_array_equal(repeated[0], relations)  # repeating changes no frequency
+
+
+def test_a_run_begins_with_counts(dataset):
+    model = nn.Sequential(FrequencyBias(2, 2))
+    FrequencyBiasHook().before_run(runner_for(dataset, model))
+    logit = model[0](torch.tensor([0, 1]), torch.tensor([[0, 1]]))[0, 0]
+    assert logit.item() == pytest.approx(np.log(1 / 2 + 1e-3))  # one of two cat-dog pairs
+
+
+def test_testing_counts_nothing(dataset):
+    model = nn.Sequential(FrequencyBias(2, 2))
+    FrequencyBiasHook().before_run(runner_for(dataset, model, loop={'type': 'IterBasedTrainLoop'}))
+    assert not model[0].ready
+
+
+def test_counts_are_kept_in_a_file_and_read_again(dataset, tmp_path):
+    file = tmp_path / 'counts.npz'
+    FrequencyBiasHook(file=str(file)).before_run(
+        runner_for(dataset, nn.Sequential(FrequencyBias(2, 2)))
+    )
+    assert file.is_file()
+    model = nn.Sequential(FrequencyBias(2, 2))
+    FrequencyBiasHook(file=str(file)).before_run(runner_for(None, model))
+    assert model[0].ready
+
+
+def test_a_model_or_data_set_without_relations_is_named(dataset):
+    with pytest.raises(ValueError, match='the model has no FrequencyBias'):
+        FrequencyBiasHook().before_run(runner_for(dataset, nn.Linear(1, 1)))
+    plain = SimpleNamespace(metainfo=dict(classes=('a',)))
+    with pytest.raises(ValueError, match='SimpleNamespace has no relations'):
+        count_relations(plain, False)
