@@ -55,6 +55,12 @@ class GradClipEngine:
         clock: Callable[[], tuple[int, int]] | None = None,
         on_record: Callable[[Tensor], None] | None = None,
     ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise ClipConfigError(
+                f'clipping needs a torch.optim.Optimizer, got {type(optimizer).__name__}. An '
+                'engine with an optimizer of its own (DeepSpeed, ColossalAI) clips by its own setting, '
+                'such as gradient_clipping in the DeepSpeed config'
+            )
         self.optimizer = optimizer
         self.config: ClipConfig = parse_clip_grad(clip_grad)
         self.clock = clock

@@ -14,6 +14,7 @@ from ..clipping.config import parse_clip_grad
 from ..clipping.registry import ClipConfigError
 from .launch import optim_wrappers, wrapper_class
 from .optim_wrapper import GClipAmpOptimWrapper, GClipOptimWrapper
+from .strategies import FOREIGN_WRAPPERS, hand_over, refuse
 
 #: Where the recipes lie in a checkout of the project.
 RECIPES = Path(__file__).resolve().parents[2] / 'configs' / '_base_' / 'clip'
@@ -25,7 +26,8 @@ def apply_clip(cfg: Config, recipe: str | dict[str, Any]) -> Config:
     The optimizer, its parameter-wise settings and constructor, accumulation and mixed precision are
     kept; whatever ``clip_grad`` was there is replaced. ``OptimWrapper`` becomes
     ``GClipOptimWrapper`` and ``AmpOptimWrapper`` becomes ``GClipAmpOptimWrapper``; with several
-    wrappers (``OptimWrapperDict``) each member is clipped.
+    wrappers (``OptimWrapperDict``) each member is clipped. A DeepSpeed or ColossalAI strategy gets
+    a norm rule as its own setting.
 
     Args:
         cfg: a config, old style or new; it is changed in place.
@@ -45,6 +47,9 @@ def apply_clip(cfg: Config, recipe: str | dict[str, Any]) -> Config:
     """
     clip_grad = recipe if isinstance(recipe, dict) else read_recipe(recipe)
     parse_clip_grad(clip_grad)
+    if hand_over(cfg, clip_grad):
+        _import_us(cfg)
+        return cfg
     wrappers = list(optim_wrappers(cfg))
     if not wrappers:
         hint = ' (it has the MMDetection 2 key "optimizer")' if cfg.get('optimizer') else ''
@@ -59,6 +64,8 @@ def apply_clip(cfg: Config, recipe: str | dict[str, Any]) -> Config:
     chosen = []
     for key, wrapper in wrappers:
         twin = twins.get(wrapper_class(wrapper))
+        if twin is None and wrapper['type'] in FOREIGN_WRAPPERS:
+            refuse(wrapper['type'], clip_grad)
         if twin is None:
             raise ClipConfigError(
                 f'{key}.type {wrapper["type"]!r} cannot be exchanged without losing what it does; '
@@ -71,6 +78,11 @@ def apply_clip(cfg: Config, recipe: str | dict[str, Any]) -> Config:
         # Taken out first: assigning to a ConfigDict must not merge into what was there.
         wrapper.pop('clip_grad', None)
         wrapper['clip_grad'] = clip_grad
+    _import_us(cfg)
+    return cfg
+
+
+def _import_us(cfg: Config) -> None:
     imports = dict(cfg.get('custom_imports') or {})
     modules = imports.get('imports') or []
     modules = [modules] if isinstance(modules, str) else list(modules)
@@ -78,7 +90,6 @@ def apply_clip(cfg: Config, recipe: str | dict[str, Any]) -> Config:
         imports['imports'] = [*modules, 'gclip_mm']
         imports.setdefault('allow_failed_imports', False)
         cfg.custom_imports = imports
-    return cfg
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def test_custom_imports_are_added_to():
     assert cfg.custom_imports == dict(imports=['mine', 'gclip_mm'], allow_failed_imports=True)
 
 
-@pytest.mark.parametrize('kind', ['ApexOptimWrapper', 'NobodyKnowsThisWrapper'])
+@pytest.mark.parametrize('kind', ['NobodyKnowsThisWrapper'])
 def test_an_unknown_wrapper_is_refused_and_left_alone(kind):
     cfg = config(type=kind, clip_grad=dict(max_norm=1))
     with pytest.raises(gclip_mm.ClipConfigError, match=f'optim_wrapper.type.*{kind}.*GClipHook'):
@@ -145,3 +145,48 @@ def test_the_result_trains():
     wrapper.update_params(model(torch.full((2, 4), 100.0)).square().sum())
     step = torch.cat([(model.weight - before).flatten()])
     assert 0 < step.norm() <= 0.1 * 0.5 * (1 + 1e-5)
+
+
+def test_deepspeed_gets_a_norm_rule_as_its_own_setting():
+    cfg = config(type='DeepSpeedOptimWrapper')
+    cfg.strategy = dict(type='DeepSpeedStrategy', gradient_clipping=1.0)
+    gclip_mm.apply_clip(cfg, 'max_norm=0.1')
+    assert cfg.strategy.gradient_clipping == 0.1
+    assert cfg.optim_wrapper.type == 'DeepSpeedOptimWrapper'
+    assert 'clip_grad' not in cfg.optim_wrapper
+
+
+def test_colossalai_gets_a_norm_rule_as_its_own_setting():
+    cfg = config(type='ColossalAIOptimWrapper')
+    cfg.strategy = dict(type='ColossalAIStrategy', plugin=dict(type='LowLevelZeroPlugin'))
+    gclip_mm.apply_clip(cfg, 'max_norm=0.1')
+    assert cfg.strategy.plugin.max_norm == 0.1
+
+
+@pytest.mark.parametrize(
+    'recipe',
+    ['agc', 'max_norm=1,norm_type=inf', 'max_norm=1,nonfinite=zero', 'max_norm=1,exclude=[bias]'],
+)
+def test_deepspeed_cannot_do_the_rest(recipe):
+    cfg = config(type='DeepSpeedOptimWrapper')
+    cfg.strategy = dict(type='DeepSpeedStrategy')
+    with pytest.raises(gclip_mm.ClipConfigError, match='gradient_clipping'):
+        gclip_mm.apply_clip(cfg, recipe)
+    assert 'gradient_clipping' not in cfg.strategy
+
+
+def test_colossalai_by_name_has_nowhere_to_put_it():
+    cfg = config(type='ColossalAIOptimWrapper')
+    cfg.strategy = dict(type='ColossalAIStrategy', plugin='gemini')
+    with pytest.raises(gclip_mm.ClipConfigError, match='max_norm=0.5'):
+        gclip_mm.apply_clip(cfg, 'max_norm=0.5')
+
+
+def test_apex_is_told_what_to_write():
+    with pytest.raises(gclip_mm.ClipConfigError, match='GClipAmpOptimWrapper'):
+        gclip_mm.apply_clip(config(type='ApexOptimWrapper'), 'max_norm=0.5')
+
+
+def test_attach_refuses_what_is_no_optimizer():
+    with pytest.raises(gclip_mm.ClipConfigError, match='gradient_clipping'):
+        gclip_mm.attach(object(), dict(max_norm=1))

@@ -16,6 +16,7 @@ from ...clipping.registry import ClipConfigError
 from ..clock import hub_clock
 from ..optim_wrapper import STATE_KEY
 from ..record_log import record_log
+from ..strategies import FOREIGN_WRAPPERS, refuse
 
 
 @HOOKS.register_module()
@@ -54,6 +55,8 @@ class GClipHook(Hook):
                     f'GClipHook: the {type(wrapper).__name__}{f" {name!r}" if name else ""} clips '
                     'already: set either its clip_grad or the hook, not both'
                 )
+            if type(wrapper).__name__ in FOREIGN_WRAPPERS:
+                refuse(type(wrapper).__name__, self.clip_grad)
             log = record_log(runner.message_hub, f'{name}.' if name else '')
             self.engines[name] = GradClipEngine(
                 wrapper.optimizer,
