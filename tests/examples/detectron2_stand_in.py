@@ -117,7 +117,8 @@ class DefaultTrainer:
 
     def train(self) -> None:
         self.storage = Storage()
-        for self.iter in range(self.start_iter, self.max_iter):
+        for iteration in range(self.start_iter, self.max_iter):
+            self.iter = iteration
             self._trainer.iter = self.iter
             self._trainer.run_step()
             for hook in self._hooks:

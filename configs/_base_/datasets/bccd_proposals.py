@@ -1,0 +1,70 @@
+# BCCD with the proposals of selective search, for R-CNN and Fast R-CNN. Make them first, once:
+#   python tools/dataset_converters/make_proposals.py CONFIG --max-width 320
+dataset_type = 'BCCDDataset'
+data_root = 'data/'  # the proposals lie beside data/BCCD, which may be a link to a shared copy
+scale = (256, 192)
+batch_size = 4
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadProposals', num_max_proposals=2000),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(
+        type='ProposalBroadcaster',
+        transforms=[
+            dict(type='Resize', scale=scale, keep_ratio=True),
+            dict(type='RandomFlip', prob=0.5),
+        ],
+    ),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadProposals', num_max_proposals=2000),
+    dict(
+        type='ProposalBroadcaster', transforms=[dict(type='Resize', scale=scale, keep_ratio=True)]
+    ),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'instances'),
+    ),
+]
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=0,
+    persistent_workers=False,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    batch_sampler=dict(type='AspectRatioBatchSampler'),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file='BCCD/ImageSets/Main/train.txt',
+        data_prefix=dict(sub_data_root='BCCD/'),
+        proposal_file='proposals/bccd_train.pkl',
+        filter_cfg=dict(filter_empty_gt=True, min_size=32, bbox_min_size=8),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=0,
+    persistent_workers=False,
+    drop_last=False,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file='BCCD/ImageSets/Main/val.txt',
+        data_prefix=dict(sub_data_root='BCCD/'),
+        proposal_file='proposals/bccd_val.pkl',
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = [
+    dict(type='CocoMetric', metric='bbox'),
+    dict(type='VOCMetric', metric='mAP', eval_mode='area'),
+]
+test_evaluator = val_evaluator

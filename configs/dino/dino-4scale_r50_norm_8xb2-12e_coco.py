@@ -1,0 +1,8 @@
+# DINO with norm clipping at the stock threshold, through this package.
+_base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
+
+custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
+optim_wrapper = dict(
+    type='GClipOptimWrapper',
+    clip_grad=dict(_delete_=True, type='NormClip', max_norm=0.1),
+)

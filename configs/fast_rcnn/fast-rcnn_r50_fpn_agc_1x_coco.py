@@ -1,0 +1,14 @@
+# Fast R-CNN with adaptive gradient clipping (arXiv 2102.06171); all else is stock.
+_base_ = 'mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py'
+
+custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
+optim_wrapper = dict(
+    type='GClipOptimWrapper',
+    clip_grad=dict(
+        type='AGC',
+        clip_factor=0.01,
+        # The final classifier stays unclipped, as in the paper: relative to its small first
+        # weights it would hardly be let learn.
+        exclude=[r'^roi_head\.bbox_head\.fc_cls\.'],
+    ),
+)

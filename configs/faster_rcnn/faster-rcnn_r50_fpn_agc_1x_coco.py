@@ -1,0 +1,15 @@
+# Faster R-CNN with adaptive gradient clipping (arXiv 2102.06171); all else is stock.
+_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+
+custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
+optim_wrapper = dict(
+    type='GClipOptimWrapper',
+    clip_grad=dict(
+        type='AGC',
+        clip_factor=0.01,
+        # The final classifier stays unclipped, as in the paper: relative to its small first
+        # weights it would hardly be let learn. The RPN's objectness is no final classifier and
+        # stays clipped.
+        exclude=[r'^roi_head\.bbox_head\.fc_cls\.'],
+    ),
+)

@@ -1,0 +1,15 @@
+# FCOS with adaptive gradient clipping (arXiv 2102.06171); all else is stock.
+_base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
+
+custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
+optim_wrapper = dict(
+    type='GClipOptimWrapper',
+    clip_grad=dict(
+        _delete_=True,
+        type='AGC',
+        clip_factor=0.01,
+        # The final classifier stays unclipped, as in the paper: relative to its small first
+        # weights it would hardly be let learn.
+        exclude=[r'^bbox_head\.conv_cls\.'],
+    ),
+)

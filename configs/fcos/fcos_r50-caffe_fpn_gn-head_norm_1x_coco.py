@@ -1,0 +1,8 @@
+# FCOS with norm clipping at the stock threshold, through this package.
+_base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
+
+custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
+optim_wrapper = dict(
+    type='GClipOptimWrapper',
+    clip_grad=dict(_delete_=True, type='NormClip', max_norm=35),
+)

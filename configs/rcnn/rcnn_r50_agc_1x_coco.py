@@ -1,0 +1,13 @@
+# R-CNN with adaptive gradient clipping (arXiv 2102.06171).
+_base_ = 'rcnn_r50_1x_coco.py'
+
+optim_wrapper = dict(
+    type='GClipOptimWrapper',
+    clip_grad=dict(
+        type='AGC',
+        clip_factor=0.01,
+        # The final classifier stays unclipped, as in the paper: relative to its small first
+        # weights it would hardly be let learn.
+        exclude=[r'^roi_head\.bbox_head\.fc_cls\.'],
+    ),
+)

@@ -1,0 +1,14 @@
+# YOLOX with adaptive gradient clipping (arXiv 2102.06171); all else is stock.
+_base_ = 'mmdet::yolox/yolox_s_8xb8-300e_coco.py'
+
+custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
+optim_wrapper = dict(
+    type='GClipOptimWrapper',
+    clip_grad=dict(
+        type='AGC',
+        clip_factor=0.01,
+        # The final classifier stays unclipped, as in the paper: relative to its small first
+        # weights it would hardly be let learn.
+        exclude=[r'^bbox_head\.multi_level_conv_cls\.'],
+    ),
+)
