@@ -103,6 +103,15 @@ class SceneGraphInferencer(DetInferencer):
         visualizer.dataset_meta = self.model.dataset_meta
         return visualizer
 
+    def _inputs_to_list(self, inputs: Any) -> list:
+        """A list of inputs; a folder is the pictures in it, by name."""
+        items = super()._inputs_to_list(inputs)
+        if isinstance(inputs, str) and items != [inputs]:
+            items.sort()  # the order in which a folder is listed means nothing
+        if not items:
+            raise FileNotFoundError(f'there is no picture in {inputs!r}')
+        return items
+
     def _get_chunk_data(self, inputs: Sequence, chunk_size: int) -> Iterator[list]:
         for start in range(0, len(inputs), chunk_size):
             yield [self._prepare(item) for item in inputs[start : start + chunk_size]]
