@@ -31,7 +31,6 @@ model = dict(
         in_channels=[16, 32, 64, 128],
         out_channels=64,
         num_outs=4,
-        norm_cfg=norm_cfg,
     ),
     rpn_head=dict(
         type='RPNHead',
