@@ -176,3 +176,13 @@ def test_head_of_another_type():
 def test_head_refuses_what_it_cannot_do(options, word):
     with pytest.raises(ValueError, match=word):
         build(**options)
+
+
+def test_mixed_precision_on_a_cpu():
+    model, cfg = build()
+    wrapper = build_optim_wrapper(
+        model, dict(cfg.optim_wrapper, type='GClipAmpOptimWrapper', dtype='bfloat16')
+    )
+    data = batch(96, proposals=True)
+    losses = [model.train_step(copy.deepcopy(data), wrapper)['loss'].item() for _ in range(10)]
+    assert losses[-1] < losses[0]
