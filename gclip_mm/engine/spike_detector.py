@@ -18,9 +18,9 @@ class Verdict(NamedTuple):
     """Why a step counts as a spike.
 
     Attributes:
-        cause: ``'nonfinite'``, ``'norm'`` or ``'clip_coef'``.
-        median: median of the recent norms; None while there are too few.
-        threshold: the norm from which a step was a spike; None while there are too few.
+        cause: ``'nonfinite'``, ``'norm'``, ``'clip_coef'`` or ``'loss'``.
+        median: median of the recent norms (for ``'loss'``, losses); None while there are too few.
+        threshold: from where a step was a spike; None while there are too few.
     """
 
     cause: str

@@ -48,6 +48,13 @@ class StepRecord(NamedTuple):
     infos: list[ParamInfo]
     norms: Tensor | None
 
+    def loss(self) -> Tensor:
+        """0-d float64, mean loss of the step's batches; NaN where it has none."""
+        losses = [batch.losses['loss'] for batch in self.batches if 'loss' in batch.losses]
+        if not losses:
+            return torch.tensor(math.nan, dtype=torch.float64)
+        return torch.stack([torch.as_tensor(x, dtype=torch.float64) for x in losses]).mean()
+
 
 class _StepMeasurer(StepObserver):
     """Keeps, on the device, what a step's engine has measured."""
@@ -78,9 +85,10 @@ class _StepMeasurer(StepObserver):
 class StepBuffer:
     """The steps of one optimizer that have not been looked at."""
 
-    def __init__(self, name: str, detector: SpikeDetector) -> None:
+    def __init__(self, name: str, detector: SpikeDetector, loss_detector: SpikeDetector) -> None:
         self.name = name
         self.detector = detector
+        self.loss_detector = loss_detector
         self.observer = _StepMeasurer()
         self._batches: list[BatchRecord] = []
         self._when = (0, 0)
@@ -112,14 +120,17 @@ class StepBuffer:
         steps, self._steps = self._steps, []
         if not steps:
             return []
-        numbers = torch.stack([step.record for step in steps]).cpu().numpy()
-        verdicts = [self.detector(row[0], row[2], row[5] == 1) for row in numbers]
+        device = steps[0].record.device
+        losses = torch.stack([step.loss().to(device) for step in steps])
+        rows = torch.cat([torch.stack([step.record for step in steps]), losses[:, None]], 1)
+        numbers = rows.cpu().numpy()
+        verdicts = [self._verdict(row) for row in numbers]
         if agree and get_world_size() > 1:
-            # Equal gradients give equal verdicts on equal machines. They need not be equal.
-            flags = steps[0].record.new_tensor([v is not None for v in verdicts])
+            # The losses are each process's own; gradients are the same on equal machines.
+            flags = rows.new_tensor([v is not None for v in verdicts])
             all_reduce(flags, 'max')
             verdicts = [
-                v or (Verdict('norm', None, None) if flag else None)
+                v or (Verdict('loss', None, None) if flag else None)
                 for v, flag in zip(verdicts, flags.tolist(), strict=True)
             ]
         found = zip(steps, numbers, verdicts, strict=True)
@@ -128,6 +139,14 @@ class StepBuffer:
             for step, row, verdict in found
             if verdict is not None
         ]
+
+    def _verdict(self, row: np.ndarray) -> Verdict | None:
+        """On a step's record and loss (7,)."""
+        found = self.detector(row[0], row[2], row[5] == 1)
+        by_loss = self.loss_detector(row[6], math.nan, False) if not math.isnan(row[6]) else None
+        if found is None and by_loss is not None and by_loss.cause == 'norm':
+            return Verdict('loss', by_loss.median, by_loss.threshold)
+        return found
 
 
 def rank_entry(step: StepRecord) -> dict[str, Any]:
@@ -202,9 +221,13 @@ def spike_summary(line: dict[str, Any], most: int = 4) -> str:
         for image in entry['images']
     ]
     more = f' and {len(paths) - most} more' if len(paths) > most else ''
+    value = line['grad_norm']
+    if line['cause'] == 'loss':
+        value = max(entry['losses'].get('loss', math.nan) for entry in line['ranks'])
+    what = 'loss' if line['cause'] == 'loss' else 'gradient norm'
     usual = '' if line['median'] is None else f', usually {line["median"]:.3g}'
     module = f', most in {line["modules"][0]["name"]}' if line['modules'] else ''
     return (
-        f'iteration {line["iter"]}: {line["cause"]}, gradient norm {line["grad_norm"]:.3g}'
-        f'{usual}{module}; {", ".join(paths[:most])}{more}'
+        f'iteration {line["iter"]}: {line["cause"]}, {what} {value:.3g}{usual}{module}; '
+        f'{", ".join(paths[:most])}{more}'
     )

@@ -68,10 +68,13 @@ def test_the_bad_image_by_every_door(tmp_path, door):
     # 30 batches of 4 out of 20 images: each image comes about six times, but the first comings may
     # fall before there is a history.
     assert len(found) >= 3
+    assert sum(line['cause'] == 'norm' for line in found) >= 2
     for line in found:
-        assert line['cause'] == 'norm'
+        assert line['cause'] in ('norm', 'loss')
         assert BAD in images(line), 'no other image is a spike'
-        assert line['grad_norm'] > line['spike_threshold'] >= 4.999 * line['median']
+        loss = line['ranks'][0]['losses']['loss']
+        value = line['grad_norm'] if line['cause'] == 'norm' else loss
+        assert value > line['spike_threshold'] >= 4.999 * line['median']
         entry = line['ranks'][0]
         assert {'img_path': BAD, 'img_id': 13} in entry['images'] and len(entry['images']) == 4
         assert entry['losses']['loss_square'] > 1e3
@@ -107,6 +110,17 @@ def test_looking_late_writes_the_same(tmp_path):
     assert at_once == late
 
 
+def test_a_loss_that_stands_out_where_the_gradient_does_not(tmp_path):
+    """An L1 loss has gradients of one size, however absurd the target."""
+    found = run(tmp_path, **DOORS['wrapper'], model__only_abs=True)
+    assert found
+    for line in found:
+        assert line['cause'] == 'loss' and BAD in images(line)
+        loss = line['ranks'][0]['losses']['loss']
+        assert loss > line['spike_threshold'] > line['median']
+        assert line['grad_norm'] < 3 * found[0]['grad_norm']
+
+
 def test_a_non_finite_step(tmp_path):
     found = run(tmp_path, spoiled=math.inf, **DOORS['wrapper'])
     assert found
@@ -140,8 +154,8 @@ def test_the_step_that_ends_the_run(tmp_path):
 
 def test_batches_on_request(tmp_path):
     found = run(tmp_path, hook=dict(keep_batch=True, max_batches=2), **DOORS['wrapper'])
-    kept = sorted((tmp_path / 'spikes').iterdir())
-    assert [path.name for path in kept] == [f'iter_{ln["iter"]}_rank0.pth' for ln in found[:2]]
+    kept = [tmp_path / 'spikes' / f'iter_{line["iter"]}_rank0.pth' for line in found[:2]]
+    assert set((tmp_path / 'spikes').iterdir()) == set(kept)
     (batch,) = torch.load(kept[0], weights_only=False)
     names = [sample.img_path for sample in batch['data_samples']]
     assert names == images(found[0])

@@ -29,16 +29,20 @@ class GClipSpikeHook(Hook):
     """Appends one JSON line to ``work_dir/spikes.jsonl`` for each spike and each non-finite step.
 
     A step is a spike if its gradient norm stands out from the recent ones
-    (:class:`~gclip_mm.engine.spike_detector.SpikeDetector`), or if clipping shrank it below
-    ``min_coef``. The fields of a line:
+    (:class:`~gclip_mm.engine.spike_detector.SpikeDetector`), or if its loss does by the same
+    measure (a box of absurd size has a huge L1 loss and an ordinary gradient), or if clipping
+    shrank it below ``min_coef``. The fields of a line:
 
     ``iter``, ``epoch``
         as in the log, from 1.
     ``cause``
-        ``norm``, ``clip_coef``, ``nonfinite``, or ``loss_scale`` (a mixed-precision step that the
-        loss scaler skipped; a few at the start of a run are its way of finding the scale).
+        ``norm``, ``loss``, ``clip_coef``, ``nonfinite``, or ``loss_scale`` (a mixed-precision step
+        that the loss scaler skipped; a few at the start of a run are its way of finding the scale).
     ``grad_norm``, ``grad_norm_post``, ``clip_coef``, ``clip_threshold``
-        of the step; ``median``, ``spike_threshold``: what the norm was compared with.
+        of the step.
+    ``median``, ``spike_threshold``
+        what the norm, or for ``loss`` the loss, was compared with; null where there was nothing yet
+        (for ``loss``: on the first process, if it was another's).
     ``modules``
         the ten with the largest gradient norms before clipping, non-finite ones first.
     ``ranks``
@@ -118,14 +122,12 @@ class GClipSpikeHook(Hook):
         self._path = os.path.join(runner.work_dir, 'spikes.jsonl')
         self._folder = os.path.join(runner.work_dir, 'spikes')
         self._members = {
-            name: StepBuffer(name, self._make_detector())
+            name: StepBuffer(name, self._make_detector(), self._make_detector())
             for name in wrapper_members(runner.optim_wrapper)
         }
         for name, member in self._members.items():
-            key = f'train/{name}.grad_norm' if name else 'train/grad_norm'
-            if key in runner.message_hub.log_scalars:
-                for norm in runner.message_hub.get_scalar(key).data[0]:
-                    member.detector.remember(float(norm))
+            _recall(runner, f'{name}.grad_norm' if name else 'grad_norm', member.detector)
+            _recall(runner, 'loss', member.loss_detector)
         self._every = self.interval or _look_interval(runner)
         self._detach = observe(
             runner, {name: member.observer for name, member in self._members.items()}
@@ -208,6 +210,13 @@ class GClipSpikeHook(Hook):
                 with open(self._path, 'a') as file:
                     file.write(json.dumps(to_json(line), allow_nan=False) + '\n')
                 _warn(spike_summary(line))
+
+
+def _recall(runner: Runner, key: str, detector: SpikeDetector) -> None:
+    """Go on from the history that the log has kept through a resume."""
+    if f'train/{key}' in runner.message_hub.log_scalars:
+        for number in runner.message_hub.get_scalar(f'train/{key}').data[0]:
+            detector.remember(float(number))
 
 
 def _look_interval(runner: Runner) -> int:

@@ -1,0 +1,126 @@
+"""The boxes of an image as the data set of a config has them, and what is wrong with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+
+# Pixels that a box may stick out by: annotators count corners differently.
+_SLACK = 1.5
+# Share of pixels that are black or white to the full in an image that something has happened to.
+_SATURATED = 0.5
+
+
+class Annotation(NamedTuple):
+    """The annotation of an image.
+
+    Attributes:
+        path: of the image.
+        img_id: its id in the data set.
+        boxes: (N, 4) float, x1, y1, x2, y2 in pixels.
+        labels: N class names.
+        ignored: (N,) bool, boxes that training leaves out.
+    """
+
+    path: str
+    img_id: Any
+    boxes: np.ndarray
+    labels: list[str]
+    ignored: np.ndarray
+
+
+class AnnotationIndex:
+    """Finds the annotation of an image by its path or id.
+
+    Works with every detection data set of MMEngine's kind (COCO JSON, VOC XML, ...), and looks into
+    wrappers such as ``RepeatDataset`` and ``ConcatDataset``.
+
+    Args:
+        cfg: a complete config; its ``train_dataloader.dataset`` is built, without its pipeline.
+
+    Raises:
+        ValueError: the config has no training data set.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        dataset = (cfg.get('train_dataloader') or {}).get('dataset')
+        if dataset is None:
+            raise ValueError('the config has no train_dataloader.dataset')
+        init_default_scope(cfg.get('default_scope') or 'mmengine')
+        self._by_path: dict[str, Annotation] = {}
+        self._by_id: dict[Any, Annotation] = {}
+        for leaf in _leaves(dataset):
+            self._add(DATASETS.build({**leaf, 'pipeline': []}))
+
+    def __len__(self) -> int:
+        return len(self._by_path)
+
+    def find(self, path: str | None, img_id: Any = None) -> Annotation | None:
+        """The annotation of an image; None if the data set has no such image."""
+        if path is not None:
+            return self._by_path.get(_normal(path))
+        return self._by_id.get(img_id)
+
+    def _add(self, dataset: Any) -> None:
+        classes = (dataset.metainfo or {}).get('classes') or ()
+        for i in range(len(dataset)):
+            info = dataset.get_data_info(i)
+            boxes = [instance['bbox'] for instance in info.get('instances', [])]
+            annotation = Annotation(
+                info['img_path'],
+                info.get('img_id'),
+                np.array(boxes, float).reshape(-1, 4),
+                [_label(x.get('bbox_label'), classes) for x in info.get('instances', [])],
+                np.array([x.get('ignore_flag', 0) for x in info.get('instances', [])], bool),
+            )
+            self._by_path[_normal(annotation.path)] = annotation
+            self._by_id[annotation.img_id] = annotation
+
+
+def _leaves(dataset: dict) -> Iterator[dict]:
+    inner = dataset.get('dataset') or dataset.get('datasets')
+    if isinstance(inner, dict):
+        yield from _leaves(inner)
+    elif isinstance(inner, list | tuple):
+        for item in inner:
+            yield from _leaves(item)
+    else:
+        yield dataset
+
+
+def _normal(path: str) -> str:
+    return os.path.realpath(path) if '://' not in path else path
+
+
+def _label(index: int | None, classes: tuple[str, ...]) -> str:
+    if index is None:
+        return '?'
+    return classes[index] if 0 <= index < len(classes) else f'class {index}'
+
+
+def box_faults(boxes: np.ndarray, height: int, width: int) -> list[str | None]:
+    """What is wrong with each box (N, 4) of an image; None for a sound one."""
+    faults: list[str | None] = []
+    for x1, y1, x2, y2 in boxes:
+        if not np.isfinite([x1, y1, x2, y2]).all():
+            faults.append('not finite')
+        elif x2 <= x1 or y2 <= y1:
+            faults.append(f'empty, {x2 - x1:g} x {y2 - y1:g}')
+        elif min(x1, y1) < -_SLACK or x2 > width + _SLACK or y2 > height + _SLACK:
+            faults.append(f'outside the image, {x2 - x1:g} x {y2 - y1:g}')
+        else:
+            faults.append(None)
+    return faults
+
+
+def pixel_fault(image: np.ndarray) -> str | None:
+    """What is wrong with the pixels (H, W, 3) of an image; None if nothing is seen."""
+    if image.min() == image.max():
+        return 'one colour all over'
+    share = float(((image == 0) | (image == 255)).mean())
+    return f'{share:.0%} of the values are 0 or 255' if share > _SATURATED else None

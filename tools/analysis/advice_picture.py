@@ -1,0 +1,99 @@
+"""The picture of what the advisor saw: distributions of the gradient, and the thresholds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# A checkout works without being installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import matplotlib  # noqa: E402
+
+matplotlib.use('Agg')  # no display is needed, nor looked for
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+from gclip_mm.engine.analysis.advice import Advice  # noqa: E402
+from gclip_mm.engine.analysis.gradient_stats import GradientStats, octave_sizes  # noqa: E402
+from gclip_mm.engine.module_probe import cut_name  # noqa: E402
+
+BAR, LINE, LOSS = '#0072B2', '#D55E00', '#999999'
+
+
+def save_distributions(stats: GradientStats, advices: list[Advice], path: Path, title: str) -> None:
+    """Draw the norms of the steps, modules, units and elements with the advised thresholds."""
+    by_name = {advice.name: advice.clip_grad for advice in advices}
+    figure, axes = plt.subplots(2, 2, figsize=(13, 9), layout='constrained')
+    _steps(axes[0, 0], stats, by_name['norm']['max_norm'])
+    _modules(axes[0, 1], stats)
+    _units(axes[1, 0], stats, by_name['agc']['clip_factor'])
+    _elements(axes[1, 1], stats, by_name['value']['clip_value'])
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _steps(axes: plt.Axes, stats: GradientStats, max_norm: float) -> None:
+    steps = np.arange(1, len(stats.norm) + 1)
+    axes.plot(steps, stats.norm, '.-', color=BAR, label='gradient norm')
+    axes.axhline(max_norm, color=LINE, ls='--', label=f'max_norm={max_norm:g}')
+    axes.set_yscale('log')
+    axes.set(title='Global norm', xlabel='recorded step', ylabel='gradient norm')
+    loss = axes.twinx()
+    loss.plot(steps, stats.loss, color=LOSS, lw=1, label='loss')
+    loss.set_ylabel('loss', color=LOSS)
+    loss.set_ylim(bottom=0)
+    handles = axes.get_legend_handles_labels()[0] + loss.get_legend_handles_labels()[0]
+    axes.legend(handles=handles, fontsize=8)
+    axes.grid(alpha=0.25)
+
+
+def _modules(axes: plt.Axes, stats: GradientStats, depth: int = 2) -> None:
+    groups: dict[str, np.ndarray] = {}
+    for i, name in enumerate(stats.names):
+        key = cut_name(name.rpartition('.')[0] or '(root)', depth)
+        groups[key] = np.hypot(groups.get(key, 0.0), stats.grad[:, i])
+    names = list(groups)[::-1]
+    axes.boxplot(
+        [np.maximum(groups[name], 1e-12) for name in names],
+        orientation='horizontal',
+        tick_labels=names,
+        flierprops=dict(marker='.', ms=3),
+        medianprops=dict(color=LINE),
+    )
+    axes.set_xscale('log')
+    axes.set(title='Norm by module', xlabel='gradient norm')
+    axes.tick_params(axis='y', labelsize=8)
+    axes.grid(alpha=0.25, axis='x')
+
+
+def _units(axes: plt.Axes, stats: GradientStats, factor: float) -> None:
+    ratios = stats.unit_ratio[stats.unit_ratio > 0]
+    low, high = np.floor(np.log10(np.percentile(ratios, 0.1))), np.ceil(np.log10(ratios.max()))
+    axes.hist(np.clip(ratios, 10.0**low, None), np.logspace(low, high, 80), color=BAR)
+    _mark(axes, factor, f'clip_factor={factor:g}')
+    axes.set(
+        title='Units: gradient relative to the weights',
+        xlabel='norm of gradient / norm of weights, times the rate multiplier',
+        ylabel='units, over all steps',
+    )
+
+
+def _elements(axes: plt.Axes, stats: GradientStats, clip_value: float) -> None:
+    counts, sizes = stats.elements.sum(axis=(0, 1)), octave_sizes()
+    total = np.cumsum(counts) / counts.sum()
+    first, last = np.searchsorted(total, 1e-3), np.flatnonzero(counts).max()
+    part = slice(first, last + 1)
+    axes.bar(sizes[part], counts[part], width=0.34 * sizes[part], color=BAR)
+    _mark(axes, clip_value, f'clip_value={clip_value:g}')
+    axes.set_yscale('log')
+    axes.set(title='Elements', xlabel='absolute value', ylabel='elements, over all steps')
+
+
+def _mark(axes: plt.Axes, at: float, label: str) -> None:
+    axes.axvline(at, color=LINE, ls='--', label=label)
+    axes.set_xscale('log')
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.25)
