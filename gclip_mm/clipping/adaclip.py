@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .base import Clipper, Measure, Outcome
 from .checks import check_number
-from .norms import combine, quiet
+from .norms import combine, host, quiet
 from .pieces import pieces
 from .registry import CLIPPERS
 from .small_state import columns, learns, remember, to_tensor
@@ -103,7 +103,7 @@ class AdaClip(Clipper):
         return Outcome(None, combine(parts), threshold, clipped, max(view.elements, 1))
 
 
-def _cut(grad: Tensor, bound: Any, ratio: Any) -> Tensor:
+def _cut(grad: Tensor, bound: Any, ratio: Any) -> Tensor | int:
     """Scale the elements above the bound in place; how many there were."""
     if isinstance(bound, Tensor):
         bound, ratio = (x.to(grad.device, grad.dtype) for x in (bound, ratio))
@@ -112,6 +112,8 @@ def _cut(grad: Tensor, bound: Any, ratio: Any) -> Tensor:
     hits = 0
     for (part,) in pieces(grad):
         above = part.abs() > bound
+        if host(above) is not None and not host(above).any():
+            continue
         part.copy_(torch.where(above, part * ratio, part))
         hits = hits + above.sum()
     return hits

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import gclip_mm.clipping.pieces as pieces_module
 from gclip_mm.clipping import ClipConfigError, attach, parse_clip_grad
 from tests.clipping.cases import CASES, DeviceRunner, Runner, equal, norm
 
@@ -177,17 +176,6 @@ def test_spike_clip_survives_a_square_that_overflows(runner):
     assert torch.isfinite(square).all()
     for _ in range(5):
         assert norm(run(of_norm(1.0))) == pytest.approx(1.0)
-
-
-def test_spike_clip_cuts_a_tensor_of_many_pieces_like_one_of_one(monkeypatch):
-    config = dict(type='SpikeClip', theta=2.0, beta=0.5, grace_steps=1)
-    whole = Runner(config, [(10, 10)])
-    outs = [whole(gradients(t, shapes=[(10, 10)])) for t in range(5)]
-    monkeypatch.setattr(pieces_module, '_CHUNK_CPU', 7)
-    cut = Runner(config, [(10, 10)])
-    for t in range(5):
-        assert equal(outs[t], cut(gradients(t, shapes=[(10, 10)])))
-    assert whole.handle.stats() == cut.handle.stats()
 
 
 # -- AdaClip -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gclip_mm.clipping import CLIPPERS, ClipConfigError, NonFiniteGradientError, attach
+from gclip_mm.clipping import CLIPPERS, ClipConfigError, NonFiniteGradientError, attach, pieces
 from gclip_mm.clipping import parse_clip_grad as parse
 from tests.clipping.cases import (
     CASES,
@@ -180,6 +180,19 @@ def test_non_contiguous_gradients(case):
         (a,) = run([grad.to(memory_format=torch.channels_last)])
         (b,) = plain([grad])
         torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_large_gradients_cut_into_pieces(case, monkeypatch):
+    """A large tensor is walked through in pieces; where they are cut makes no difference."""
+    whole, cut = Runner(CASES[case], [(10, 10)]), Runner(CASES[case], [(10, 10)])
+    for t in range(8):
+        grads = gradients(t, [(10, 10)], size=20 if t == 6 else 1)
+        monkeypatch.setattr(pieces, '_CHUNK_CPU', 1 << 17)
+        expected = whole(grads)
+        monkeypatch.setattr(pieces, '_CHUNK_CPU', 7)
+        assert equal(cut(grads), expected)
+        assert cut.handle.stats() == whole.handle.stats()
 
 
 @pytest.mark.parametrize('size', [1e20, 1e-30])
