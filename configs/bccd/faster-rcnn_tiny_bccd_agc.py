@@ -9,5 +9,7 @@ _base_ = [
 model = dict(roi_head=dict(bbox_head=dict(num_classes=3)))
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.16, momentum=0.9, weight_decay=1e-4),
-    clip_grad=dict(clip_factor=0.05, exclude=['roi_head\\.bbox_head\\.fc_cls']),
+    # The paper leaves the final classifier unclipped, but from scratch and at this rate it is the
+    # classifier that explodes: with exclude=['fc_cls'] this run ends at mAP 0.02.
+    clip_grad=dict(clip_factor=0.02),
 )
