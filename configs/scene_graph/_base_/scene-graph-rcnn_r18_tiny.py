@@ -17,7 +17,9 @@ model = dict(
         embed_dim=32,
         geometry_dim=32,
     ),
-    scene_head=dict(type='SceneHead', num_scenes=6, in_channels=64, in_levels=(0, 3), hidden_dim=64),
+    scene_head=dict(
+        type='SceneHead', num_scenes=6, in_channels=64, in_levels=(0, 3), hidden_dim=64
+    ),
     train_cfg=dict(relation=dict(sampler=dict(type='PairSampler', num=64, pos_fraction=0.25))),
-    test_cfg=dict(relation=dict(max_objects=20)),
+    test_cfg=dict(relation=dict(max_objects=12)),
 )

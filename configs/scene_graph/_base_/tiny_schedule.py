@@ -1,4 +1,4 @@
-# What the tiny scene-graph configs share: schedule, optimizer, counts for the frequency bias, pictures.
+# What the tiny scene-graph configs share: schedule, optimizer, frequency bias, pictures.
 _base_ = ['../../_base_/tiny_runtime.py']
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
@@ -13,9 +13,7 @@ optim_wrapper = dict(
     type='GClipOptimWrapper',
     optimizer=dict(type='AdamW', lr=lr, weight_decay=1e-2),
     # Decay would pull the log-frequencies to zero, that is to all predicates alike.
-    paramwise_cfg=dict(
-        norm_decay_mult=0.0, custom_keys={'frequency_bias': dict(decay_mult=0.0)}
-    ),
+    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'frequency_bias': dict(decay_mult=0.0)}),
     clip_grad=dict(type='NormClip', max_norm=5.0),
 )
 param_scheduler = [

@@ -1,0 +1,64 @@
+# Panoptic Scene Graphs (arXiv 2207.11247), by boxes; made by
+# tools/dataset_converters/psg.py.
+dataset_type = 'SceneGraphDataset'
+data_root = 'data/psg/'
+batch_size = 16
+scale = (1333, 800)
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadSceneGraphAnnotations'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    # No predicate of PSG says left or right, so flips change none.
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackSceneGraphInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    # Before anything that moves pixels: PredCls and SGCls look at the ground-truth boxes.
+    dict(type='LoadSceneGraphAnnotations'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(
+        type='PackSceneGraphInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
+]
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    batch_sampler=dict(type='AspectRatioBatchSampler'),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file='train.json',
+        data_prefix=dict(img='coco/'),
+        filter_cfg=dict(filter_empty_gt=True, filter_empty_relations=True),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=4,
+    persistent_workers=True,
+    drop_last=False,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file='test.json',
+        data_prefix=dict(img='coco/'),
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+
+# The conventions of the literature on these data come with the files.
+val_evaluator = dict(
+    type='SceneGraphMetric',
+    protocol='predcls',
+    train_ann_file=data_root + 'train.json',
+)
+test_evaluator = val_evaluator
