@@ -21,11 +21,7 @@ optim_wrapper = dict(
 model = dict(
     backbone=dict(base_channels=32),
     neck=dict(in_channels=[32, 64, 128, 256]),
-    roi_head=dict(
-        # RoIAlign takes a third of a step on a CPU, and one sample a bin is enough here
-        bbox_roi_extractor=dict(roi_layer=dict(sampling_ratio=1)),
-        bbox_head=dict(num_classes=10),
-    ),
+    roi_head=dict(bbox_head=dict(num_classes=10)),
     # ten classes are learned from the positive regions: few regions, half of them positive
     train_cfg=dict(rcnn=dict(sampler=dict(num=48, pos_fraction=0.5))),
 )
