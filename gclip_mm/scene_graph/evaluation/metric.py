@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
@@ -18,6 +17,7 @@ from ..datasets.json_file import read_json
 from ..datasets.relation_index import RelationIndex
 from .matching import ImageMatch, match_image
 from .recall import CONVENTIONS, as_triplet_set, check_options, predicate_recall, summarize
+from .samples import ground_truth_of, prediction_of, to_numpy
 from .scene import scene_accuracy, scene_rank
 
 PROTOCOLS = ('predcls', 'sgcls', 'sgdet')
@@ -152,7 +152,7 @@ class SceneGraphMetric(BaseMetric):
         names = (self.dataset_meta or {}).get('predicates')
         for sample in data_samples:
             name = f'image {sample.get("img_path") or sample.get("img_id")}'
-            truth, prediction = _ground_truth(sample, name), _prediction(sample, name)
+            truth, prediction = ground_truth_of(sample, name), prediction_of(sample, name)
             match = match_image(
                 prediction,
                 truth,
@@ -168,7 +168,7 @@ class SceneGraphMetric(BaseMetric):
             # not survive.
             result = dict(match=match._asdict(), scene_rank=None, boxes=None)
             if 'gt_scene' in sample and 'pred_scene' in sample:
-                scores = _numpy(sample['pred_scene']['score'])
+                scores = to_numpy(sample['pred_scene']['score'])
                 result['scene_rank'] = scene_rank(scores, int(sample['gt_scene']['label']))
             if self._coco is not None:
                 result['boxes'] = self._box_result(sample, truth, prediction)
@@ -259,54 +259,3 @@ def _triplets_of_file(ann_file: str, metainfo: dict | None) -> set[tuple[int, in
     with get_local_path(ann_file) as path:
         content = read_json(path, str(ann_file))
     return RelationIndex(content, str(ann_file), metainfo or {}).triplets(content)
-
-
-def _numpy(value: Any) -> np.ndarray:
-    value = getattr(value, 'tensor', value)  # boxes of MMDetection
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = (value.float() if value.is_floating_point() else value).numpy()
-    return np.asarray(value)
-
-
-def _part(sample: dict, key: str, fields: Sequence[str], name: str, hint: str) -> list[np.ndarray]:
-    part = sample.get(key)
-    missing = [field for field in fields if part is None or field not in part]
-    if missing:
-        raise ValueError(f'{name} has no {key}.{missing[0]}: {hint}')
-    return [_numpy(part[field]) for field in fields]
-
-
-def _prediction(sample: dict, name: str) -> dict[str, np.ndarray]:
-    hint = 'SceneGraphMetric needs the predictions of a scene-graph model'
-    bboxes, labels, scores = _part(
-        sample, 'pred_instances', ('bboxes', 'labels', 'scores'), name, hint
-    )
-    pairs, rel_scores = _part(sample, 'pred_relations', ('pairs', 'scores'), name, hint)
-    return dict(bboxes=bboxes, labels=labels, scores=scores, pairs=pairs, rel_scores=rel_scores)
-
-
-def _ground_truth(sample: dict, name: str) -> dict[str, np.ndarray]:
-    hint = (
-        'the test pipeline must load the ground truth with LoadSceneGraphAnnotations and pack it '
-        'with PackSceneGraphInputs'
-    )
-    bboxes, labels = _part(sample, 'gt_instances', ('bboxes', 'labels'), name, hint)
-    pairs, predicates = _part(sample, 'gt_relations', ('pairs', 'labels'), name, hint)
-    # Predictions are in the original image, ground truth is what the network was given.
-    resized = tuple(sample.get('img_shape', ()))[:2] != tuple(sample.get('ori_shape', ()))[:2]
-    if 'scale_factor' not in sample and 'img_shape' in sample and resized:
-        raise ValueError(
-            f'{name} was resized, but has no scale_factor: add it to the meta_keys of '
-            'PackSceneGraphInputs'
-        )
-    scale = np.tile(np.asarray(sample.get('scale_factor', (1.0, 1.0)), np.float64)[:2], 2)
-    ignored = sample.get('ignored_instances') or {}
-    ignored_bboxes = _numpy(ignored.get('bboxes', np.zeros((0, 4)))).reshape(-1, 4)
-    return dict(
-        bboxes=bboxes.reshape(-1, 4) / scale,
-        labels=labels,
-        relations=np.column_stack((pairs.reshape(-1, 2), predicates)),
-        ignored_bboxes=ignored_bboxes / scale,
-        ignored_labels=_numpy(ignored.get('labels', np.zeros(0, np.int64))),
-    )
