@@ -1,4 +1,4 @@
-# Tiny Faster R-CNN on BCCD at a learning rate that is safe; clipping hardly ever acts.
+# Tiny Faster R-CNN on BCCD with a gentle learning rate, for longer than its neighbours.
 _base_ = [
     '../_base_/models/faster-rcnn_r18_tiny.py',
     '../_base_/datasets/bccd.py',

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip('mmdet')
 
 import torch
+import yaml
 from mmdet.registry import DATASETS, MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
@@ -68,3 +69,16 @@ def test_quickstart_takes_a_clipped_step(path, tmp_path):
     losses = model.train_step(pseudo_collate([dataset[k] for k in range(4)]), wrapper)
     assert torch.isfinite(losses['loss'])
     assert not torch.equal(before, model.roi_head.bbox_head.fc_cls.weight)
+
+
+@pytest.mark.parametrize('folder', ['quickstart', 'bccd'])
+def test_metafile_and_readme_name_every_config(folder):
+    root = ROOT / 'configs' / folder
+    readme = (root / 'README.md').read_text()
+    listed = {
+        m['Name']: m['Config']
+        for m in yaml.safe_load((root / 'metafile.yml').read_text())['Models']
+    }
+    found = {path.stem: f'configs/{folder}/{path.name}' for path in root.glob('*.py')}
+    assert listed == found
+    assert all(path.rsplit('/', 1)[1] in readme for path in found.values())
