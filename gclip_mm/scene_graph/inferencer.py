@@ -141,8 +141,8 @@ class SceneGraphInferencer(DetInferencer):
         if missing:
             raise ValueError(
                 f'the protocol {self.protocol.value!r} of this model needs {missing[0]!r} of the '
-                "objects: give dict(img_path=..., bboxes=..., labels=...) in place of a picture, or "
-                "make the inferencer with protocol='sgdet' if the model's detector is trained"
+                'objects: give dict(img_path=..., bboxes=..., labels=...) in place of a picture, '
+                "or make the inferencer with protocol='sgdet' if the model's detector is trained"
             )
         if not needed:
             return
@@ -154,7 +154,7 @@ class SceneGraphInferencer(DetInferencer):
             classes = self.model.relation_head.num_classes
             if len(labels) != len(boxes):
                 raise ValueError(f'{len(boxes)} bboxes, but {len(labels)} labels')
-            if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+            if len(labels) and (labels.min() < 0 or labels.max() >= classes):
                 raise ValueError(f'labels must be in [0, {classes}), got {labels.tolist()}')
             objects.labels = labels
         sample.gt_instances = objects

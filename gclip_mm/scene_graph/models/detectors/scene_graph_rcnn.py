@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 from mmdet.models.detectors import TwoStageDetector
 from mmdet.registry import MODELS, TASK_UTILS
-from mmdet.structures import DetDataSample, SampleList
+from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox2roi
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ..protocol import SceneGraphProtocol
 from ..task_modules.geometry import union_boxes
 from ..task_modules.pair_sampler import candidate_pairs, match_objects
 from .assembly import complete_relation_head, relation_cfg
+from .ground_truth import given_boxes, relations_of, scene_label_of
 from .postprocess import SceneGraphOutput, split_graphs, write_predictions
 
 #: What belongs to the detector; the rest is the scene graph's.
@@ -168,7 +169,7 @@ class SceneGraphRCNN(TwoStageDetector):
         matched, obj_labels = self._match(boxes, batch_data_samples)
         pairs, predicate_labels = [], []
         for match, sample in zip(matched, batch_data_samples, strict=True):
-            relations = _relations(sample)
+            relations = relations_of(sample)
             drawn = self.pair_sampler.sample(
                 match, relations.pairs, relations.labels, self.relation_head.num_predicates
             )
@@ -180,7 +181,7 @@ class SceneGraphRCNN(TwoStageDetector):
         losses.update(self.relation_head.loss(output.logits, labels, torch.cat(predicate_labels)))
         if self.scene_head is not None:
             scene_logits = self._scene(x, output, batch_data_samples)
-            scenes = torch.cat([_scene_label(s, scene_logits.device) for s in batch_data_samples])
+            scenes = torch.cat([scene_label_of(s, scene_logits.device) for s in batch_data_samples])
             losses.update(self.scene_head.loss(scene_logits, scenes))
         # Without this, a process whose batch has no pair would leave the others waiting for its
         # gradients.
@@ -349,38 +350,12 @@ class SceneGraphRCNN(TwoStageDetector):
         return write_predictions(batch_data_samples, graphs, scene_logits, rescale)
 
     def _test_boxes(self, x: tuple[Tensor, ...], samples: SampleList) -> list[Tensor]:
-        if not self.protocol.has_boxes:
-            return self._detect(x, samples)
-        needed = ('bboxes', 'labels') if self.protocol.has_labels else ('bboxes',)
-        for sample in samples:
-            given = sample.get('gt_instances')
-            missing = [key for key in needed if given is None or key not in given]
-            if missing:
-                raise ValueError(
-                    f'protocol={self.protocol.value!r} needs gt_instances.{missing[0]}, which '
-                    f'{sample.get("img_path", "an image")} lacks: load annotations in the test '
-                    "pipeline, or set model.protocol='sgdet'"
-                )
-        return [sample.gt_instances.bboxes for sample in samples]
+        if self.protocol.has_boxes:
+            return given_boxes(samples, self.protocol)
+        return self._detect(x, samples)
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> tuple[Tensor, ...]:
         """Logits of objects (N, C + 1) and pairs (M, P + 1), as they come from the network."""
         x = self.extract_feat(batch_inputs)
         output = self._relate(x, self._test_boxes(x, batch_data_samples), batch_data_samples)
         return output.logits.objects, output.logits.predicates
-
-
-def _relations(sample: DetDataSample) -> InstanceData:
-    relations = sample.get('gt_relations')
-    if relations is None:
-        raise ValueError(
-            f'{sample.get("img_path", "an image")} has no gt_relations to train on: use a '
-            'SceneGraphDataset with LoadSceneGraphAnnotations and PackSceneGraphInputs'
-        )
-    return relations
-
-
-def _scene_label(sample: DetDataSample, device: torch.device) -> Tensor:
-    """(1,) int64, -1 for an image without a scene label."""
-    scene = sample.get('gt_scene')
-    return torch.full((1,), -1, device=device) if scene is None else scene.label.to(device)
