@@ -40,8 +40,11 @@ class Run:
     def outcome(self) -> str:
         metric = main_metric(self.scalars)
         diverged = self.scalars.first_nonfinite('loss')
-        text = f'mAP {metric:.2f}' if metric is not None else 'not validated'
-        return text if diverged is None else f'NaN from step {diverged}, {text}'
+        if diverged is None:
+            return f'mAP {metric:.2f}' if metric is not None else 'not validated'
+        # Where nothing is detected at all, MMDetection reports no metric.
+        found = f'mAP {metric:.2f}' if metric is not None else 'no metric'
+        return f'NaN from step {diverged}, {found}'
 
 
 def named_run(text: str) -> tuple[str, Path]:
@@ -88,7 +91,6 @@ def draw_curves(axes: tuple[plt.Axes, plt.Axes], runs: list[Run]) -> None:
             if keep.any():
                 bottom.plot(steps[keep], values[keep], style, color=color, label=run.label + name)
     top.legend(fontsize=8)
-    top.set_yscale('log')
     if bottom.lines:
         bottom.set_yscale('log')
         bottom.legend(fontsize=8)

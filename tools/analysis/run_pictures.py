@@ -29,11 +29,14 @@ def _finite(steps: Sequence[int], values: Sequence[float]) -> tuple[np.ndarray, 
 def draw_loss(ax: plt.Axes, scalars: Scalars, color: str = LOSS_COLOR, label: str = 'loss') -> None:
     """Draw the training loss; where it stops being finite, say so."""
     steps, values = scalars.series('loss')
-    ax.plot(*_finite(steps, values), color=color, lw=1.4, label=label)
+    steps, values = _finite(steps, values)
     diverged = scalars.first_nonfinite('loss')
     if diverged is not None:
-        ax.axvline(diverged, color=color, ls=':', lw=1)
-        ax.plot([], [], ' ', label=f'{label}: NaN or inf from step {diverged}')
+        label = f'{label}: NaN or inf from step {diverged}'
+        ax.axvline(diverged, color=color, ls=':', lw=1.4)
+        # A run may diverge so early that there is no line to see, only its points.
+        ax.plot(steps, values, 'x', color=color, ms=6)
+    ax.plot(steps, values, color=color, lw=1.4, label=label)
     ax.set_xlabel('step')
     ax.set_ylabel('training loss')
     ax.grid(alpha=0.25)
