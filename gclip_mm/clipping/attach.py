@@ -63,7 +63,8 @@ def attach(
         ClipHandle: ``.stats()``, ``.state_dict()``, ``.load_state_dict()``, ``.remove()``.
 
     Raises:
-        ClipConfigError: a ``ValueError`` that names the key and the valid ones.
+        ClipConfigError: a ``ValueError`` that names the key and the valid ones, or says that
+            ``optimizer`` is none or is clipped already.
 
     Example:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)

@@ -34,7 +34,7 @@ class GradClipEngine:
     """Clips what ``optimizer`` is about to step with.
 
     Args:
-        optimizer: any ``torch.optim.Optimizer``.
+        optimizer: any ``torch.optim.Optimizer`` that no other engine clips.
         clip_grad: a ``clip_grad`` config (:func:`gclip_mm.clipping.config.parse_clip_grad`); it is
             not changed.
         model: gives the parameters their names and modules. Needed before the first step when the
@@ -44,7 +44,8 @@ class GradClipEngine:
         on_record: called with the record (6,) of every step (:mod:`gclip_mm.clipping.stats`).
 
     Raises:
-        ClipConfigError: a config that cannot be obeyed.
+        ClipConfigError: a config that cannot be obeyed; an optimizer that is none, or is clipped
+            already.
     """
 
     def __init__(
@@ -58,8 +59,8 @@ class GradClipEngine:
         if not isinstance(optimizer, Optimizer):
             raise ClipConfigError(
                 f'clipping needs a torch.optim.Optimizer, got {type(optimizer).__name__}. An '
-                'engine with an optimizer of its own (DeepSpeed, ColossalAI) clips by its own setting, '
-                'such as gradient_clipping in the DeepSpeed config'
+                'engine with an optimizer of its own (DeepSpeed, ColossalAI) clips by its own '
+                'setting, such as gradient_clipping in the DeepSpeed config'
             )
         self.optimizer = optimizer
         self.config: ClipConfig = parse_clip_grad(clip_grad)
@@ -76,6 +77,11 @@ class GradClipEngine:
         # Set by clip_now(): the gradients are clipped already, and whether the step is to go on.
         self._early: bool | None = None
         self._check_epochs()
+        if self.on(optimizer) is not None:
+            raise ClipConfigError(
+                'clip_grad: this optimizer is clipped already, and would be twice: remove() the '
+                "first handle, or give both rules to one dict(type='ChainClip', clips=[...])"
+            )
         for route in self.config.router.routes:
             if route.clipper is not None:
                 route.clipper.check_optimizer(optimizer)
@@ -88,6 +94,13 @@ class GradClipEngine:
         ]
 
     # -- life cycle ------------------------------------------------------------------------------
+    @staticmethod
+    def on(optimizer: Optimizer) -> GradClipEngine | None:
+        """The engine that clips for an optimizer, or None."""
+        hooks = getattr(optimizer, '_optimizer_step_pre_hooks', {}).values()
+        owners = (getattr(hook, '__self__', None) for hook in hooks)
+        return next((owner for owner in owners if isinstance(owner, GradClipEngine)), None)
+
     @property
     def is_bound(self) -> bool:
         """Whether a model has given the parameters their names."""
@@ -162,7 +175,11 @@ class GradClipEngine:
         coming step is skipped.
         """
         self._early = True
-        self._clip(can_fold=False)
+        try:
+            self._clip(can_fold=False)
+        except BaseException:
+            self._early = None
+            raise
 
     def forget(self) -> None:
         """The gradients are gone (``zero_grad``): a :meth:`clip_now` no longer counts."""
@@ -170,8 +187,12 @@ class GradClipEngine:
 
     def record_skipped(self) -> None:
         """Record a step that was never taken, because a GradScaler found an infinite gradient."""
-        params = self.book.params
-        device = params[0].device if params else torch.device('cpu')
+        self.book.sync()
+        grads = [p.grad for p in self.book.params if p.grad is not None]
+        if not grads:
+            # There was nothing to take a step with.
+            return
+        device = grads[0].device
         self._finish(make_record(device, float('inf'), 0.0, 0.0, float('nan'), 0.0, 1.0))
 
     def _clip(self, can_fold: bool) -> None:

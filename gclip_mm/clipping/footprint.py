@@ -17,12 +17,14 @@ class Footprint:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._saved: dict[str, Any] = {}
+        self._set: dict[str, Any] = {}
         self._hidden: list[tuple[Tensor, Tensor]] = []
 
     def set(self, **attributes: Tensor | None) -> None:
         """Set attributes of the optimizer, such as ``grad_scale``; what was there comes back."""
         for name, value in attributes.items():
             self._saved.setdefault(name, getattr(self._optimizer, name, _ABSENT))
+            self._set[name] = value
             setattr(self._optimizer, name, value)
 
     def hide(self, params: Iterable[Tensor]) -> None:
@@ -38,8 +40,8 @@ class Footprint:
 
     def unhide(self) -> None:
         """Give the gradients back, unless there are newer ones: a step may have been broken off."""
-        for param, grad in self._hidden:
-            if param.grad is None:
+        if all(param.grad is None for param, _ in self._hidden):
+            for param, grad in self._hidden:
                 param.grad = grad
         self._hidden.clear()
 
@@ -47,8 +49,12 @@ class Footprint:
         """Put everything back; harmless where there is nothing to put back."""
         self.unhide()
         for name, value in self._saved.items():
+            if getattr(self._optimizer, name, _ABSENT) is not self._set[name]:
+                # After a step that was broken off, a scaler has set it anew for the next.
+                continue
             if value is not _ABSENT:
                 setattr(self._optimizer, name, value)
-            elif hasattr(self._optimizer, name):
+            else:
                 delattr(self._optimizer, name)
         self._saved.clear()
+        self._set.clear()

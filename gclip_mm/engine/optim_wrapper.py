@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..clipping.engine import GradClipEngine
+from ..clipping.registry import CLIPPERS
 from .clock import hub_clock
 from .record_log import record_log
 
@@ -29,17 +30,29 @@ class _ClippingMixin:
 
     def _start_engine(self, clip_grad: dict[str, Any] | None) -> None:
         self.engine: GradClipEngine | None = None
+        previous = GradClipEngine.on(self.optimizer)
+        if previous is not None and isinstance(
+            getattr(previous.on_record, '__self__', None), _ClippingMixin
+        ):
+            # A stock wrapper clips in its own step only, so that one built anew around the same
+            # optimizer takes the place of the old one.
+            previous.remove()
         if clip_grad is None:
             return
         self.engine = GradClipEngine(
             self.optimizer,
             clip_grad,
-            clock=hub_clock(self.message_hub, lambda: self._inner_count),
+            # Counted up in backward(), before the step.
+            clock=hub_clock(self.message_hub, lambda: max(self._inner_count - 1, 0)),
             on_record=self._log_record,
         )
         # What stock MMEngine keeps there: the arguments of the rule, without its type.
-        kwargs = self.engine.config.raw
-        self.clip_grad_kwargs = {key: value for key, value in kwargs.items() if key != 'type'}
+        kwargs = {key: value for key, value in self.engine.config.raw.items() if key != 'type'}
+        if not kwargs:
+            # An empty dict there means that nothing is clipped.
+            rule = self.engine.config.outer
+            kwargs = {key: getattr(rule, key) for key in CLIPPERS.keys_of(type(rule).__name__)}
+        self.clip_grad_kwargs = kwargs
         self.grad_name = 'grad_norm'
 
     def _log_record(self, record: Tensor) -> None:
@@ -232,7 +245,15 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
 
     def _step_optimizer(self, **kwargs) -> None:
         steps = None if self.engine is None else self.engine.steps
-        self.loss_scaler.step(self.optimizer, **kwargs)
+        try:
+            self.loss_scaler.step(self.optimizer, **kwargs)
+        except BaseException:
+            if self.engine is not None:
+                self.engine.restore()
+            # The scaler takes them off only after a step that went well.
+            for name in ('grad_scale', 'found_inf'):
+                vars(self.optimizer).pop(name, None)
+            raise
         self.loss_scaler.update(self._scale_update_param)
         if steps is not None and self.engine.steps == steps:
             # The scaler found inf and did not call the optimizer.

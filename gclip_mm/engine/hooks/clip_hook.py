@@ -49,8 +49,13 @@ class GClipHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Attach; the wrapper is there, and a checkpoint has not been loaded yet."""
+        # A run that broke off has left its engines.
+        self.after_run(runner)
+        if not isinstance(runner.optim_wrapper, OptimWrapper):
+            # A runner that only tests or validates builds no optimizer.
+            return
         for name, wrapper in _members(runner.optim_wrapper).items():
-            if getattr(wrapper, 'clip_grad_kwargs', None):
+            if getattr(wrapper, 'clip_grad_kwargs', None) or GradClipEngine.on(wrapper.optimizer):
                 raise ClipConfigError(
                     f'GClipHook: the {type(wrapper).__name__}{f" {name!r}" if name else ""} clips '
                     'already: set either its clip_grad or the hook, not both'
