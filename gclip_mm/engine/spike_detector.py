@@ -21,11 +21,13 @@ class Verdict(NamedTuple):
         cause: ``'nonfinite'``, ``'norm'``, ``'clip_coef'`` or ``'loss'``.
         median: median of the recent norms (for ``'loss'``, losses); None while there are too few.
         threshold: from where a step was a spike; None while there are too few.
+        term: for ``'loss'``, which term of it.
     """
 
     cause: str
     median: float | None
     threshold: float | None
+    term: str | None = None
 
 
 class SpikeDetector:

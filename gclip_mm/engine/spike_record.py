@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,12 +50,13 @@ class StepRecord(NamedTuple):
     infos: list[ParamInfo]
     norms: Tensor | None
 
-    def loss(self) -> Tensor:
-        """0-d float64, mean loss of the step's batches; NaN where it has none."""
-        losses = [batch.losses['loss'] for batch in self.batches if 'loss' in batch.losses]
-        if not losses:
-            return torch.tensor(math.nan, dtype=torch.float64)
-        return torch.stack([torch.as_tensor(x, dtype=torch.float64) for x in losses]).mean()
+    def losses(self) -> dict[str, Tensor]:
+        """Each term of the loss, 0-d float64: the mean over the step's batches."""
+        terms: dict[str, list[Tensor]] = {}
+        for batch in self.batches:
+            for key, value in batch.losses.items():
+                terms.setdefault(key, []).append(torch.as_tensor(value, dtype=torch.float64))
+        return {key: torch.stack(values).mean() for key, values in terms.items()}
 
 
 class _StepMeasurer(StepObserver):
@@ -85,10 +88,11 @@ class _StepMeasurer(StepObserver):
 class StepBuffer:
     """The steps of one optimizer that have not been looked at."""
 
-    def __init__(self, name: str, detector: SpikeDetector, loss_detector: SpikeDetector) -> None:
+    def __init__(self, name: str, make_detector: Callable[[], SpikeDetector]) -> None:
         self.name = name
-        self.detector = detector
-        self.loss_detector = loss_detector
+        self.detector = make_detector()
+        # One for each term: what stands out of a small term may drown in the sum.
+        self.loss_detectors = defaultdict(make_detector)
         self.observer = _StepMeasurer()
         self._batches: list[BatchRecord] = []
         self._when = (0, 0)
@@ -116,18 +120,16 @@ class StepBuffer:
         seen.record = seen.norm = seen.norms = None
 
     def judge(self, agree: bool = False) -> list[tuple[StepRecord, np.ndarray, Verdict]]:
-        """The spikes among the steps, which are then forgotten; one read of the device."""
+        """The spikes among the steps, which are then forgotten; the host waits for the device."""
         steps, self._steps = self._steps, []
         if not steps:
             return []
-        device = steps[0].record.device
-        losses = torch.stack([step.loss().to(device) for step in steps])
-        rows = torch.cat([torch.stack([step.record for step in steps]), losses[:, None]], 1)
-        numbers = rows.cpu().numpy()
-        verdicts = [self._verdict(row) for row in numbers]
+        numbers = torch.stack([step.record for step in steps]).cpu().numpy()
+        losses = _to_host([step.losses() for step in steps])
+        verdicts = [self._verdict(*pair) for pair in zip(numbers, losses, strict=True)]
         if agree and get_world_size() > 1:
             # The losses are each process's own; gradients are the same on equal machines.
-            flags = rows.new_tensor([v is not None for v in verdicts])
+            flags = steps[0].record.new_tensor([v is not None for v in verdicts])
             all_reduce(flags, 'max')
             verdicts = [
                 v or (Verdict('loss', None, None) if flag else None)
@@ -140,25 +142,38 @@ class StepBuffer:
             if verdict is not None
         ]
 
-    def _verdict(self, row: np.ndarray) -> Verdict | None:
-        """On a step's record and loss (7,)."""
+    def _verdict(self, row: np.ndarray, losses: dict[str, float]) -> Verdict | None:
+        """On a step's record (6,) and the terms of its loss."""
         found = self.detector(row[0], row[2], row[5] == 1)
-        by_loss = self.loss_detector(row[6], math.nan, False) if not math.isnan(row[6]) else None
-        if found is None and by_loss is not None and by_loss.cause == 'norm':
-            return Verdict('loss', by_loss.median, by_loss.threshold)
-        return found
+        worst, most = None, 0.0
+        for term, value in losses.items():
+            verdict = self.loss_detectors[term](value, math.nan, False)
+            if verdict is None:
+                continue
+            excess = value / verdict.threshold if verdict.cause == 'norm' else math.inf
+            if excess > most:
+                worst, most = verdict._replace(cause='loss', term=term), excess
+        return found if found is not None else worst
+
+
+def _to_host(losses: list[dict[str, Tensor]]) -> list[dict[str, float]]:
+    """The terms of the loss of several steps, without what else is logged; copied at once."""
+    terms = [{key: value for key, value in step.items() if 'loss' in key} for step in losses]
+    values = [value for step in terms for value in step.values()]
+    if not values:
+        return [{} for _ in losses]
+    # Numbers among tensors are on the CPU.
+    device = next((v.device for v in values if v.device.type != 'cpu'), values[0].device)
+    numbers = iter(torch.stack([value.to(device) for value in values]).tolist())
+    return [{key: next(numbers) for key in step} for step in terms]
 
 
 def rank_entry(step: StepRecord) -> dict[str, Any]:
     """What this process knows of a step's data: the entry of ``ranks`` in a line."""
-    losses: dict[str, list[float]] = {}
-    for batch in step.batches:
-        for key, value in batch.losses.items():
-            losses.setdefault(key, []).append(float(value))
     return {
         'rank': get_rank(),
         'images': [image for batch in step.batches for image in batch.images],
-        'losses': {key: float(np.mean(values)) for key, values in losses.items()},
+        'losses': {key: value.item() for key, value in step.losses().items()},
     }
 
 
@@ -170,6 +185,7 @@ def spike_line(
         'iter': step.iter,
         'epoch': step.epoch,
         'cause': verdict.cause,
+        **({} if verdict.term is None else {'loss_term': verdict.term}),
         'grad_norm': numbers[0],
         'median': verdict.median,
         'spike_threshold': verdict.threshold,
@@ -221,10 +237,10 @@ def spike_summary(line: dict[str, Any], most: int = 4) -> str:
         for image in entry['images']
     ]
     more = f' and {len(paths) - most} more' if len(paths) > most else ''
-    value = line['grad_norm']
-    if line['cause'] == 'loss':
-        value = max(entry['losses'].get('loss', math.nan) for entry in line['ranks'])
-    what = 'loss' if line['cause'] == 'loss' else 'gradient norm'
+    what, value = 'gradient norm', line['grad_norm']
+    if 'loss_term' in line:
+        what = line['loss_term']
+        value = max(entry['losses'].get(what, math.nan) for entry in line['ranks'])
     usual = '' if line['median'] is None else f', usually {line["median"]:.3g}'
     module = f', most in {line["modules"][0]["name"]}' if line['modules'] else ''
     return (

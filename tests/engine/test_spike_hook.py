@@ -16,7 +16,7 @@ from gclip_mm.engine import GClipSpikeHook
 from gclip_mm.engine.batch_names import batch_images
 from gclip_mm.engine.hooks import spike_hook
 
-from .toy_task import run_toy
+from .toy_task import RandomNet, run_toy
 
 BAD = 'images/013.jpg'
 NORM = dict(type='NormClip', max_norm=0.5)
@@ -72,8 +72,8 @@ def test_the_bad_image_by_every_door(tmp_path, door):
     for line in found:
         assert line['cause'] in ('norm', 'loss')
         assert BAD in images(line), 'no other image is a spike'
-        loss = line['ranks'][0]['losses']['loss']
-        value = line['grad_norm'] if line['cause'] == 'norm' else loss
+        losses = line['ranks'][0]['losses']
+        value = line['grad_norm'] if line['cause'] == 'norm' else losses[line['loss_term']]
         assert value > line['spike_threshold'] >= 4.999 * line['median']
         entry = line['ranks'][0]
         assert {'img_path': BAD, 'img_id': 13} in entry['images'] and len(entry['images']) == 4
@@ -116,9 +116,41 @@ def test_a_loss_that_stands_out_where_the_gradient_does_not(tmp_path):
     assert found
     for line in found:
         assert line['cause'] == 'loss' and BAD in images(line)
-        loss = line['ranks'][0]['losses']['loss']
+        loss = line['ranks'][0]['losses'][line['loss_term']]
         assert loss > line['spike_threshold'] > line['median']
         assert line['grad_norm'] < 3 * found[0]['grad_norm']
+
+
+def test_a_term_that_drowns_in_the_sum(tmp_path, monkeypatch):
+    """A small term that grows twentyfold is not seen in the sum; what is no loss is not judged."""
+    forward = RandomNet.forward
+
+    def with_small_term(self, inputs, data_samples, mode='tensor'):
+        out = forward(self, inputs, data_samples, mode)
+        is_bad = any(sample.img_path == BAD for sample in data_samples)
+        small = torch.tensor(0.4 if is_bad else 0.02)
+        return {**out, 'loss_small': small, 'acc': torch.tensor(1e6 if is_bad else 1.0)}
+
+    monkeypatch.setattr(RandomNet, 'forward', with_small_term)
+    found = run(tmp_path, spoiled=1.0, **DOORS['unclipped'])
+    assert found and {line['loss_term'] for line in found} == {'loss_small'}
+    assert all(BAD in images(line) for line in found)
+
+
+def test_a_loss_that_is_no_number_though_the_gradient_is_one(tmp_path, monkeypatch):
+    forward = RandomNet.forward
+
+    def broken(self, inputs, data_samples, mode='tensor'):
+        out = forward(self, inputs, data_samples, mode)
+        if any(sample.img_path == BAD for sample in data_samples):
+            out['loss_box'] = torch.tensor(math.nan)
+        return out
+
+    monkeypatch.setattr(RandomNet, 'forward', broken)
+    found = run(tmp_path, spoiled=1.0, **DOORS['wrapper'])
+    assert found and {line['loss_term'] for line in found} <= {'loss', 'loss_box'}
+    assert all(BAD in images(line) and line['cause'] == 'loss' for line in found)
+    assert all(line['ranks'][0]['losses']['loss_box'] == 'nan' for line in found)
 
 
 def test_a_non_finite_step(tmp_path):

@@ -86,7 +86,7 @@ def _elements(axes: plt.Axes, stats: GradientStats, clip_value: float) -> None:
     total = np.cumsum(counts) / counts.sum()
     first, last = np.searchsorted(total, 1e-3), np.flatnonzero(counts).max()
     part = slice(first, last + 1)
-    axes.bar(sizes[part], counts[part], width=0.34 * sizes[part], color=BAR)
+    axes.bar(sizes[part], counts[part], width=0.36 * sizes[part], color=BAR)
     _mark(axes, clip_value, f'clip_value={clip_value:g}')
     axes.set_yscale('log')
     axes.set(title='Elements', xlabel='absolute value', ylabel='elements, over all steps')

@@ -156,7 +156,7 @@ def _draw_image(panel: plt.Axes, image: SpikeImage, looked: Looked, count: int) 
 
 def headline(spike: Spike) -> str:
     """What is known of a spike, in three lines."""
-    what = 'loss' if spike.cause == 'loss' else 'norm'
+    what = spike.loss_term or 'norm'
     usual = '' if spike.median is None else f' (usual {what} {spike.median:.3g})'
     who = f', optimizer {spike.optimizer}' if spike.optimizer else ''
     modules = ', '.join(f'{name} {norm:.3g}' for name, norm in spike.modules[:3])

@@ -42,6 +42,7 @@ class Spike(NamedTuple):
         losses: each term, of the process where it was largest.
         images: of every process.
         optimizer: name of the member, with an ``OptimWrapperDict``.
+        loss_term: for ``loss``, which term of it stands out.
     """
 
     iter: int
@@ -52,11 +53,12 @@ class Spike(NamedTuple):
     losses: dict[str, float]
     images: list[SpikeImage]
     optimizer: str = ''
+    loss_term: str = ''
 
     @property
     def size(self) -> float:
         """How far it is above what was usual; what is not finite is worst."""
-        value = self.losses.get('loss', 0.0) if self.cause == 'loss' else self.grad_norm
+        value = self.losses.get(self.loss_term, 0.0) if self.loss_term else self.grad_norm
         return value / (self.median or 1.0) if math.isfinite(value) else math.inf
 
 
@@ -92,7 +94,8 @@ def read_spikes(path: str | Path) -> list[Spike]:
 
 
 def _parse(line: dict[str, Any]) -> Spike:
-    worst = max(line['ranks'], key=lambda entry: _size(entry['losses'].get('loss', 0.0)))
+    term = line.get('loss_term', 'loss')
+    worst = max(line['ranks'], key=lambda entry: _size(entry['losses'].get(term, 0.0)))
     return Spike(
         line['iter'],
         line['cause'],
@@ -106,6 +109,7 @@ def _parse(line: dict[str, Any]) -> Spike:
             for image in entry['images']
         ],
         line.get('optimizer', ''),
+        line.get('loss_term', ''),
     )
 
 

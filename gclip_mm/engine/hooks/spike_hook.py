@@ -29,20 +29,23 @@ class GClipSpikeHook(Hook):
     """Appends one JSON line to ``work_dir/spikes.jsonl`` for each spike and each non-finite step.
 
     A step is a spike if its gradient norm stands out from the recent ones
-    (:class:`~gclip_mm.engine.spike_detector.SpikeDetector`), or if its loss does by the same
-    measure (a box of absurd size has a huge L1 loss and an ordinary gradient), or if clipping
-    shrank it below ``min_coef``. The fields of a line:
+    (:class:`~gclip_mm.engine.spike_detector.SpikeDetector`), or if a term of its loss does by the
+    same measure or is not finite (a box of absurd size has a huge L1 loss, or none that is a
+    number, and an ordinary gradient), or if clipping shrank it below ``min_coef``. The fields of a
+    line:
 
     ``iter``, ``epoch``
         as in the log, from 1.
     ``cause``
         ``norm``, ``loss``, ``clip_coef``, ``nonfinite``, or ``loss_scale`` (a mixed-precision step
         that the loss scaler skipped; a few at the start of a run are its way of finding the scale).
+    ``loss_term``
+        for ``loss``: which one stands out most.
     ``grad_norm``, ``grad_norm_post``, ``clip_coef``, ``clip_threshold``
         of the step.
     ``median``, ``spike_threshold``
-        what the norm, or for ``loss`` the loss, was compared with; null where there was nothing yet
-        (for ``loss``: on the first process, if it was another's).
+        what the norm, or for ``loss`` that term, was compared with; null where there was nothing
+        yet (and for ``loss`` if another process than the first has seen it).
     ``modules``
         the ten with the largest gradient norms before clipping, non-finite ones first.
     ``ranks``
@@ -122,12 +125,15 @@ class GClipSpikeHook(Hook):
         self._path = os.path.join(runner.work_dir, 'spikes.jsonl')
         self._folder = os.path.join(runner.work_dir, 'spikes')
         self._members = {
-            name: StepBuffer(name, self._make_detector(), self._make_detector())
+            name: StepBuffer(name, self._make_detector)
             for name in wrapper_members(runner.optim_wrapper)
         }
         for name, member in self._members.items():
             _recall(runner, f'{name}.grad_norm' if name else 'grad_norm', member.detector)
-            _recall(runner, 'loss', member.loss_detector)
+            for key in list(runner.message_hub.log_scalars):
+                if key.startswith('train/') and 'loss' in key:
+                    term = key.removeprefix('train/')
+                    _recall(runner, term, member.loss_detectors[term])
         self._every = self.interval or _look_interval(runner)
         self._detach = observe(
             runner, {name: member.observer for name, member in self._members.items()}
