@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..clipping.engine import GradClipEngine
-from ..clipping.registry import CLIPPERS
+from ..clipping.registry import CLIPPERS, ClipConfigError
 from .clock import hub_clock
 from .record_log import record_log
 
@@ -63,7 +63,16 @@ class _ClippingMixin:
 
         Args:
             kwargs: Keyword arguments passed to :meth:`torch.optim.Optimizer.step`.
+
+        Raises:
+            ClipConfigError: another wrapper has been built around the optimizer since, and clips
+                in place of this one.
         """
+        if self.engine is not None and GradClipEngine.on(self.optimizer) is not self.engine:
+            raise ClipConfigError(
+                f'this {type(self).__name__} no longer clips: a newer wrapper has taken its '
+                'optimizer over'
+            )
         try:
             self._step_optimizer(**kwargs)
         finally:
