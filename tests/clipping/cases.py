@@ -103,12 +103,18 @@ class DeviceRunner:
         self.outcome: Outcome | None = None
         self.views: dict[tuple[bool, ...], GradView] = {}
 
-    def __call__(self, grads: list[Tensor | None]) -> list[Tensor | None]:
-        """What the rule makes of these gradients."""
+    def __call__(self, grads: list[Tensor | None], ok: Tensor | None = None) -> list[Tensor | None]:
+        """What the rule makes of these gradients.
+
+        Args:
+            grads: the gradients.
+            ok: given, it lies in the host's memory, as after ``nonfinite='zero'``; otherwise it is
+                what the gradients are, and known to the device alone.
+        """
         grads = [None if grad is None else grad.clone() for grad in grads]
         live = [grad for grad in grads if grad is not None]
         present = tuple(grad is not None for grad in grads)
-        with torch.no_grad(), on_device():
+        with torch.no_grad(), on_device(ok):
             if present not in self.views:
                 missing = {i for i, there in enumerate(present) if not there}
                 infos = describe_params(self.params, None)
@@ -116,18 +122,27 @@ class DeviceRunner:
             view = self.views[present]
             view.grads = live
             measure: Measure = self.rule.measure(view)
-            self.outcome = self.rule.clip(view, measure, torch.isfinite(measure.norm))
+            known = torch.isfinite(measure.norm) if ok is None else ok
+            self.outcome = self.rule.clip(view, measure, known)
             if self.outcome.coef is not None:
                 scale_all(live, self.outcome.coef)
         return grads
 
 
 @contextlib.contextmanager
-def on_device():
-    """Have the package take the memory of the CPU for a device's, which the host cannot look at."""
+def on_device(but: Tensor | None = None):
+    """Have the package take the memory of the CPU for a device's, which the host cannot look at.
+
+    Args:
+        but: a tensor that it may look at all the same.
+    """
+
+    def host(tensor):
+        return tensor.numpy() if tensor is but else None
+
     with contextlib.ExitStack() as stack:
         for module in _modules_that_look():
-            stack.enter_context(mock.patch.object(module, 'host', lambda tensor: None))
+            stack.enter_context(mock.patch.object(module, 'host', host))
         yield
 
 

@@ -437,6 +437,18 @@ def test_on_a_device_a_bad_step_leaves_the_state(case):
     assert (before == {}) or not equal(before, run.rule.state_dict())
 
 
+@pytest.mark.parametrize('case', CASES)
+def test_on_a_device_a_zeroed_step_teaches_nothing(case):
+    """There the host has looked, and tells the rule what it knows."""
+    run = DeviceRunner(CASES[case], SHAPES)
+    for t in range(8):
+        run(gradients(t))
+    before = run.rule.state_dict()
+    out = run(gradients(8), ok=torch.zeros((), dtype=torch.bool))
+    assert equal(before, run.rule.state_dict())
+    assert all(torch.isfinite(x).all() for x in out)
+
+
 # -- state -------------------------------------------------------------------------------------
 
 
