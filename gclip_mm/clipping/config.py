@@ -60,15 +60,12 @@ def parse_clip_grad(clip_grad: dict[str, Any]) -> ClipConfig:
         ...     type='AGC', clip_factor=0.01, exclude=['fc_cls'],
         ...     rules=[dict(match='^backbone', type='NormClip', max_norm=10)]))
     """
-    if not isinstance(clip_grad, dict):
+    if not isinstance(clip_grad, dict) or not clip_grad:
+        what = 'an empty dict' if isinstance(clip_grad, dict) else repr(clip_grad)
+        # The words before the comma are stock MMEngine's, for those who look for them.
         raise ClipConfigError(
-            'If `clip_grad` is not None, it should be a dict such as '
-            f"dict(type='NormClip', max_norm=35), got {clip_grad!r}"
-        )
-    if not clip_grad:
-        raise ClipConfigError(
-            "clip_grad is an empty dict: give a rule, such as dict(type='NormClip', max_norm=35), "
-            'or leave clip_grad out'
+            'If `clip_grad` is not None, it should be a dict with a rule and its keys, such as '
+            f"dict(type='NormClip', max_norm=35); got {what}"
         )
     raw = _plain(clip_grad)
     cfg = copy.deepcopy(raw)

@@ -18,7 +18,8 @@ from .registry import ClipConfigError, suggest
 
 
 def _constant(t: int, span: float, factor: float = 1.0 / 3) -> float:
-    return factor if t < span else 1.0
+    # MMEngine's goes back to the full value with the last step of its span.
+    return factor if t < max(span - 1, 1) else 1.0
 
 
 def _linear(t: int, span: float, start_factor: float = 1.0 / 3, end_factor: float = 1.0) -> float:
@@ -26,7 +27,7 @@ def _linear(t: int, span: float, start_factor: float = 1.0 / 3, end_factor: floa
 
 
 def _cosine(t: int, span: float, eta_min_ratio: float = 0.0, T_max: int | None = None) -> float:
-    period = T_max if T_max is not None else max(span - 1, 1)
+    period = T_max if T_max is not None else span
     return eta_min_ratio + (1 - eta_min_ratio) * (1 + math.cos(math.pi * t / period)) / 2
 
 

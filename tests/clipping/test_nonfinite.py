@@ -139,7 +139,7 @@ def test_raise_lists_a_few_of_many():
         p.grad = torch.full((1,), math.nan)
     optimizer = torch.optim.SGD(params, lr=0.1)
     attach(optimizer, dict(max_norm=1.0, nonfinite='raise'))
-    with pytest.raises(NonFiniteGradientError, match='param_4, and 4 more'):
+    with pytest.raises(NonFiniteGradientError, match='param_4 and 4 more'):
         optimizer.step()
 
 
