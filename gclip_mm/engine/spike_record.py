@@ -146,7 +146,8 @@ class StepBuffer:
         """On a step's record (6,) and the terms of its loss."""
         found = self.detector(row[0], row[2], row[5] == 1)
         worst, most = None, 0.0
-        for term, value in losses.items():
+        # The sum last: where a term explains it as well, the term says more.
+        for term, value in sorted(losses.items(), key=lambda item: item[0] == 'loss'):
             verdict = self.loss_detectors[term](value, math.nan, False)
             if verdict is None:
                 continue

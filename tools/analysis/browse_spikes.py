@@ -148,7 +148,8 @@ def _draw_image(panel: plt.Axes, image: SpikeImage, looked: Looked, count: int) 
             )
             if mark:
                 at = np.clip(x, 0, width), np.clip(y, 0, height)
-                panel.text(*at, label, color=color, fontsize=8, va='top', clip_on=True)
+                panel.plot(*at, 'x', color=color, ms=9, mew=2)
+                panel.text(*at, f'  {label}', color=color, fontsize=8, va='top', clip_on=True)
     # A box of any size must not shrink the image.
     panel.set_xlim(-0.5, width - 0.5)
     panel.set_ylim(height - 0.5, -0.5)
