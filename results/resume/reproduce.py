@@ -63,11 +63,17 @@ class Trainer:
             'default_hooks.checkpoint.type=GClipCheckpointHook',
             f'default_hooks.checkpoint.interval={interval}',
             'default_hooks.checkpoint.max_keep_ckpts=1',
-            "custom_hooks=[dict(type='GClipRNGStateHook')]",
         ]
 
     def command(self, work_dir: Path, resume: bool = False) -> list[str]:
-        command = ['python', 'tools/train.py', CONFIG, '--clip', self.recipe]
+        # --cfg-options has no words for a list of hooks.
+        config = work_dir.parent / 'with_hook.py'
+        base = os.path.relpath(ROOT / CONFIG, ROOT / config.parent)
+        (ROOT / config).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / config).write_text(
+            f"_base_ = [{base!r}]\ncustom_hooks = [dict(type='GClipRNGStateHook')]\n"
+        )
+        command = ['python', 'tools/train.py', str(config), '--clip', self.recipe]
         command += ['--work-dir', str(work_dir), *(['--resume'] * resume)]
         return [*command, '--cfg-options', *self.options]
 
