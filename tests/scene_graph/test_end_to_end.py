@@ -39,6 +39,9 @@ def small(path, iters) -> Config:
     cfg.default_hooks.visualization.update(draw=True, interval=1)
     cfg.work_dir = f'{path}/work'
     cfg.experiment_name = f'scene_graph_{iters}'
+    # MMEngine hands out one visualizer a name for as long as the process lives, with the folder of
+    # whoever asked first.
+    cfg.visualizer.name = f'{path.name}_{iters}'
     return cfg
 
 
