@@ -1,0 +1,171 @@
+"""Three doors, one engine: the same run through each, and stock MMEngine beside them."""
+
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from gclip_mm.clipping import LOG_KEYS
+from tests.clipping.cases import equal
+from tests.engine.door_task import DOORS, history, read_scalars, run_door, weights
+
+OPTIMIZERS = {
+    'SGD': dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-3),
+    'Adam': dict(type='Adam', lr=0.01),
+    'AdamW': dict(type='AdamW', lr=0.01, weight_decay=0.1),
+}
+RULES = {
+    'norm': dict(type='norm', max_norm=0.5),
+    'stock norm': dict(max_norm=0.5, norm_type=1),
+    'value': dict(type='value', clip_value=0.05),
+    'AGC': dict(type='AGC', clip_factor=0.02, exclude=['head']),
+    'AdaGC': dict(type='AdaGC', warmup_steps=3, beta=0.9, rel=1.01),
+    'routes': dict(
+        type='AGC',
+        clip_factor=0.02,
+        rules=[dict(match='^head', type='norm', max_norm=0.1), dict(module='GroupNorm', eps=0.1)],
+        schedule=dict(type='linear', start_factor=0.2, end=8),
+    ),
+}
+CASES = [(rule, name) for rule in ('norm', 'AGC') for name in OPTIMIZERS]
+CASES += [(rule, 'SGD') for rule in RULES if rule not in ('norm', 'AGC')]
+
+
+@pytest.mark.parametrize('fused', [False, True], ids=['plain', 'fused'])
+@pytest.mark.parametrize(('rule', 'name'), CASES)
+def test_three_doors_give_the_same_bits(rule, name, fused, tmp_path):
+    optimizer = dict(OPTIMIZERS[name], fused=fused)
+    runs = {door: run_door(door, tmp_path / door, RULES[rule], optimizer) for door in DOORS}
+    expected = weights(runs['wrapper'])
+    for door in DOORS:
+        assert equal(weights(runs[door]), expected), door
+    # The same numbers too, step by step.
+    attached = next(hook for hook in runs['attach'].hooks if hasattr(hook, 'log')).log
+    for key in LOG_KEYS:
+        values = history(runs['wrapper'], f'train/{key}')
+        assert history(runs['hook'], f'train/{key}') == pytest.approx(values, rel=0, nan_ok=True)
+        assert [stats[key] for stats in attached] == pytest.approx(values, rel=0, nan_ok=True)
+    assert min(history(runs['wrapper'], 'train/clip_coef')) < 1
+
+
+@pytest.mark.parametrize('door', DOORS)
+@pytest.mark.parametrize('name', OPTIMIZERS)
+@pytest.mark.parametrize('rule', ['norm', 'stock norm', 'value'])
+def test_a_plain_dict_gives_the_bits_of_stock_mmengine(rule, name, door, tmp_path):
+    stock = run_door('stock', tmp_path / 'stock', RULES[rule], OPTIMIZERS[name])
+    ours = run_door(door, tmp_path / 'ours', RULES[rule], OPTIMIZERS[name])
+    assert equal(weights(ours), weights(stock))
+    if rule != 'value' and door != 'attach':
+        # What stock MMEngine logs, in the message hub and in the file.
+        theirs = history(stock, 'train/grad_norm')
+        assert history(ours, 'train/grad_norm') == theirs
+        logged = [line['grad_norm'] for line in read_scalars(tmp_path / 'stock')]
+        assert [line['grad_norm'] for line in read_scalars(tmp_path / 'ours')] == logged
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_a_fused_optimizer_differs_by_rounding_only(name, tmp_path):
+    optimizer = dict(OPTIMIZERS[name], fused=True)
+    stock = weights(run_door('stock', tmp_path / 'stock', RULES['norm'], optimizer))
+    ours = weights(run_door('wrapper', tmp_path / 'ours', RULES['norm'], optimizer))
+    for key, value in stock.items():
+        error = float((ours[key] - value).norm() / value.norm())
+        # One step differs by under 1e-6; these are twelve, each built on the one before.
+        assert error < 1e-6, key
+
+
+@pytest.mark.parametrize('door', DOORS)
+def test_parameter_wise_settings_and_schedulers(door, tmp_path):
+    """MMEngine's paramwise_cfg and param_scheduler, against a stock run to the bit."""
+    changes = dict(
+        wrapper=dict(
+            paramwise_cfg=dict(
+                bias_lr_mult=2.0,
+                norm_decay_mult=0.0,
+                custom_keys={'neck': dict(lr_mult=0.1), 'head': dict(decay_mult=3.0)},
+            )
+        ),
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=4),
+            dict(type='CosineAnnealingLR', by_epoch=False, begin=4, end=12),
+            dict(type='LinearMomentum', start_factor=0.5, by_epoch=False, begin=0, end=6),
+        ],
+    )
+    stock = run_door('stock', tmp_path / 'a', RULES['norm'], OPTIMIZERS['SGD'], **changes)
+    ours = run_door(door, tmp_path / 'b', RULES['norm'], OPTIMIZERS['SGD'], **changes)
+    # One group a parameter, and MMEngine's own for the base learning rate.
+    assert len(ours.optim_wrapper.param_groups) == len(weights(ours)) + 1
+    assert equal(weights(ours), weights(stock))
+    assert ours.optim_wrapper.get_lr() == stock.optim_wrapper.get_lr()
+    assert history(ours, 'train/lr') == history(stock, 'train/lr')
+
+
+@pytest.mark.parametrize('door', DOORS)
+def test_a_schedule_by_epoch(door, tmp_path):
+    if door == 'attach':
+        pytest.skip('knows no epochs, and says so')
+    clip_grad = dict(max_norm=0.4, schedule=dict(type='step', gamma=0.5, by_epoch=True))
+    runner = run_door(
+        door,
+        tmp_path,
+        clip_grad,
+        OPTIMIZERS['SGD'],
+        train_cfg=dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=3),
+        train_dataloader=dict(sampler=dict(_delete_=True, type='DefaultSampler', shuffle=False)),
+    )
+    seen = history(runner, 'train/clip_threshold')
+    assert seen == [0.4] * 5 + [0.2] * 5 + [0.1] * 5
+
+
+@pytest.mark.parametrize('accumulative_counts', [1, 2, 5])
+def test_an_iteration_schedule_counts_iterations(accumulative_counts, tmp_path):
+    """As MMEngine's schedulers do, whatever is accumulated between the steps."""
+    clip_grad = dict(max_norm=1.0, schedule=dict(type='exponential', gamma=0.5))
+    seen = {}
+    for door in ('wrapper', 'hook'):
+        runner = run_door(
+            door,
+            tmp_path / door,
+            clip_grad,
+            OPTIMIZERS['SGD'],
+            wrapper=dict(accumulative_counts=accumulative_counts),
+        )
+        seen[door] = history(runner, 'train/clip_threshold')
+    last_iterations = [i for i in range(12) if (i + 1) % accumulative_counts == 0 or i == 11]
+    assert seen['wrapper'] == seen['hook'] == [0.5**i for i in last_iterations]
+
+
+def test_the_config_of_a_run_is_left_alone(tmp_path):
+    from tests.engine.door_task import door_config
+
+    for door in ('wrapper', 'hook'):
+        cfg = door_config(door, tmp_path / door, RULES['routes'], OPTIMIZERS['SGD'])
+        before = cfg.to_dict()
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+        assert cfg.to_dict() == before
+        # The run's own copy, which goes into checkpoints, too.
+        clip_grad = (
+            runner.cfg.optim_wrapper.get('clip_grad') or runner.cfg.custom_hooks[0].clip_grad
+        )
+        assert clip_grad.to_dict() == RULES['routes']
+
+
+@pytest.mark.parametrize('spoil', ['nan', 'inf'])
+@pytest.mark.parametrize('fused', [False, True], ids=['plain', 'fused'])
+def test_a_bad_batch_through_every_door(fused, spoil, tmp_path):
+    """It is logged and left out; stock MMEngine would end with NaN."""
+    data = dict(dataset=dict(type='RandomData', spoiled={'images/003.jpg': float(spoil)}))
+    runs = {}
+    for door in DOORS:
+        runs[door] = run_door(
+            door,
+            tmp_path / door,
+            RULES['norm'],
+            dict(OPTIMIZERS['SGD'], fused=fused),
+            train_dataloader=data,
+        )
+    for door in DOORS:
+        assert equal(weights(runs[door]), weights(runs['wrapper']))
+    assert all(torch.isfinite(value).all() for value in weights(runs['wrapper']).values())
+    bad = history(runs['wrapper'], 'train/nonfinite')
+    assert 0 < sum(bad) < len(bad) == 12
