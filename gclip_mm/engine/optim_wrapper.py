@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import Any
 
@@ -132,7 +133,11 @@ class _ClippingMixin:
         if self.engine is not None:
             self.engine.load_state_dict(clipping)
         else:
-            print_log('The checkpoint holds a clipping state, but clip_grad is not set: dropped.')
+            print_log(
+                'The checkpoint holds a clipping state, but clip_grad is not set: dropped.',
+                logger='current',
+                level=logging.WARNING,
+            )
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -14,27 +14,9 @@ from gclip_mm import ClipConfigError, attach
 from gclip_mm.clipping import GradClipEngine
 from gclip_mm.clipping.norm_clip import NormClip
 from tests.clipping.cases import equal
+from tests.clipping.steps import Failure, fail, gradients, make_params, set_grads
 
-SHAPES = [(3, 2), (3,), (2, 3)]
 CONFIG = dict(type='NormClip', max_norm=0.1)
-
-
-def make_params(seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(shape, generator=rng)) for shape in SHAPES]
-
-
-def gradients(step, spoil=None):
-    rng = torch.Generator().manual_seed(10 + step)
-    grads = [torch.randn(shape, generator=rng) for shape in SHAPES]
-    if spoil is not None:
-        grads[2][0, 1] = spoil
-    return grads
-
-
-def set_grads(params, grads):
-    for p, g in zip(params, grads, strict=True):
-        p.grad = None if g is None else g.clone()
 
 
 def assert_clean(optimizer):
@@ -45,14 +27,6 @@ def clipped(grads, max_norm=0.1):
     norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads if g is not None))
     coef = min(1.0, max_norm / (norm + 1e-6))
     return [None if g is None else g * coef for g in grads]
-
-
-class Failure(Exception):
-    """What the tests raise."""
-
-
-def fail(*args, **kwargs):
-    raise Failure
 
 
 # -- exceptions --------------------------------------------------------------------------------

@@ -1,0 +1,328 @@
+"""The first door by itself: what it shares with MMEngine's own wrapper, and its state."""
+
+import copy
+import io
+import logging
+import math
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from torch import nn
+from torch.optim import Optimizer
+
+from gclip_mm import ClipConfigError, GClipOptimWrapper
+from gclip_mm.clipping import LOG_KEYS
+from tests.clipping.cases import CASES, equal, make_optimizer
+from tests.clipping.steps import Failure, fail, gradients, make_params, set_grads
+
+
+@pytest.fixture(autouse=True)
+def hub(request):
+    """A message hub of the test's own, as a runner makes one."""
+    return MessageHub.get_instance(request.node.nodeid)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Linear(4, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.backbone(x).tanh())
+
+
+def train(wrapper, model, steps=6, start=0):
+    for step in range(start, start + steps):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        with wrapper.optim_context(model):
+            loss = model(x).square().sum()
+        wrapper.update_params(loss)
+
+
+def last(hub, key):
+    return hub.get_scalar(f'train/{key}').current()
+
+
+# -- as the stock wrapper ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'clip_grad',
+    [
+        dict(max_norm=0.5),
+        dict(max_norm=0.5, norm_type=1),
+        dict(max_norm=0.5, norm_type='inf'),
+        dict(type='norm', max_norm=0.5, norm_type=3, error_if_nonfinite=True),
+        dict(max_norm=math.inf),
+        dict(type='value', clip_value=0.1),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
+def test_same_bits_and_numbers_as_stock(clip_grad, optimizer, hub):
+    ours, theirs = Net(), Net()
+    a, b = (getattr(torch.optim, optimizer)(net.parameters(), lr=0.01) for net in (ours, theirs))
+    train(GClipOptimWrapper(a, clip_grad=clip_grad), ours)
+    mine = None if 'clip_value' in clip_grad else hub.get_scalar('train/grad_norm').data[0]
+    hub = MessageHub.get_instance(f'{hub.instance_name} stock')
+    train(OptimWrapper(b, clip_grad=copy.deepcopy(clip_grad)), theirs)
+    assert equal(dict(ours.state_dict()), dict(theirs.state_dict()))
+    if mine is not None:
+        assert mine.tolist() == hub.get_scalar('train/grad_norm').data[0].tolist()
+
+
+def test_attributes_mean_what_they_mean_in_stock():
+    optimizer = torch.optim.SGD(Net().parameters(), lr=0.1)
+    wrapper = GClipOptimWrapper(optimizer, accumulative_counts=3)
+    assert wrapper.optimizer is optimizer and wrapper.clip_grad_kwargs is None
+    assert isinstance(wrapper, OptimWrapper) and wrapper._accumulative_counts == 3
+    wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(type='norm', max_norm=35, norm_type=2))
+    assert wrapper.clip_grad_kwargs == dict(max_norm=35, norm_type=2)
+    assert wrapper.grad_name == 'grad_norm'
+    # Falsy would mean that nothing is clipped.
+    wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(type='AGC'))
+    assert wrapper.clip_grad_kwargs == dict(clip_factor=0.01, eps=1e-3)
+
+
+@pytest.mark.parametrize('clip_grad', [[], {}, 3, dict(type='nrom', max_norm=1)], ids=repr)
+def test_errors_are_those_of_stock_and_value_errors(clip_grad):
+    optimizer = torch.optim.SGD(Net().parameters(), lr=0.1)
+    for kind in (AssertionError, ValueError):
+        with pytest.raises(kind, match='unknown type|If `clip_grad` is not None'):
+            GClipOptimWrapper(optimizer, clip_grad=clip_grad)
+
+
+def test_clip_grad_by_hand_as_subclasses_do(hub):
+    """MMEngine's documented method: clips at once, logs, and the step does not clip again."""
+    ours, theirs = make_params(), make_params()
+    a, b = (torch.optim.SGD(some, lr=0.1, momentum=0.9) for some in (ours, theirs))
+    wrapper = GClipOptimWrapper(a, clip_grad=dict(max_norm=0.1))
+    for step in range(3):
+        set_grads(ours, gradients(step))
+        set_grads(theirs, gradients(step))
+        wrapper._clip_grad()
+        norm = torch.nn.utils.clip_grad_norm_(theirs, 0.1)
+        assert equal([p.grad for p in ours], [p.grad for p in theirs])
+        assert last(hub, 'grad_norm') == float(norm)
+        if step == 1:
+            # Thrown away: the next gradients are new ones.
+            wrapper.zero_grad()
+            continue
+        wrapper.step()
+        b.step()
+        assert equal([p.data for p in ours], [p.data for p in theirs])
+        assert len(hub.get_scalar('train/grad_norm').data[0]) == step + 1
+
+
+def test_clip_grad_by_hand_without_a_rule():
+    wrapper = GClipOptimWrapper(torch.optim.SGD(make_params(), lr=0.1))
+    wrapper._clip_grad()
+    wrapper.step()
+
+
+def test_a_mocked_optimizer_as_in_mmengines_own_tests():
+    optimizer = MagicMock(spec=Optimizer)
+    optimizer.param_groups = []
+    wrapper = GClipOptimWrapper(optimizer)
+    wrapper.step(closure=None)
+    optimizer.step.assert_called_once_with(closure=None)
+    wrapper.zero_grad(set_to_none=False)
+    optimizer.zero_grad.assert_called_once_with(set_to_none=False)
+
+
+def test_step_and_zero_kwargs_are_passed_on():
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(max_norm=1.0))
+    seen = []
+    x = torch.ones(1, 4)
+
+    def closure():
+        seen.append(True)
+        return torch.zeros(())
+
+    wrapper.update_params(
+        model(x).sum(), step_kwargs=dict(closure=closure), zero_kwargs=dict(set_to_none=False)
+    )
+    assert seen and all((p.grad == 0).all() for p in model.parameters())
+
+
+def test_from_a_config():
+    model = Net()
+    cfg = dict(
+        type='GClipOptimWrapper',
+        optimizer=dict(type='SGD', lr=0.1),
+        clip_grad=dict(type='AGC', exclude=['head']),
+        paramwise_cfg=dict(custom_keys=dict(head=dict(lr_mult=0.5))),
+    )
+    before = copy.deepcopy(cfg)
+    wrapper = build_optim_wrapper(model, cfg)
+    assert type(wrapper) is GClipOptimWrapper and cfg == before
+    # Built without the model; it gets to know it as MMEngine's runner and models use it.
+    assert not wrapper.engine.is_bound
+    train(wrapper, model, 1)
+    assert wrapper.engine.is_bound
+
+
+def test_a_regex_that_matches_nothing_is_found_before_the_first_step():
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(max_norm=1.0, exclude=['haed']))
+    with pytest.raises(ClipConfigError, match=r"exclude\[0\]: 'haed' matches no.*'head'"):
+        wrapper.initialize_count_status(model, 0, 10)
+
+
+def test_built_anew_around_the_same_optimizer():
+    """With stock wrappers only the one that steps clips."""
+    params = make_params()
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    GClipOptimWrapper(optimizer, clip_grad=dict(max_norm=1e-6))
+    wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(max_norm=0.1))
+    set_grads(params, gradients(0))
+    wrapper.step()
+    norm = math.sqrt(sum(float((p.grad**2).sum()) for p in params))
+    assert norm == pytest.approx(0.1, rel=1e-5) and len(optimizer._optimizer_step_pre_hooks) == 1
+    GClipOptimWrapper(optimizer)
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_a_schedule_without_a_runner_starts_at_its_beginning(hub):
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapper = GClipOptimWrapper(
+        optimizer, clip_grad=dict(max_norm=1.0, schedule=dict(type='linear', end=5))
+    )
+    train(wrapper, model, 3)
+    values = hub.get_scalar('train/clip_threshold').data[0]
+    assert values.tolist() == pytest.approx([1 / 3, 1 / 2, 2 / 3])
+
+
+# -- exceptions --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('spoil', [None, math.nan])
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('where', ['hook', 'kernel'])
+def test_clean_at_once_after_a_step_that_fails(where, fused, spoil, monkeypatch):
+    params = make_params()
+    optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=fused)
+    wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(max_norm=0.1))
+    before = vars(optimizer).keys() | set()
+    set_grads(params, gradients(0, spoil))
+    with monkeypatch.context() as patch:
+        if where == 'kernel':
+            patch.setattr(torch.optim.SGD, '_init_group', fail)
+        else:
+            hook = optimizer.register_step_pre_hook(fail)
+        with pytest.raises(Failure):
+            wrapper.step()
+    if where == 'hook':
+        hook.remove()
+    assert vars(optimizer).keys() == before
+    assert all(p.grad is not None for p in params)
+    set_grads(params, gradients(1))
+    wrapper.step()
+    fresh = make_params()
+    other = torch.optim.SGD(fresh, lr=0.1, momentum=0.9, fused=fused)
+    set_grads(fresh, gradients(1))
+    GClipOptimWrapper(other, clip_grad=dict(max_norm=0.1)).step()
+    assert equal([p.data for p in params], [p.data for p in fresh])
+
+
+# -- state -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_a_run_resumed_from_a_file_is_the_run_in_one(case, request):
+    config = CASES[case]
+
+    def build(name):
+        MessageHub.get_instance(f'{request.node.nodeid} {name}')
+        model = Net()
+        optimizer = make_optimizer(config, model.parameters())
+        return model, GClipOptimWrapper(optimizer, clip_grad=config)
+
+    whole, wrapper = build('whole')
+    train(wrapper, whole, 8)
+    first, first_wrapper = build('first')
+    train(first_wrapper, first, 4)
+    state = first_wrapper.state_dict()
+    assert 'gclip' in state
+    file = io.BytesIO()
+    torch.save([first.state_dict(), state], file)
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    second, second_wrapper = build('second')
+    second.load_state_dict(weights)
+    second_wrapper.load_state_dict(state)
+    # The dict is not eaten: a caller may load it into another wrapper, too.
+    assert 'gclip' in state
+    train(second_wrapper, second, 4, start=4)
+    assert equal(dict(second.state_dict()), dict(whole.state_dict()))
+    assert second_wrapper.engine.stats() == wrapper.engine.stats()
+
+
+def test_a_checkpoint_of_ours_in_a_stock_wrapper_and_the_other_way_round():
+    ours, theirs = Net(), Net()
+    wrapper = GClipOptimWrapper(
+        torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9),
+        clip_grad=dict(type='AdaGC', warmup_steps=2),
+    )
+    stock = OptimWrapper(torch.optim.SGD(theirs.parameters(), lr=0.3, momentum=0.9))
+    train(wrapper, ours, 3)
+    stock.load_state_dict(wrapper.state_dict())
+    assert stock.get_lr() == dict(lr=[0.1])
+    buffers = [state['momentum_buffer'] for state in stock.optimizer.state.values()]
+    assert equal(buffers, [state['momentum_buffer'] for state in wrapper.optimizer.state.values()])
+    train(stock, theirs, 2)
+    wrapper.load_state_dict(stock.state_dict())
+    train(wrapper, ours, 2)
+
+
+def test_without_clipping_the_state_is_that_of_stock():
+    optimizer = torch.optim.SGD(Net().parameters(), lr=0.1)
+    assert GClipOptimWrapper(optimizer).state_dict() == optimizer.state_dict()
+
+
+def test_clipping_state_without_clipping_is_dropped_with_a_word(hub, caplog):
+    logger = MMLogger.get_instance(hub.instance_name, logger_name='gclip_test')
+    logger.addHandler(caplog.handler)
+    optimizer = torch.optim.SGD(Net().parameters(), lr=0.1)
+    state = GClipOptimWrapper(optimizer, clip_grad=dict(max_norm=1.0)).state_dict()
+    GClipOptimWrapper(optimizer).load_state_dict(state)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and 'clip_grad is not set' in record.message
+
+
+def test_state_of_another_rule_is_refused():
+    def build(config):
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        wrapper = GClipOptimWrapper(optimizer, clip_grad=config)
+        train(wrapper, model, 2)
+        return wrapper
+
+    state = build(dict(type='AdaGC')).state_dict()
+    with pytest.raises(ValueError, match=r"rules \['AdaGC'\], this run has \['AutoClip'\]"):
+        build(dict(type='AutoClip')).load_state_dict(state)
+    # Rules without state may be exchanged.
+    build(dict(type='AGC')).load_state_dict(build(dict(max_norm=1.0)).state_dict())
+
+
+# -- the log -----------------------------------------------------------------------------------
+
+
+def test_what_is_logged(hub):
+    params = [nn.Parameter(torch.zeros(2))]
+    wrapper = GClipOptimWrapper(torch.optim.SGD(params, lr=0.1), clip_grad=dict(max_norm=2.0))
+    params[0].grad = torch.tensor([3.0, 4.0])
+    wrapper.step()
+    assert set(hub.log_scalars) == {f'train/{key}' for key in LOG_KEYS}
+    assert last(hub, 'grad_norm') == 5.0 and last(hub, 'clip_threshold') == 2.0
+    assert last(hub, 'grad_norm_post') == pytest.approx(2.0)
+    assert last(hub, 'clip_fraction') == 1.0 and last(hub, 'nonfinite') == 0.0
