@@ -102,6 +102,8 @@ class Clipper(ABC):
     # -- state -----------------------------------------------------------------------------------
     #: The named tuple that holds the rule's state, documented there; None: the rule keeps none.
     State: ClassVar[type | None] = None
+    #: Whether the state holds an element for each weight, laid out like the gradients.
+    elementwise_state: bool = False
     #: The state itself; None before the first step. Fields are tensors, or lists with one tensor
     #: (or None) for each parameter of the route.
     state: Any = None

@@ -71,6 +71,7 @@ class ChainClip(Clipper):
             )
         parsed = [_parse(i, clip) for i, clip in enumerate(clips)]
         self.clips: list[Clipper] = [config.outer for config in parsed]
+        self.elementwise_state = any(clip.elementwise_state for clip in self.clips)
         self.drivers = [driver for config in parsed for driver in config.drivers]
         self.norm_type = self.clips[0].norm_type
         self.is_global = all(clip.is_global for clip in self.clips) and all(

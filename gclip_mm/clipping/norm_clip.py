@@ -73,6 +73,7 @@ class NormClip(GlobalClipper):
         # Lifting a vanishing gradient breaks the promise that a norm never grows.
         self.never_increases = min_norm is None and not carry
         self.carry = carry
+        self.elementwise_state = carry
         if carry:
             self.State = CarryState
             self.is_global = False

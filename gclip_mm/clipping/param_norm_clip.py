@@ -55,6 +55,7 @@ class ParamNormClip(TensorClipper):
         self.max_norm = max_norm
         self.norm_type = check_norm_type('norm_type', norm_type)
         self.carry = carry
+        self.elementwise_state = carry
         if carry:
             self.State = CarryState
             # A gradient that comes with what was kept of earlier ones may be larger than by itself.

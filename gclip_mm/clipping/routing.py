@@ -260,6 +260,8 @@ class Router:
                 slots, positions = zip(*live, strict=True)
                 params = [infos[i].param for i in members]
                 sharding = find_sharding(params, list(slots), flat_groups or {})
+                if sharding is not None and route.clipper is not None:
+                    _check_layout(route.clipper, sharding)
                 views.append(
                     GradView(
                         route,
@@ -271,3 +273,14 @@ class Router:
                     )
                 )
         return views
+
+
+def _check_layout(clipper: Clipper, sharding: Sharding) -> None:
+    """Refuse a state that could not be saved in a form that another run can read."""
+    flat = any(spec is not None and None in spec.dims for spec in sharding.specs)
+    if flat and clipper.elementwise_state:
+        raise ClipConfigError(
+            f'clip_grad: {type(clipper).__name__} keeps a number for each weight, and FSDP1 lays '
+            'the weights out flat, so that a checkpoint of it would fit no other run. Shard with '
+            'FSDP2 (torch.distributed.fsdp.fully_shard)'
+        )

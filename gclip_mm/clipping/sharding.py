@@ -175,6 +175,34 @@ def is_dtensor(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def gather(part: Tensor, param: Tensor) -> Tensor:
+    """This rank's part of something laid out like a parameter -> the whole, on every rank.
+
+    A collective where the parameter is a DTensor; anything else is returned as it is.
+    """
+    if not is_dtensor(param):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part,
+        param.device_mesh,
+        param.placements,
+        run_check=False,
+        shape=param.shape,
+        stride=param.stride(),
+    ).full_tensor()
+
+
+def scatter(whole: Tensor, param: Tensor) -> Tensor:
+    """The inverse of :func:`gather`, for any number of shards."""
+    if not is_dtensor(param):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, param.device_mesh, param.placements).to_local()
+
+
 def to_local(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor (its own memory, no copy); any other tensor itself."""
     return tensor.to_local() if is_dtensor(tensor) else tensor

@@ -73,6 +73,7 @@ class SpikeClip(Clipper):
     """
 
     State = SpikeClipState
+    elementwise_state = True
     thresholds = ('theta',)
     source = 'arXiv 2501.06842'
 

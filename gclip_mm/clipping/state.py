@@ -6,7 +6,12 @@ reads it and no class of this package is needed to open a checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .sharding import gather, scatter
 
 if TYPE_CHECKING:
     from .engine import GradClipEngine
@@ -16,6 +21,23 @@ _VERSION = 1
 
 def _members(engine: GradClipEngine, k: int) -> list[int]:
     return [i for i, chosen in enumerate(engine.book.assigned) if chosen == k]
+
+
+def _each_param(
+    value: Any, params: list[Tensor], change: Callable[[Tensor, Tensor], Tensor]
+) -> Any:
+    """Apply a change to every tensor of a state that belongs to a parameter of the route.
+
+    Those are the lists of tensors; a tensor by itself is of the rule as a whole.
+    """
+    if isinstance(value, dict):
+        return {key: _each_param(item, params, change) for key, item in value.items()}
+    if not isinstance(value, list):
+        return value
+    if any(isinstance(item, Tensor) for item in value):
+        pairs = zip(value, params, strict=True)
+        return [item if item is None else change(item, param) for item, param in pairs]
+    return [_each_param(item, params, change) for item in value]
 
 
 def dump_state(engine: GradClipEngine) -> dict[str, Any]:
@@ -34,7 +56,9 @@ def dump_state(engine: GradClipEngine) -> dict[str, Any]:
                 'rule': None if route.clipper is None else type(route.clipper).__name__,
                 'params': [info.name for info in infos],
                 'shapes': [list(info.param.shape) for info in infos],
-                'state': {} if route.clipper is None else route.clipper.state_dict(),
+                'state': {}
+                if route.clipper is None
+                else _each_param(route.clipper.state_dict(), [i.param for i in infos], gather),
             }
         )
     return {
@@ -69,7 +93,8 @@ def load_state(engine: GradClipEngine, state: dict[str, Any]) -> None:
         for k, (route, entry) in enumerate(zip(routes, saved, strict=True)):
             if route.clipper is not None:
                 params = [engine.book.infos[i].param for i in _members(engine, k)]
-                route.clipper.load_state_dict(entry['state'], params)
+                own = _each_param(entry['state'], params, scatter)
+                route.clipper.load_state_dict(own, params)
     else:
         for route in routes:
             if route.clipper is not None:

@@ -76,6 +76,7 @@ class ValueClip(Clipper):
                 f'got min={min!r}, max={max!r}'
             )
         self.carry = carry
+        self.elementwise_state = carry
         if carry:
             self.State = CarryState
             # A gradient that comes with what was kept of earlier ones may be larger than by itself.

@@ -22,6 +22,14 @@ RULES |= {
     'inf norm': dict(type='NormClip', max_norm=0.05, norm_type='inf'),
     '3-norm': dict(type='NormClip', max_norm=0.1, norm_type=3),
     'AGC everywhere': dict(type='AGC', clip_factor=1e-3),
+    'carry': dict(type='NormClip', max_norm=0.3, carry=True),
+    'carry in a chain': dict(
+        type='ChainClip',
+        clips=[
+            dict(type='ValueClip', clip_value=0.05, carry=True),
+            dict(type='NormClip', max_norm=0.3),
+        ],
+    ),
     'routes': dict(
         type='AGC',
         rules=[dict(match='^stem', type='NormClip', max_norm=0.1)],
@@ -106,6 +114,28 @@ def test_two_processes_equal_one(results, case):
 @pytest.mark.parametrize('case', FOUR)
 def test_four_processes_equal_one(results, case):
     compare(results[1][case], results[4][case])
+
+
+@pytest.mark.parametrize('case', [case for case in CASES if not case.startswith('fsdp1')])
+def test_the_state_does_not_know_how_many_processes_there_were(results, case):
+    single, spread = results[1][case]['state'], results[2][case]['state']
+    torch.testing.assert_close(flat(spread), flat(single), rtol=1e-4, atol=2e-6)
+
+
+def flat(state, path='') -> dict[str, torch.Tensor]:
+    """The numbers of a nested state by their path."""
+    if isinstance(state, dict):
+        items = state.items()
+    elif isinstance(state, list):
+        items = enumerate(state)
+    else:
+        return {path: torch.as_tensor(state)} if isinstance(state, torch.Tensor) else {}
+    return {k: v for key, item in items for k, v in flat(item, f'{path}.{key}').items()}
+
+
+def test_elementwise_state_on_flat_shards_is_refused(results):
+    for rule in ('SpikeClip', 'carry', 'carry in a chain'):
+        assert 'fully_shard' in results[2][f'fsdp1 {rule} sgd']['error']
 
 
 def test_agc_on_flat_shards_says_what_to_do(results):

@@ -100,6 +100,16 @@ def state_of(model: nn.Module, how: str) -> dict[str, torch.Tensor]:
     }
 
 
+def require_same(left, right) -> None:
+    if isinstance(left, dict):
+        left, right = list(left.values()), list(right.values())
+    if isinstance(left, list):
+        for pair in zip(left, right, strict=True):
+            require_same(*pair)
+    elif not (torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right):
+        raise AssertionError(f'{left} came back as {right}')
+
+
 def run(case: dict) -> dict:
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     how = case['how'] if world > 1 else 'single'
@@ -135,6 +145,9 @@ def run(case: dict) -> dict:
         records.append(handle.stats())
     params = state_of(model, how)
     state = handle.state_dict()
+    # What was saved is what is restored, shard by shard.
+    handle.load_state_dict(state)
+    require_same(handle.state_dict(), state)
     if world > 1:
         # To the bit the same on every rank.
         for tensor in params.values():
