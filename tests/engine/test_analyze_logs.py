@@ -1,0 +1,27 @@
+"""MMDetection's own ``analyze_logs.py`` plots every log key from a run's ``scalars.json``."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import mmdet
+
+from gclip_mm.clipping import LOG_KEYS
+
+TOOL = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'analysis_tools' / 'analyze_logs.py'
+LOG = Path(__file__).parents[2] / 'results' / 'bccd' / 'norm.json'
+
+
+def test_every_key_is_plotted(tmp_path, monkeypatch):
+    # The tool takes nothing but a drawing style from it, and we do not install it for that.
+    monkeypatch.setitem(sys.modules, 'seaborn', SimpleNamespace(set_style=lambda style: None))
+    out = tmp_path / 'curves.png'
+    arguments = ['plot_curve', str(LOG), '--keys', *LOG_KEYS, '--out', str(out)]
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), *arguments])
+    monkeypatch.setenv('MPLBACKEND', 'Agg')
+    runpy.run_path(str(TOOL), run_name='__main__')
+    assert cv2.imread(str(out)).size > 0
