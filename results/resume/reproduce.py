@@ -15,6 +15,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ RULES = {
     'NormClip': 'type=NormClip,max_norm=1.0',
     'AGC': 'type=AGC,clip_factor=0.02',
     'AutoClip': 'type=AutoClip,percentile=30,window=20',
-    'ZClip': 'type=ZClip,warmup_steps=8,z_threshold=1.0,max_norm=None',
+    'ZClip': 'type=ZClip,warmup_steps=8,z_threshold=0.2,max_norm=None',
     'AdaGC': 'type=AdaGC,warmup_steps=8,max_norm=5.0',
 }
 
@@ -164,6 +165,13 @@ def differences(left: object, right: object, where: str = '') -> list[str]:
     return [] if same else [where]
 
 
+def _other_rows(path: Path, rules: list[str]) -> list[dict]:
+    """What an earlier call has measured of other rules."""
+    if not path.exists():
+        return []
+    return [row for row in json.loads(path.read_text())['runs'] if row['rule'] not in rules]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, default=ROOT / 'results' / 'resume')
@@ -173,8 +181,10 @@ def main() -> None:
     parser.add_argument('--interval', type=int, default=6)
     parser.add_argument('--prefix', default='', help='put before each command, as "nice"')
     args = parser.parse_args()
-    rows = []
+    rows = _other_rows(args.out / 'resume.json', args.rules)
     for rule in args.rules:
+        if (ROOT / args.work_dir / rule).exists():
+            shutil.rmtree(ROOT / args.work_dir / rule)
         trainer = Trainer(RULES[rule], args.iterations, args.interval, shlex.split(args.prefix))
         folder = args.work_dir / rule
         begin = time.time()
@@ -206,6 +216,7 @@ def main() -> None:
             )
             print(rows[-1], flush=True)
             args.out.mkdir(parents=True, exist_ok=True)
+            rows.sort(key=lambda row: list(RULES).index(row['rule']))
             content = {'torch': torch.__version__, 'threads': torch.get_num_threads(), 'runs': rows}
             (args.out / 'resume.json').write_text(json.dumps(content, indent=2) + '\n')
     if not all(row['identical'] for row in rows):
