@@ -63,26 +63,27 @@ def door_config(
         work_dir: where the run writes; of its own for each run.
         clip_grad: the rule.
         optimizer: the optimizer.
-        **changes: see :func:`toy_config`; ``wrapper`` holds more keys of the optimizer wrapper.
+        **changes: see :func:`toy_config`; ``wrapper`` holds more keys of the optimizer wrapper,
+            ``resumable`` has all random generators saved.
     """
     hooks: list[dict] = []
-    wrapper: dict[str, Any] = dict(
-        _delete_=True, type='OptimWrapper', optimizer=optimizer, **changes.pop('wrapper', {})
-    )
+    if changes.pop('resumable', False):
+        # The data draw from NumPy's generator, which MMEngine alone does not resume.
+        hooks.append(dict(type='GClipRNGStateHook'))
+    wrapper: dict[str, Any] = dict(_delete_=True, type='OptimWrapper', optimizer=optimizer)
+    wrapper.update(changes.pop('wrapper', {}))
     if door == 'wrapper':
         wrapper.update(type='GClipOptimWrapper', clip_grad=clip_grad)
     elif door == 'hook':
         hooks.append(dict(type='GClipHook', clip_grad=clip_grad))
     elif door == 'attach':
         hooks.append(dict(type='AttachHook', clip_grad=clip_grad))
-    else:
+    elif door == 'stock':
         # Stock MMEngine takes keys out of the dict that it is given.
         wrapper.update(clip_grad=copy.deepcopy(clip_grad))
     defaults: dict[str, Any] = dict(
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=12),
         default_hooks__checkpoint=None,
-        # Packing the data set collects garbage, for seconds in a large process.
-        train_dataloader__dataset__serialize_data=False,
     )
     return toy_config(
         str(work_dir),
