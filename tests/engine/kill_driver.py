@@ -13,6 +13,7 @@ a checkpoint has been written; ``iteration`` counts the checkpoints).
 from __future__ import annotations
 
 import builtins
+import gc
 import json
 import os
 import signal
@@ -23,12 +24,13 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
+import mmengine.config.config as config_module  # noqa: E402
 import mmengine.fileio.backends.local_backend as stock_backend  # noqa: E402
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402, F401  the optimizers import it, which takes a second
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
-from toy_task import toy_config  # noqa: E402
+from toy_task import as_it_is, toy_config  # noqa: E402
 
 from gclip_mm.engine import atomic_backend, resume  # noqa: E402
 
@@ -92,6 +94,7 @@ def kill_in_write(at: int) -> None:
 
 def work(job: dict) -> None:
     torch.set_num_threads(1)
+    config_module.FormatCode = as_it_is
     cfg = toy_config(job['work_dir'], job['clip_grad'], **job.get('changes', {}))
     if job.get('find'):
         cfg.resume, cfg.load_from = True, resume.find_resumable(cfg.work_dir)
@@ -104,6 +107,8 @@ def work(job: dict) -> None:
 def main() -> None:
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
+    # What has been imported stays shared with the forks.
+    gc.freeze()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
