@@ -88,10 +88,7 @@ class GradClipEngine:
         if model is not None:
             self.bind(model)
         # Last: an engine that could not be built must not stay on the optimizer.
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._attach()
 
     # -- life cycle ------------------------------------------------------------------------------
     @staticmethod
@@ -100,6 +97,21 @@ class GradClipEngine:
         hooks = getattr(optimizer, '_optimizer_step_pre_hooks', {}).values()
         owners = (getattr(hook, '__self__', None) for hook in hooks)
         return next((owner for owner in owners if isinstance(owner, GradClipEngine)), None)
+
+    def _attach(self) -> None:
+        self._hooks = [
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != '_hooks'}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # torch copies an optimizer without its hooks, and the copy would go on unclipped.
+        vars(self).update(state)
+        self.book.refresh()
+        self._attach()
 
     @property
     def is_bound(self) -> bool:

@@ -202,6 +202,22 @@ def test_a_schedule_without_a_runner_starts_at_its_beginning(hub):
     assert values.tolist() == pytest.approx([1 / 3, 1 / 2, 2 / 3])
 
 
+@pytest.mark.parametrize('config', [dict(max_norm=0.1), dict(type='AGC', clip_factor=0.02)])
+def test_a_copy_clips_as_well(config):
+    """torch copies an optimizer without its hooks; stock wrappers know no such loss."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    wrapper = GClipOptimWrapper(optimizer, clip_grad=config)
+    train(wrapper, model, 2)
+    model_copy, wrapper_copy = copy.deepcopy((model, wrapper))
+    assert wrapper_copy.optimizer is not optimizer
+    train(wrapper, model, 3, start=2)
+    train(wrapper_copy, model_copy, 3, start=2)
+    assert equal(dict(model_copy.state_dict()), dict(model.state_dict()))
+    assert wrapper_copy.engine.steps == wrapper.engine.steps == 5
+    assert wrapper_copy.engine.stats() == wrapper.engine.stats()
+
+
 # -- exceptions --------------------------------------------------------------------------------
 
 
