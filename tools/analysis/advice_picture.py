@@ -56,15 +56,14 @@ def _modules(axes: plt.Axes, stats: GradientStats, depth: int = 2) -> None:
         key = cut_name(name.rpartition('.')[0] or '(root)', depth)
         groups[key] = np.hypot(groups.get(key, 0.0), stats.grad[:, i])
     names = list(groups)[::-1]
-    axes.boxplot(
-        [np.maximum(groups[name], 1e-12) for name in names],
-        orientation='horizontal',
-        tick_labels=names,
-        flierprops=dict(marker='.', ms=3),
-        medianprops=dict(color=LINE),
-    )
+    for y, name in enumerate(names):
+        marks = np.percentile(np.maximum(groups[name], 1e-12), [0, 25, 50, 75, 100])
+        axes.plot(marks[[0, 4]], [y, y], color=BAR, lw=1)
+        axes.plot(marks[[1, 3]], [y, y], color=BAR, lw=6, solid_capstyle='butt')
+        axes.plot(marks[2], y, '|', color=LINE, ms=9, mew=2)
+    axes.set_yticks(range(len(names)), names)
     axes.set_xscale('log')
-    axes.set(title='Norm by module', xlabel='gradient norm')
+    axes.set(title='Norm by module: range, middle half, median', xlabel='gradient norm')
     axes.tick_params(axis='y', labelsize=8)
     axes.grid(alpha=0.25, axis='x')
 
