@@ -95,13 +95,15 @@ class GradClipEngine:
     def on(optimizer: Optimizer) -> GradClipEngine | None:
         """The engine that clips for an optimizer, or None."""
         hooks = getattr(optimizer, '_optimizer_step_pre_hooks', {}).values()
-        owners = (getattr(hook, '__self__', None) for hook in hooks)
-        return next((owner for owner in owners if isinstance(owner, GradClipEngine)), None)
+        return next((hook.engine for hook in hooks if hasattr(hook, 'engine')), None)
 
     def _attach(self) -> None:
+        # Traced by torch.compile, an attribute set on the optimizer is not seen by its step.
+        before, after = (torch.compiler.disable(f) for f in (self._before_step, self._after_step))
+        before.engine = self
         self._hooks = [
-            self.optimizer.register_step_pre_hook(self._before_step),
-            self.optimizer.register_step_post_hook(self._after_step),
+            self.optimizer.register_step_pre_hook(before),
+            self.optimizer.register_step_post_hook(after),
         ]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -164,9 +166,11 @@ class GradClipEngine:
                 raise
             return loss
 
+        # As for the hooks: see _attach.
+        clipped = torch.compiler.disable(clipped_closure)
         if 'closure' in kwargs:
-            return args, {**kwargs, 'closure': clipped_closure}
-        return (args[0], clipped_closure, *args[2:]), kwargs
+            return args, {**kwargs, 'closure': clipped}
+        return (args[0], clipped, *args[2:]), kwargs
 
     def _after_step(self, *_: Any) -> None:
         self.restore()

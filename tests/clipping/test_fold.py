@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gclip_mm import attach
+from gclip_mm import NonFiniteGradientError, attach
 from gclip_mm.clipping import CLIPPERS
 from gclip_mm.clipping.engine import GradClipEngine
 from gclip_mm.clipping.stats import pack_on_device
@@ -143,6 +143,37 @@ def test_huge_gradients_are_clipped_and_not_zeroed(size, max_norm, scale):
         scaler.update()
         assert scaler.get_scale() == scale
     assert params[0].tolist() == pytest.approx([-0.6 * max_norm, 0, -0.8 * max_norm], rel=1e-5)
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('closure', [False, True])
+@pytest.mark.parametrize('name', ['SGD momentum', 'AdamW'])
+def test_a_compiled_step_is_clipped_as_well(name, closure):
+    """Traced, the optimizer would not see what a hook sets on it, and nobody would notice."""
+    # Gradients that need no clipping, that need it, and that are none.
+    batches = [gradients(0, 1e-4), gradients(1), bad('nan'), gradients(2, 1e-4), gradients(4)]
+
+    def train(compiled):
+        torch._dynamo.reset()
+        params = make_params()
+        optimizer = FUSED[name](params)
+        handle = attach(optimizer, dict(max_norm=0.5))
+
+        def plain():
+            return optimizer.step((lambda: torch.zeros(())) if closure else None)
+
+        step = torch.compile(plain, backend='eager') if compiled else plain
+        for grads in batches:
+            set_grads(params, grads)
+            step()
+        assert_clean(optimizer)
+        return [p.data for p in params], handle.stats()
+
+    expected, stats = train(False)
+    got, stats_compiled = train(True)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    assert stats_compiled == stats and stats['clip_coef'] < 0.1
 
 
 # -- GradScaler --------------------------------------------------------------------------------
@@ -424,3 +455,18 @@ def test_a_step_of_a_fused_optimizer_reads_nothing(name, optimizer, look):
         with Reads(methods=not look) as reads:
             fused.step()
     assert reads.seen == baseline.seen == []
+
+
+def test_a_run_that_only_skips_ends_though_nobody_looks():
+    """The flags are collected on the device and looked at together now and then."""
+    params = make_params()
+    optimizer = FUSED['AdamW'](params)
+    attach(optimizer, dict(max_norm=1.0, max_consecutive_skips=5))
+    with like_gpu():
+        run(params, optimizer, 3)
+        before = [p.detach().clone() for p in params]
+        with pytest.raises(NonFiniteGradientError, match='max_consecutive_skips=5'):
+            for _ in range(100):
+                set_grads(params, bad('nan'))
+                optimizer.step()
+    assert equal([p.data for p in params], before)
