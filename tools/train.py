@@ -26,6 +26,7 @@ from gclip_mm.engine.launch import (  # noqa: E402
     load_config,
     use_amp,
 )
+from gclip_mm.engine.resume import ResumeError, find_resumable  # noqa: E402
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -94,7 +95,10 @@ def configure(args: argparse.Namespace) -> Config:
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = args.resume
+        if args.resume == 'auto':
+            # A killed run may have left half a file, which MMEngine would trip over.
+            cfg.load_from = find_resumable(cfg.work_dir)
         if cfg.load_from and '://' not in cfg.load_from and not os.path.exists(cfg.load_from):
             raise LaunchError(f'--resume: checkpoint {cfg.load_from!r} is not there')
     return cfg
@@ -116,7 +120,7 @@ def train(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     try:
         train(build_parser().parse_args(argv))
-    except (LaunchError, gclip_mm.ClipConfigError) as error:
+    except (LaunchError, ResumeError, gclip_mm.ClipConfigError) as error:
         sys.exit(f'train.py: error: {error}')
 
 

@@ -21,13 +21,14 @@ from .base import Measure, scale_all
 from .config import ClipConfig, parse_clip_grad
 from .footprint import Footprint
 from .nonfinite import NonFiniteGradientError, SkipCounter, offenders
-from .norms import combine, host
+from .norms import host
 from .observer import StepObserver
 from .parameters import ParameterBook
 from .registry import ClipConfigError
 from .routing import GradView
 from .state import dump_state, load_state
 from .stats import make_record, record_to_dict
+from .summary import is_global, measure, summarize, total_norm
 
 
 class GradClipEngine:
@@ -76,6 +77,7 @@ class GradClipEngine:
         self._footprint = Footprint(optimizer)
         # Set by clip_now(): the gradients are clipped already, and whether the step is to go on.
         self._early: bool | None = None
+        self._with_momentum: tuple | None = None
         self._check_epochs()
         if self.on(optimizer) is not None:
             raise ClipConfigError(
@@ -224,7 +226,7 @@ class GradClipEngine:
         scaler_inf = getattr(optimizer, 'found_inf', None) if fused else None
         folds = fused and len(views) == 1
         # A rule that looks at the gradients themselves has to see them unscaled.
-        if scale is not None and not (folds and self._is_global(views[0])):
+        if scale is not None and not (folds and is_global(views[0])):
             torch._foreach_mul_(everything, 1.0 / scale)
             self._footprint.set(grad_scale=None)
             scale = None
@@ -236,7 +238,7 @@ class GradClipEngine:
         if scaler_inf is not None:
             finite = finite & (scaler_inf.to(finite.device).reshape(()) == 0)
 
-        known = self._look(finite, fused)
+        known = self._look(finite, fused, views)
         ok = None if known else finite
         if known is False:
             if self._on_nonfinite(views, everything, norm, scaler_inf is not None):
@@ -247,8 +249,8 @@ class GradClipEngine:
                 ok = torch.zeros((), dtype=torch.bool)
 
         outcomes = [
-            None if view.route.clipper is None else view.route.clipper.clip(view, measure, ok)
-            for view, measure in zip(views, measures, strict=True)
+            None if view.route.clipper is None else view.route.clipper.clip(view, part, ok)
+            for view, part in zip(views, measures, strict=True)
         ]
         for view, outcome in zip(views, outcomes, strict=True):
             if outcome is not None and outcome.coef is not None:
@@ -257,30 +259,36 @@ class GradClipEngine:
             self._footprint.set(found_inf=(~finite).to(torch.float32))
         for observer in self.observers:
             observer.after_clip(views, outcomes)
-        self._record(views, measures, outcomes, norm, known, finite)
+        nonfinite = 1.0 - finite.to(torch.float64) if known is None else float(not known)
+        p = self.config.outer.norm_type
+        left_to_device = known is None and self.config.nonfinite == 'skip'
+        self._finish(
+            summarize(views, measures, outcomes, norm, nonfinite, p),
+            skipped=~finite if left_to_device else False,
+        )
 
     def _measure(self, views: list[GradView], scale: Tensor | None) -> tuple[list[Measure], Tensor]:
         """What every route reads, and the norm of all gradients together."""
-        measures = [_measure(view) for view in views]
-        norm = self._total_norm(views, measures)
+        measures = [measure(view) for view in views]
+        norm = total_norm(views, measures, self.config.outer.norm_type)
         if scale is not None:
             # The gradients are still multiplied by the loss scale; the rule must not know.
             norm = norm / scale.to(norm.device)
             measures = [measures[0]._replace(norm=norm)]
         return measures, norm
 
-    def _look(self, finite: Tensor, fused: bool) -> bool | None:
+    def _look(self, finite: Tensor, fused: bool, views: list[GradView]) -> bool | None:
         """Whether the step is finite; None: on the device only, and nobody needs to wait for it."""
         value = host(finite)
         if value is not None:
             return bool(value)
         policy = self.config.nonfinite
-        if policy == 'off' or (policy == 'skip' and fused and not self._lacks_momentum()):
+        if policy == 'off' or (policy == 'skip' and fused and not self._lacks_momentum(views)):
             return None
         # An optimizer that knows no found_inf can only be kept from stepping by the host.
         return bool(finite.item())
 
-    def _lacks_momentum(self) -> bool:
+    def _lacks_momentum(self, views: list[GradView]) -> bool:
         """Whether fused SGD is about to make its momentum buffers.
 
         It would leave them uninitialised if found_inf skipped its very first step, so the host
@@ -289,7 +297,17 @@ class GradClipEngine:
         optimizer = self.optimizer
         if not isinstance(optimizer, torch.optim.SGD):
             return False
-        return any(
+        # Looked up once for a set of gradients: buffers that are there stay, as long as nobody
+        # exchanges or empties the optimizer's state.
+        seen = self._with_momentum
+        if (
+            seen is not None
+            and seen[0] is views
+            and seen[1] is optimizer.state
+            and seen[2] == len(optimizer.state)
+        ):
+            return False
+        lacking = any(
             group['momentum'] != 0
             and any(
                 p.grad is not None and optimizer.state[p].get('momentum_buffer') is None
@@ -297,6 +315,8 @@ class GradClipEngine:
             )
             for group in optimizer.param_groups
         )
+        self._with_momentum = None if lacking else (views, optimizer.state, len(optimizer.state))
+        return lacking
 
     def _on_nonfinite(
         self, views: list[GradView], grads: list[Tensor], norm: Tensor, by_scaler: bool
@@ -342,61 +362,6 @@ class GradClipEngine:
         scale_all(view.grads, coef)
 
     # -- records ---------------------------------------------------------------------------------
-    def _total_norm(self, views: list[GradView], measures: list) -> Tensor:
-        if len(views) == 1:
-            return measures[0].norm
-        p = self._norm_type()
-        parts = [
-            measure.norm if _norm_type(view) == p else combine(view.norms(p), p)
-            for view, measure in zip(views, measures, strict=True)
-        ]
-        device = parts[0].device
-        return combine(torch.stack([part.to(device, torch.float64) for part in parts]), p)
-
-    def _norm_type(self) -> float:
-        return self.config.outer.norm_type
-
-    def _record(
-        self,
-        views: list[GradView],
-        measures: list,
-        outcomes: list,
-        norm: Tensor,
-        known: bool | None,
-        finite: Tensor,
-    ) -> None:
-        device = norm.device
-        active = [outcome for outcome in outcomes if outcome is not None]
-        if len(views) == 1 and active:
-            outcome = active[0]
-            post = outcome.post
-            # Any other rule that leaves a coefficient has changed the gradients before.
-            coef = outcome.coef if self._is_global(views[0]) else None
-            threshold = outcome.threshold
-            fraction = outcome.clipped / outcome.units
-        else:
-            p = self._norm_type()
-            posts = [
-                measure.norm if outcome is None else outcome.post
-                for measure, outcome in zip(measures, outcomes, strict=True)
-            ]
-            if any(_norm_type(view) != p for view in views):
-                posts = [combine(view.norms(p), p) for view in views]
-            post = combine(torch.stack([x.to(device, torch.float64) for x in posts]), p)
-            coef = None
-            outer = outcomes[-1] if views[-1].route is self.config.router.routes[-1] else None
-            threshold = outer.threshold if outer is not None else float('nan')
-            units = sum(outcome.units for outcome in active)
-            fraction = sum(o.clipped for o in active) / units if active else 0.0
-        if coef is None:
-            coef = torch.where(norm > 0, post / norm, 1.0)
-        nonfinite = 1.0 - finite.to(torch.float64) if known is None else 0.0
-        if known is False and self.config.nonfinite in ('zero', 'off'):
-            nonfinite = 1.0
-        record = make_record(device, norm, post, coef, threshold, fraction, nonfinite)
-        left_to_device = known is None and self.config.nonfinite == 'skip'
-        self._finish(record, skipped=~finite if left_to_device else False)
-
     def _finish(self, record: Tensor, skipped: bool | Tensor = False) -> None:
         self.steps += 1
         self.last_record = record
@@ -420,10 +385,6 @@ class GradClipEngine:
         return getattr(optimizer, '_step_supports_amp_scaling', False) and all(
             group.get('fused') for group in optimizer.param_groups
         )
-
-    @staticmethod
-    def _is_global(view: GradView) -> bool:
-        return view.route.clipper is not None and view.route.clipper.is_global
 
     def _drive_schedules(self) -> None:
         if self.config.drivers:
@@ -459,13 +420,3 @@ class GradClipEngine:
         if self._pending_state is not None:
             state, self._pending_state = self._pending_state, None
             load_state(self, state)
-
-
-def _measure(view: GradView) -> Measure:
-    if view.route.clipper is None:
-        return Measure(combine(view.norms()))
-    return view.route.clipper.measure(view)
-
-
-def _norm_type(view: GradView) -> float:
-    return 2.0 if view.route.clipper is None else view.route.clipper.norm_type

@@ -17,10 +17,11 @@ from .small_state import learns
 class NormClip(GlobalClipper):
     """Scale all gradients together so that their joint norm is at most ``max_norm``.
 
-    ``g * min(1, max_norm / (norm_p(g) + 1e-6))``, the formula of ``torch.nn.utils.clip_grad_norm_``
-    to the bit. The direction of the update is kept. With ``min_norm``, a gradient whose norm is
-    below it is scaled up to it: for deep recurrent nets whose gradient vanishes. A gradient of
-    exactly zero has no direction and stays zero.
+    ``g * min(1, max_norm / (norm_p(g) + 1e-6))``, as ``torch.nn.utils.clip_grad_norm_`` has it, on
+    a CPU to the bit (elsewhere the norm is accumulated in float64). The direction of the update is
+    kept. With ``min_norm``, a gradient whose norm is below it is scaled up to it: for deep
+    recurrent nets whose gradient vanishes. A gradient of exactly zero has no direction and stays
+    zero.
 
     Good for: detectors with SGD, recurrent and Transformer models; the default choice. Bad for:
     models in which one module explodes while the others are fine, since they all pay for it (see

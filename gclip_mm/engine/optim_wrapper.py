@@ -145,8 +145,8 @@ class GClipOptimWrapper(_ClippingMixin, OptimWrapper):
     """MMEngine's ``OptimWrapper`` with every clipping rule.
 
     Gradient accumulation, parameter-wise settings and schedulers are the stock ones, and a stock
-    ``clip_grad`` gives the same bits. Give ``fused=True`` to SGD, Adam or AdamW and norm clipping
-    takes place inside the optimizer's kernel.
+    ``clip_grad`` gives the same bits on a CPU. Give ``fused=True`` to SGD, Adam or AdamW and norm
+    clipping takes place inside the optimizer's kernel.
 
     Args:
         optimizer: the optimizer.

@@ -33,6 +33,25 @@ def test_resume_round_trip(train, cut_run, how):
     assert (losses[0][0] == losses[1][0]).all(), 'the loss history goes on from before the cut'
 
 
+def test_half_a_checkpoint_is_passed_over(train, cut_run):
+    straight = final(train('straight'))
+    half = cut_run / 'iter_6.pth'
+    half.write_bytes((cut_run / 'iter_4.pth').read_bytes()[:1000])
+    (cut_run / 'last_checkpoint').write_text(str(half))
+    resumed = final(train('cut', '--resume'))
+    torch.testing.assert_close(resumed['state_dict'], straight['state_dict'], rtol=0, atol=0)
+    assert len(resumed['message_hub']['log_scalars']['train/loss'].data[0]) == 12
+
+
+def test_nothing_but_half_a_checkpoint(train, tmp_path):
+    (tmp_path / 'new').mkdir()
+    half = tmp_path / 'new' / 'iter_4.pth'
+    half.write_bytes(b'half')
+    (tmp_path / 'new' / 'last_checkpoint').write_text(str(half))
+    with pytest.raises(SystemExit, match='no checkpoint of .* can be read'):
+        train('new', '--resume')
+
+
 def test_without_resume_the_run_starts_over(train, cut_run):
     again = final(train('cut'))
     assert len(again['message_hub']['log_scalars']['train/loss'].data[0]) == 12
