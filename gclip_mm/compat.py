@@ -11,6 +11,10 @@ import torch
 _NUMPY_DTYPES = ('?', 'b', 'B', 'h', 'H', 'i', 'I', 'l', 'L', 'q', 'Q', 'e', 'f', 'd', 'U', 'S')
 
 
+# Classes within classes that a checkpoint may look up.
+_NESTED: dict[tuple[type, str], type] = {}
+
+
 def _unpickle_statistics_method(owner: Any, name: str) -> Any:
     """Stand-in for ``getattr`` while a checkpoint is read.
 
@@ -18,6 +22,9 @@ def _unpickle_statistics_method(owner: Any, name: str) -> Any:
     ``getattr`` would let a crafted file walk to any object of the process.
     """
     from mmengine.logging import HistoryBuffer
+
+    if isinstance(owner, type) and (owner, name) in _NESTED:
+        return _NESTED[owner, name]
 
     if owner is HistoryBuffer and not name.startswith('_'):
         return getattr(HistoryBuffer, name)
@@ -55,3 +62,37 @@ def allow_mmengine_checkpoints() -> None:
         for function in (multiarray._reconstruct, multiarray.scalar):
             allowed.append((function, f'{module}.{function.__name__}'))
     torch.serialization.add_safe_globals(allowed)
+
+
+def allow_sharded_checkpoints() -> None:
+    """Let ``torch.load`` read what MMEngine's ``FSDPStrategy`` writes by default, shards of a rank.
+
+    See :func:`allow_mmengine_checkpoints`. The classes hold tensors, shapes and ranks.
+    """
+    if torch.__version__ < (2, 6):
+        return
+    from torch.distributed._shard.metadata import ShardMetadata
+    from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata
+    from torch.distributed._shard.sharded_tensor.metadata import (
+        MEM_FORMAT_ENCODING,
+        TensorProperties,
+    )
+    from torch.distributed._shard.sharding_spec import ChunkShardingSpec, EnumerableShardingSpec
+    from torch.distributed.remote_device import _remote_device
+
+    group = ShardedTensor.ProcessGroupState
+    _NESTED[ShardedTensor, group.__name__] = group
+    torch.serialization.add_safe_globals(
+        [
+            ShardedTensor,
+            group,
+            ShardedTensorMetadata,
+            ShardMetadata,
+            Shard,
+            TensorProperties,
+            MEM_FORMAT_ENCODING,
+            ChunkShardingSpec,
+            EnumerableShardingSpec,
+            _remote_device,
+        ]
+    )

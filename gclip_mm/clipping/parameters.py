@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from .registry import ClipConfigError
 from .routing import GradView, ParamInfo, Router, describe_params
-from .sharding import flat_param_groups, is_dtensor, to_local
+from .sharding import FlatShard, flat_param_groups, is_dtensor, to_local
 
 #: Sets of missing gradients whose layout is remembered.
 _MAX_PLANS = 16
@@ -37,7 +37,7 @@ class ParameterBook:
         self._optimizer = optimizer
         self._router = router
         self._model: nn.Module | None = None
-        self._flat_groups: dict[int, Any] = {}
+        self._flat_groups: dict[int, FlatShard] = {}
         self._plans: dict[Any, list[GradView]] = {}
 
     @property
@@ -63,6 +63,11 @@ class ParameterBook:
         self._plans.clear()
         if self.is_bound or not self._router.needs_names:
             self.assigned = self._router.assign(self.infos)
+
+    def whole_shape(self, param: Tensor) -> list[int]:
+        """The shape of a parameter when no process holds but a part of it."""
+        flat = self._flat_groups.get(id(param))
+        return list(param.shape if flat is None else flat.shape)
 
     def sync(self) -> None:
         """Find the parameters anew if the optimizer's groups are others than they were."""

@@ -8,14 +8,13 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from .base import Clipper
 from .norms import tensor_norms
 from .registry import ClipConfigError
-from .sharding import Sharding, find_sharding, to_local
+from .sharding import FlatShard, Sharding, find_sharding, to_local
 from .units import UnitLayout, unit_layout
 
 #: Name parts that wrappers (DDP, FSDP, torch.compile, activation checkpointing) put into names.
@@ -242,7 +241,7 @@ class Router:
         infos: list[ParamInfo],
         assigned: list[int],
         missing: set[int],
-        flat_groups: dict[int, dist.ProcessGroup] | None = None,
+        flat_groups: dict[int, FlatShard] | None = None,
     ) -> list[GradView]:
         """A view for every route that has gradients.
 
@@ -250,7 +249,7 @@ class Router:
             infos: all parameters.
             assigned: the route of each.
             missing: the places of those that have no gradient.
-            flat_groups: the process groups of parameters that FSDP1 shards.
+            flat_groups: where FSDP1 shards parameters, by their ``id``.
         """
         views = []
         for k, route in enumerate(self.routes):

@@ -24,12 +24,19 @@ class ShardSpec(NamedTuple):
         groups: the process groups that its elements are spread over, one a sharded mesh dimension.
         dims: for each of them, the tensor dimension that is cut; None where the elements lie flat
             (FSDP1), so that rows and filters cannot be told apart.
-        shape: the shape of the whole parameter; None where it is not known.
+        shape: the shape of the whole parameter.
     """
 
     groups: tuple[dist.ProcessGroup, ...]
     dims: tuple[int | None, ...]
-    shape: torch.Size | None
+    shape: torch.Size
+
+
+class FlatShard(NamedTuple):
+    """How FSDP1 spreads one parameter: flat, over a process group, and its shape when whole."""
+
+    group: dist.ProcessGroup
+    shape: torch.Size
 
 
 class Sharding:
@@ -107,14 +114,14 @@ def all_reduce_rows(
 
 
 def find_sharding(
-    params: list[Tensor], slots: list[int], flat_groups: dict[int, dist.ProcessGroup]
+    params: list[Tensor], slots: list[int], flat_groups: dict[int, FlatShard]
 ) -> Sharding | None:
     """The sharding of some parameters, or None where every rank holds all of them whole.
 
     Args:
         params: all parameters of a route, DTensors among them or not.
         slots: the places of those whose gradient is here.
-        flat_groups: FSDP1's process group for the ``id`` of each parameter that it shards.
+        flat_groups: what :func:`flat_param_groups` returns.
 
     Raises:
         ClipConfigError: a placement whose norm cannot be computed, or FSDP1 parameters of an
@@ -126,7 +133,7 @@ def find_sharding(
     return Sharding(specs, slots) if any(spec is not None for spec in specs) else None
 
 
-def _shard_spec(param: Tensor, flat_groups: dict[int, dist.ProcessGroup]) -> ShardSpec | None:
+def _shard_spec(param: Tensor, flat_groups: dict[int, FlatShard]) -> ShardSpec | None:
     if is_dtensor(param):
         groups, dims = [], []
         for mesh_dim, placement in enumerate(param.placements):
@@ -140,8 +147,8 @@ def _shard_spec(param: Tensor, flat_groups: dict[int, dist.ProcessGroup]) -> Sha
                 dims.append(placement.dim)
         return ShardSpec(tuple(groups), tuple(dims), param.shape) if groups else None
     if id(param) in flat_groups:
-        group = flat_groups[id(param)]
-        return None if group.size() == 1 else ShardSpec((group,), (None,), None)
+        group, shape = flat_groups[id(param)]
+        return None if group.size() == 1 else ShardSpec((group,), (None,), shape)
     if getattr(param, '_fsdp_flattened', False):
         raise ClipConfigError(
             'clip_grad: the optimizer holds FSDP1 parameters, of which each rank sees a part: pass '
@@ -150,8 +157,8 @@ def _shard_spec(param: Tensor, flat_groups: dict[int, dist.ProcessGroup]) -> Sha
     return None
 
 
-def flat_param_groups(model: nn.Module | None) -> dict[int, dist.ProcessGroup]:
-    """FSDP1: the process group over which each parameter is sharded, by the parameter's ``id``."""
+def flat_param_groups(model: nn.Module | None) -> dict[int, FlatShard]:
+    """FSDP1: over which processes each parameter is sharded, by the parameter's ``id``."""
     if model is None or not dist.is_available() or not dist.is_initialized():
         return {}
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -160,9 +167,12 @@ def flat_param_groups(model: nn.Module | None) -> dict[int, dist.ProcessGroup]:
     for module in FullyShardedDataParallel.fsdp_modules(model):
         handle = module._handle
         if handle is not None and handle.uses_sharded_strategy:
-            flat = handle.flat_param
-            for param in (flat, *(getattr(flat, '_params', None) or ())):
-                found[id(param)] = handle.process_group
+            flat, group = handle.flat_param, handle.process_group
+            found[id(flat)] = FlatShard(group, flat._unpadded_unsharded_size)
+            # With use_orig_params=True the optimizer holds these instead.
+            originals = getattr(flat, '_params', None) or ()
+            for param, shape in zip(originals, flat._shapes, strict=bool(originals)):
+                found[id(param)] = FlatShard(group, shape)
     return found
 
 

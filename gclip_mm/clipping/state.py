@@ -55,7 +55,7 @@ def dump_state(engine: GradClipEngine) -> dict[str, Any]:
             {
                 'rule': None if route.clipper is None else type(route.clipper).__name__,
                 'params': [info.name for info in infos],
-                'shapes': [list(info.param.shape) for info in infos],
+                'shapes': [engine.book.whole_shape(info.param) for info in infos],
                 'state': {}
                 if route.clipper is None
                 else _each_param(route.clipper.state_dict(), [i.param for i in infos], gather),
@@ -132,7 +132,7 @@ def _check_params(engine: GradClipEngine, k: int, entry: dict, named: bool) -> N
             f'the clipping state of {entry["rule"]} is of other parameters; '
             f'{"; ".join(what) or "their order differs"}'
         )
-    shapes = [list(info.param.shape) for info in infos]
+    shapes = [engine.book.whole_shape(info.param) for info in infos]
     if shapes != entry['shapes']:
         if len(shapes) != len(entry['shapes']):
             what = f'{len(entry["shapes"])} parameters in the checkpoint, {len(shapes)} in this run'

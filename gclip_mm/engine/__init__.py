@@ -2,6 +2,7 @@
 
 from ..compat import allow_mmengine_checkpoints
 from .apply_clip import apply_clip
+from .fsdp_strategy import complete_fsdp_strategy
 from .hooks import (
     GClipCheckpointHook,
     GClipHook,
@@ -13,6 +14,7 @@ from .optim_wrapper import GClipAmpOptimWrapper, GClipOptimWrapper
 from .optim_wrapper_dict import name_members
 
 allow_mmengine_checkpoints()
+complete_fsdp_strategy()
 name_members()
 
 __all__ = [

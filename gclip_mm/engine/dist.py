@@ -21,14 +21,14 @@ def set_up_cpu_distributed(cfg: Config) -> bool:
 
     Args:
         cfg: A complete MMEngine config; ``launcher`` and ``env_cfg.dist_cfg.timeout`` are read,
-            ``model_wrapper_cfg`` is written.
+            ``model_wrapper_cfg`` is written, or ``strategy`` where a ``FlexibleRunner`` trains.
 
     Returns:
         Whether this is a distributed run on CPU.
 
     Raises:
-        LaunchError: For the launchers ``slurm`` and ``mpi`` on a CPU-only machine, and when the
-            process was not started by ``torchrun``.
+        LaunchError: For the launchers ``slurm`` and ``mpi`` on a CPU-only machine, when the
+            process was not started by ``torchrun``, and for a strategy that needs a GPU.
     """
     launcher = cfg.get('launcher', 'none')
     if launcher == 'none' or get_device() != 'cpu':
@@ -41,6 +41,9 @@ def set_up_cpu_distributed(cfg: Config) -> bool:
     if not dist.is_initialized():
         _start_gloo(cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
 
+    if cfg.get('strategy') is not None or cfg.get('runner_type') == 'FlexibleRunner':
+        _adapt_strategy(cfg)
+        return True
     wrapper = dict(cfg.get('model_wrapper_cfg') or {})
     if not wrapper:
         # What MMEngine takes from the config when it chooses the wrapper itself.
@@ -50,6 +53,50 @@ def set_up_cpu_distributed(cfg: Config) -> bool:
     wrapper['device_ids'] = None
     cfg.model_wrapper_cfg = wrapper
     return True
+
+
+def _adapt_strategy(cfg: Config) -> None:
+    """What keeps the strategies of a ``FlexibleRunner`` from asking for a GPU."""
+    strategy = dict(cfg.get('strategy') or dict(type='DDPStrategy'))
+    kind = strategy.get('type')
+    kind = kind if isinstance(kind, str) else getattr(kind, '__name__', None)
+    wrapper = dict(strategy.get('model_wrapper') or {})
+    if kind == 'DDPStrategy':
+        wrapper.setdefault('type', 'MMDistributedDataParallel')
+        wrapper.setdefault('broadcast_buffers', False)
+        wrapper['device_ids'] = None
+    elif kind == 'FSDPStrategy':
+        wrapper.setdefault('type', 'MMFullyShardedDataParallel')
+        wrapper['device_id'] = 'cpu'
+        strategy['state_dict_cfg'] = _without_offload(strategy.get('state_dict_cfg', 'local'))
+    else:
+        raise LaunchError(
+            f'strategy.type {kind!r} needs a GPU; without one DDPStrategy and FSDPStrategy work'
+        )
+    strategy['model_wrapper'] = wrapper
+    cfg.strategy = strategy
+    # A FlexibleRunner does not start without it.
+    cfg.env_cfg = cfg.get('env_cfg') or {}
+
+
+def _without_offload(state: str | dict) -> str | dict:
+    """A ``state_dict_cfg`` that moves nothing to the CPU: torch crashes where it is there already.
+
+    In its 2.x releases a full state dict that is offloaded from the CPU to the CPU is a view of
+    memory that FSDP frees next.
+    """
+    if state == 'full':
+        state = dict(
+            state_dict_type='FULL_STATE_DICT',
+            state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
+            optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True),
+        )
+    if isinstance(state, dict):
+        state = dict(state)
+        for key in ('state_dict_config', 'optim_state_dict_config'):
+            if isinstance(state.get(key), dict):
+                state[key] = {**state[key], 'offload_to_cpu': False}
+    return state
 
 
 def _start_gloo(timeout: float | None) -> None:

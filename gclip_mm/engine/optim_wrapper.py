@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from ..clipping.engine import GradClipEngine
 from ..clipping.registry import CLIPPERS, ClipConfigError
+from ..clipping.sharding import flat_param_groups
 from .clock import hub_clock
 from .record_log import record_log
 
@@ -67,9 +68,16 @@ class _ClippingMixin:
 
         Raises:
             ClipConfigError: another wrapper has been built around the optimizer since, and clips
-                in place of this one.
+                in place of this one; or the optimizer is no longer the one that it was built with.
         """
-        if self.engine is not None and GradClipEngine.on(self.optimizer) is not self.engine:
+        current = None if self.engine is None else GradClipEngine.on(self.optimizer)
+        if self.engine is not None and current is None:
+            raise ClipConfigError(
+                f'the optimizer of this {type(self).__name__} was exchanged for a '
+                f'{type(self.optimizer).__name__}, which it does not clip. DeepSpeed, ColossalAI '
+                "and others clip by themselves: gclip_mm.apply_clip(cfg, 'max_norm=...') sets them"
+            )
+        if current is not self.engine:
             raise ClipConfigError(
                 f'this {type(self).__name__} no longer clips: a newer wrapper has taken its '
                 'optimizer over'
@@ -272,6 +280,16 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
         if steps is not None and self.engine.steps == steps:
             # The scaler found inf and did not call the optimizer.
             self.engine.record_skipped()
+
+    def _bind(self, model: nn.Module) -> None:
+        super()._bind(model)
+        if self.engine is None or not self.loss_scaler.is_enabled():
+            return
+        if flat_param_groups(model) and not hasattr(self.loss_scaler, 'process_group'):
+            raise ClipConfigError(
+                'optim_wrapper: FSDP needs a loss scaler that all ranks share, or one of them '
+                f'skips a step that the others wait in: set {type(self).__name__}(use_fsdp=True)'
+            )
 
     @contextmanager
     def optim_context(self, model: nn.Module):

@@ -7,6 +7,7 @@ while it wrote leaves a truncated file, or an empty ``last_checkpoint``.
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -26,6 +27,8 @@ def check_checkpoint(path: str | Path) -> str | None:
     it takes about as long as reading the file once.
     """
     path = Path(path)
+    if path.is_dir():
+        return _check_shards(path)
     if not path.is_file():
         return 'there is no such file'
     try:
@@ -41,6 +44,27 @@ def check_checkpoint(path: str | Path) -> str | None:
         return None if is_zip and 'weights_only' in str(error).lower() else _first_line(error)
     except Exception as error:  # torch raises whatever the damage leads to
         return _first_line(error)
+    return None
+
+
+def _check_shards(folder: Path) -> str | None:
+    """The same for a folder with a file of each rank, as ``FSDPStrategy`` writes by default.
+
+    A folder of another kind, such as DeepSpeed's, is left to its strategy.
+    """
+    files = {path.name: path for path in folder.glob('rank*.pth')}
+    # Every rank writes for itself, and a kill can hit one of them before it has.
+    ranks = max(len(files), int(os.environ.get('WORLD_SIZE', 1))) if files else 0
+    for name in (f'rank{rank}.pth' for rank in range(ranks)):
+        if name not in files:
+            return f'{name} is not there'
+        try:
+            with zipfile.ZipFile(files[name]) as archive:
+                bad = archive.testzip()
+        except (OSError, zipfile.BadZipFile) as error:
+            return f'{name}: {_first_line(error)}'
+        if bad is not None:
+            return f'record {bad} of {name} is damaged'
     return None
 
 
@@ -101,6 +125,8 @@ def _candidates(work_dir: Path, named: str) -> list[Path]:
 
 
 def _has_optimizer(path: Path) -> bool:
+    if path.is_dir():
+        return True
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     except Exception:  # a whole file of another kind
