@@ -8,6 +8,7 @@ from .hooks import (
     GClipHook,
     GClipMonitorHook,
     GClipRNGStateHook,
+    GClipRuntimeInfoHook,
     GClipSpikeHook,
 )
 from .optim_wrapper import GClipAmpOptimWrapper, GClipOptimWrapper
@@ -24,6 +25,7 @@ __all__ = [
     'GClipMonitorHook',
     'GClipOptimWrapper',
     'GClipRNGStateHook',
+    'GClipRuntimeInfoHook',
     'GClipSpikeHook',
     'apply_clip',
 ]

@@ -4,6 +4,7 @@ from .checkpoint_hook import GClipCheckpointHook
 from .clip_hook import GClipHook
 from .monitor_hook import GClipMonitorHook
 from .rng_state_hook import GClipRNGStateHook
+from .runtime_info_hook import GClipRuntimeInfoHook
 from .spike_hook import GClipSpikeHook
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     'GClipHook',
     'GClipMonitorHook',
     'GClipRNGStateHook',
+    'GClipRuntimeInfoHook',
     'GClipSpikeHook',
 ]
