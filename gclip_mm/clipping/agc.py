@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import Clipper, Measure, Outcome
 from .checks import check_number
+from .kernels import units
 from .norms import accumulate_dtype, combine, host, np, tensor_norms
 from .registry import CLIPPERS
 from .routing import GradView
@@ -59,6 +60,10 @@ class AGC(Clipper):
 
     def measure(self, view: GradView) -> Measure:
         plan = _plan(view)
+        kernels = units(view, plan.order)
+        if kernels is not None:
+            norms = kernels.measure(view)
+            return Measure(combine(norms), norms)
         norms = plan.norms(view.grads, plan.grad_norms, guard=True)
         if plan.reduction is not None:
             weights = plan.norms(view.params, plan.weight_norms)
@@ -74,15 +79,21 @@ class AGC(Clipper):
     @torch.no_grad()
     def clip(self, view: GradView, measure: Measure, ok: Tensor | None) -> Outcome:
         plan = _plan(view)
+        kernels = units(view, plan.order)
         norms = measure.parts
-        if plan.reduction is None:
+        if kernels is not None:
+            weights = kernels.weights
+        elif plan.reduction is None:
             weights = plan.norms(view.params, plan.weight_norms)
         else:
             weights = plan.reduction.weights
         limits = weights.clamp(min=self.eps).mul_(self.clip_factor)
         over = norms > limits
         coefs = torch.where(over, limits / norms.clamp(min=1e-6), 1.0)
-        plan.scale(view.grads, coefs)
+        if kernels is not None:
+            kernels.scale(view, coefs)
+        else:
+            plan.scale(view.grads, coefs)
         if plan.reduction is not None:
             return Outcome(None, *plan.reduction.totals(norms * coefs, limits, over))
         return Outcome(None, combine(norms * coefs), combine(limits), over.sum(), len(norms))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .kernels import whole_tensors
 from .norms import combine, host
 
 if TYPE_CHECKING:
@@ -179,7 +180,8 @@ class TensorClipper(Clipper):
     """A rule that scales each gradient tensor by a coefficient of its own."""
 
     def measure(self, view: GradView) -> Measure:
-        parts = view.norms(self.norm_type)
+        kernels = whole_tensors(view) if self.norm_type == 2 else None
+        parts = view.norms(self.norm_type) if kernels is None else kernels.norms()
         return Measure(combine(parts, self.norm_type), parts)
 
     @abstractmethod
@@ -191,7 +193,11 @@ class TensorClipper(Clipper):
     def clip(self, view: GradView, measure: Measure, ok: Tensor | None) -> Outcome:
         norms = measure.parts
         coefs, bounds = self.decide(norms, view, ok)
-        scale_each(view.grads, coefs)
+        kernels = whole_tensors(view)
+        if kernels is None:
+            scale_each(view.grads, coefs)
+        else:
+            kernels.scale(coefs)
         if isinstance(bounds, Tensor):
             bounds = combine(bounds, self.norm_type)
         post = combine(norms * coefs, self.norm_type)

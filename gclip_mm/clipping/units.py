@@ -7,6 +7,7 @@ transposed convolution keeps its output channels in the second axis.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,17 @@ class UnitLayout(NamedTuple):
             return ()
         sizes = self.split(tensor).shape
         return tuple(1 if i in self.dims else n for i, n in enumerate(sizes))
+
+    def runs(self, tensor: Tensor) -> tuple[int, int] | None:
+        """How many units there are, and elements of each, if they lie one after another.
+
+        As they do in a contiguous tensor unless they are columns; then None.
+        """
+        if self.dims is None:
+            return 1, tensor.numel()
+        if self.groups is not None or self.dims != tuple(range(1, tensor.ndim)):
+            return None
+        return tensor.shape[0], math.prod(tensor.shape[1:])
 
     def norms(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """2-norm of every unit, in the shape of :meth:`shape`."""

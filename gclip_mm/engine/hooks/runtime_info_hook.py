@@ -21,8 +21,8 @@ class GClipRuntimeInfoHook(RuntimeInfoHook):
     The stock hook calls ``item()`` on every loss in every iteration, so that the host waits for the
     step to end before it may prepare the next. Here the numbers of an iteration are copied to one
     small tensor on their device, and fetched together when somebody looks at their history, as
-    MMEngine does once in a log interval and for a checkpoint. Log, histories and checkpoints are the
-    same, value for value; a checkpoint of either hook is one for the other.
+    MMEngine does once in a log interval and for a checkpoint. Log, histories and checkpoints are
+    the same, value for value; a checkpoint of either hook is one for the other.
 
     It takes away this one read. A model, a hook or a loss scaler that looks at the device at every
     step by itself goes on doing so. Since nothing waits before the log is written, the wait of a

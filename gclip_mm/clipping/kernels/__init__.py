@@ -1,0 +1,87 @@
+"""Multi-tensor kernels for rules that give each tensor, or each unit, a coefficient of its own.
+
+On a GPU the ordinary path launches a kernel or two for each parameter. Here all norms are measured
+in one launch and all gradients scaled in another, and a unit that keeps its size is not written.
+
+They need Triton (it comes with PyTorch's CUDA builds) and gradients that lie in memory as the
+kernels expect (:class:`~gclip_mm.clipping.kernels.multi_tensor.MultiTensor`). Where either is
+missing the ordinary path is taken; it gives the same numbers within rounding, and is what the tests
+compare with. ``GCLIP_TRITON=0`` in the environment turns the kernels off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .multi_tensor import MultiTensor, Units
+from .unit_kernels import UnitKernels
+
+if TYPE_CHECKING:
+    from ..routing import GradView
+
+_device_types = {'cuda'}
+
+
+def whole_tensors(view: GradView) -> MultiTensor | None:
+    """The kernels for the gradients of this step, each a unit; None: take the ordinary path."""
+    if view.sharding is not None or not can_run_on(view.grads[0].device):
+        return None
+    kernels = view.cache.get('whole_tensors')
+    if kernels is None:
+        units = [Units(k, 1, grad.numel()) for k, grad in enumerate(view.grads)]
+        kernels = view.cache['whole_tensors'] = MultiTensor(units, view.grads)
+    return kernels if kernels.take(view.grads) else None
+
+
+def units(view: GradView, order: list[int]) -> UnitKernels | None:
+    """The kernels for the units of this step's gradients; None: take the ordinary path."""
+    if view.sharding is not None or not can_run_on(view.grads[0].device):
+        return None
+    kernels = view.cache.get('units')
+    if kernels is None:
+        kernels = view.cache['units'] = UnitKernels(view, order)
+    return kernels if kernels.take(view) else None
+
+
+def can_run_on(device: torch.device) -> bool:
+    """Whether there are kernels for a device."""
+    return device.type in _device_types and _works_on(device)
+
+
+@contextlib.contextmanager
+def also_on(device_type: str) -> Iterator[None]:
+    """Take the kernels on another kind of device: ``'cpu'``, under Triton's interpreter."""
+    _device_types.add(device_type)
+    try:
+        yield
+    finally:
+        _device_types.discard(device_type)
+
+
+@functools.cache
+def _works_on(device: torch.device) -> bool:
+    """Whether Triton is there and can build a kernel, which takes a C compiler and a recent GPU."""
+    if os.environ.get('GCLIP_TRITON') == '0' or importlib.util.find_spec('triton') is None:
+        return False
+    one: list[Tensor] = [torch.ones(1, device=device)]
+    try:
+        kernels = MultiTensor([Units(0, 1, 1)], one)
+        kernels.take(one)
+        kernels.scale(kernels.norms())
+    except Exception as error:
+        warnings.warn(
+            f"Triton cannot run gclip_mm's kernels on {device} ({type(error).__name__}: {error}); "
+            'clipping goes on without them, more slowly. GCLIP_TRITON=0 silences this',
+            stacklevel=2,
+        )
+        return False
+    return True
