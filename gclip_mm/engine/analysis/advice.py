@@ -9,7 +9,9 @@ other rules it holds for nine units in ten, in the median step (the tenth are un
 weights yet, which have to move far). So every threshold falls as one over the learning rate.
 
 Where the gradients keep to that bound by themselves, the threshold is set above all that was seen,
-by ``MARGIN``: clipping then acts on spikes alone.
+by ``MARGIN``: clipping then acts on spikes alone. A clamp is set lower still: when everything
+explodes, each of millions of elements passes at the clamp, so it is the one that makes a gradient
+``SPIKE`` times the usual no longer than that margin.
 
 For optimizers that divide by a running size of the gradient (Adam and its kin) the step does not
 depend on the gradient's scale, and neither does the advice on the rate: a threshold only decides
@@ -31,6 +33,8 @@ REACH = 0.05
 UNITS = 0.9
 #: How far above all that was seen a threshold is that is there for spikes alone.
 MARGIN = 2.0
+#: How many times the usual a gradient is that a clamp must make harmless.
+SPIKE = 1000.0
 #: Optimizers whose step is proportional to the gradient.
 PROPORTIONAL = ('SGD', 'ASGD', 'FusedSGD')
 
@@ -99,12 +103,18 @@ def _advise_proportional(
         'norm',
     )
     value = value_bound(stats, ratio)
-    clip_value, value_why = _bounded(
-        value,
-        largest_element(stats),
-        f'In the median step nine units in ten stay below that if no element exceeds {value:.3g}.',
-        'element',
+    clip_value = spike_clamp(stats)
+    value_why = (
+        f'At this rate clamping is there for spikes alone: a gradient {SPIKE:g} times the usual, '
+        f'clamped to it, is no longer than {MARGIN:g} times the longest seen, '
+        f'{stats.norm.max():.3g}.'
     )
+    if value <= clip_value:
+        clip_value = value
+        value_why = (
+            'In the median step nine units in ten stay below that if no element exceeds '
+            f'{value:.3g}.'
+        )
     factor, agc_why = _bounded(
         ratio,
         float(np.percentile(stats.unit_ratio, 99.9)),
@@ -168,6 +178,18 @@ def value_bound(stats: GradientStats, ratio: float) -> float:
         return float(np.median(np.quantile(units, UNITS, axis=1)))
 
     return _solve(reached, ratio, largest_element(stats))
+
+
+def spike_clamp(stats: GradientStats) -> float:
+    """The clamp that makes ``SPIKE`` times the usual gradient no longer than the margin."""
+
+    def norm(clip_value: float) -> float:
+        # Clamping k * g to c is k times clamping g to c / k.
+        clamped = SPIKE * stats.value_clipped(clip_value / SPIKE)
+        return float(np.median(np.linalg.norm(clamped, axis=1)))
+
+    margin = MARGIN * float(stats.norm.max())
+    return _solve(norm, margin, SPIKE * largest_element(stats))
 
 
 def largest_element(stats: GradientStats) -> float:

@@ -4,9 +4,10 @@ import os
 
 import torch
 from mmengine.dataset import BaseDataset
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, HOOKS, MODELS
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from torch import nn
 
 
@@ -56,3 +57,16 @@ class RankHook(Hook):
     def after_train(self, runner):
         name = f'rank{runner.rank}_of_{runner.world_size}'
         open(os.path.join(runner.work_dir, name), 'w').close()
+
+
+@METRICS.register_module()
+class ToyMetric(BaseMetric):
+    """1 / (1 + mean squared error), so that more is better."""
+
+    default_prefix = 'toy'
+
+    def process(self, data_batch, data_samples):
+        self.results += [float(error) ** 2 for error in data_samples]
+
+    def compute_metrics(self, results):
+        return {'score': 1 / (1 + sum(results) / len(results))}
