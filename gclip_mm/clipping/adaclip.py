@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .base import Clipper, Measure, Outcome
 from .checks import check_number
-from .norms import combine, host, quiet
-from .pieces import pieces
+from .norms import combine, quiet
+from .outliers import OutlierEdit, measure_with_rows
 from .registry import CLIPPERS
 from .small_state import columns, learns, remember, to_tensor
 
@@ -73,8 +73,7 @@ class AdaClip(Clipper):
         self.beta = beta
 
     def measure(self, view) -> Measure:
-        parts = view.norms()
-        return Measure(combine(parts), parts)
+        return measure_with_rows(view)
 
     def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
         tops = view.norms(float('inf'))
@@ -92,28 +91,31 @@ class AdaClip(Clipper):
             self.state = state
             remember(state, (peak, count + 1), ok, view)
 
-        counts = measure.norm.new_zeros(len(view.grads), dtype=torch.float64)
+        edit = OutlierEdit(view.grads, measure.parts, measure.rows)
         cut = range(len(ratio)) if xp is torch else (ratio < 1).nonzero()[0].tolist()
         for i in cut:
-            counts[i] = _cut(view.grads[i], bound[i], ratio[i])
+            change = _Cut(view.grads[i], bound[i], ratio[i])
+            edit.apply(i, *change.range, change)
         # The bounds are the same on every rank, so that all of them look again or none does.
-        parts = view.norms() if len(cut) else measure.parts
+        looks_again = view.sharding is not None and len(cut)
+        parts = view.norms() if looks_again else edit.norms()
         threshold = to_tensor(bound, tops).max()
-        clipped = view.sum(counts).sum()
+        clipped = view.sum(edit.counts).sum()
         return Outcome(None, combine(parts), threshold, clipped, max(view.elements, 1))
 
 
-def _cut(grad: Tensor, bound: Any, ratio: Any) -> Tensor | int:
-    """Scale the elements above the bound in place; how many there were."""
-    if isinstance(bound, Tensor):
-        bound, ratio = (x.to(grad.device, grad.dtype) for x in (bound, ratio))
-    else:
-        bound, ratio = float(bound), float(ratio)
-    hits = 0
-    for (part,) in pieces(grad):
-        above = part.abs() > bound
-        if host(above) is not None and not host(above).any():
-            continue
-        part.copy_(torch.where(above, part * ratio, part))
-        hits = hits + above.sum()
-    return hits
+class _Cut:
+    """Scales the elements of a gradient that are larger than a bound."""
+
+    def __init__(self, grad: Tensor, bound: Any, ratio: Any) -> None:
+        if isinstance(bound, Tensor):
+            self._bound, self._ratio = (x.to(grad.device, grad.dtype) for x in (bound, ratio))
+            self.range = None, None
+        else:
+            self._bound, self._ratio = float(bound), float(ratio)
+            self.range = -self._bound, self._bound
+
+    def __call__(self, values: Tensor, out: Tensor) -> None:
+        above = torch.abs(values, out=out) > self._bound
+        torch.mul(values, self._ratio, out=out)
+        torch.where(above, out, values, out=out)

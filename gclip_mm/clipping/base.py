@@ -21,6 +21,7 @@ from .norms import combine, host
 
 if TYPE_CHECKING:
     from .routing import GradView
+    from .rows import RowNorms
 
 
 class Measure(NamedTuple):
@@ -29,10 +30,12 @@ class Measure(NamedTuple):
     Attributes:
         norm: 0-d, the norm of all gradients of the view, of order ``Clipper.norm_type``.
         parts: (N,) the norms of the rule's own parts (tensors or units), or None.
+        rows: the norms of the rows of large gradients, if the rule has use for them, or None.
     """
 
     norm: Tensor
     parts: Tensor | None = None
+    rows: RowNorms | None = None
 
 
 class Outcome(NamedTuple):

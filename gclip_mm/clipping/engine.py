@@ -231,6 +231,8 @@ class GradClipEngine:
             self._footprint.set(grad_scale=None)
             scale = None
 
+        for view in views:
+            view.folds = folds and is_global(view)
         measures, norm = self._measure(views, scale)
         for observer in self.observers:
             observer.before_clip(views, measures, norm, scale)

@@ -136,6 +136,8 @@ class GradView:
         slots: their places among all parameters of the route: what per-parameter state is indexed
             by, since a gradient may be missing in some steps.
         size: how many parameters the route has in all.
+        folds: whether, in this step, a coefficient for all of them goes into the optimizer's own
+            kernel, so that nobody sees clipped gradients to compare with another's.
         cache: whatever the rule wants to keep for as long as the same gradients are present.
     """
 
@@ -156,6 +158,7 @@ class GradView:
         self.positions = positions
         self.slots = slots
         self.size = size
+        self.folds = False
         self.cache: dict[str, Any] = {}
 
     @property
@@ -164,9 +167,14 @@ class GradView:
         # Asked for anew: the memory behind a sharded parameter may be exchanged between steps.
         return self._params if self.sharding is None else [to_local(p) for p in self._params]
 
-    def norms(self, p: float = 2.0) -> Tensor:
-        """The p-norm of each whole gradient, (N,), over all processes that hold parts of it."""
-        parts = tensor_norms(self.grads, p)
+    def norms(self, p: float = 2.0, exact: bool = False) -> Tensor:
+        """The p-norm of each whole gradient, (N,), over all processes that hold parts of it.
+
+        Args:
+            p: order of the norm, greater than 0, or ``math.inf``.
+            exact: as :func:`~gclip_mm.clipping.norms.tensor_norms` has it: to torch's bits.
+        """
+        parts = tensor_norms(self.grads, p, exact)
         return parts if self.sharding is None else self.sharding.norms(parts, p)
 
     def sum(self, values: Tensor) -> Tensor:

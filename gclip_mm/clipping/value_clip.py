@@ -8,8 +8,8 @@ from torch import Tensor
 from .base import Clipper, Measure, Outcome
 from .carry import CarryState, carried, drop_what_passed
 from .checks import check_flag, check_number
-from .norms import combine, host
-from .pieces import pieces
+from .norms import combine
+from .outliers import OutlierEdit, measure_with_rows
 from .registry import CLIPPERS, ClipConfigError
 from .small_state import learns
 
@@ -90,43 +90,27 @@ class ValueClip(Clipper):
         return self.min, self.max
 
     def measure(self, view) -> Measure:
-        parts = view.norms()
-        return Measure(combine(parts), parts)
+        return measure_with_rows(view)
 
     def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
         low, high = self.bounds
-        ends = [abs(end) for end in (low, high) if end is not None]
-        threshold = float(max(ends))
-        counts = measure.norm.new_zeros(len(view.grads), dtype=torch.float64)
+        threshold = float(max(abs(end) for end in (low, high) if end is not None))
         carries = self.carry and learns(ok)
+        norms, rows = measure.parts, measure.rows
         if carries:
             self.state = self.state or CarryState([None] * view.size)
             sums = carried(self.state, view, ok)
             for total, grad in zip(sums, view.grads, strict=True):
                 grad.copy_(total)
-        for i in range(len(view.grads)) if carries else self._candidates(measure.parts):
-            for (piece,) in pieces(view.grads[i]):
-                outside = None
-                if low is not None:
-                    outside = piece < low
-                if high is not None:
-                    outside = piece > high if outside is None else outside.logical_or_(piece > high)
-                counts[i] += outside.sum()
-                piece.clamp_(low, high)
+            norms, rows = view.norms(), None
+        edit = OutlierEdit(view.grads, norms, rows)
+        for i in range(len(view.grads)):
+            edit.apply(i, low, high, self._clamp)
         if carries:
             drop_what_passed(sums, view, ok)
-        clipped = view.sum(counts).sum()
-        return Outcome(None, combine(view.norms()), threshold, clipped, max(view.elements, 1))
+        parts = edit.norms() if view.sharding is None else view.norms()
+        clipped = view.sum(edit.counts).sum()
+        return Outcome(None, combine(parts), threshold, clipped, max(view.elements, 1))
 
-    def _candidates(self, norms: Tensor) -> list[int]:
-        """The tensors that may hold an element out of range.
-
-        No element is larger than the norm of its tensor, so on the CPU the norms, which are there
-        already, rule most tensors out without another look. The margin covers their rounding.
-        """
-        low, high = self.bounds
-        values = host(norms)
-        inner = min(end for end in (None if low is None else -low, high) if end is not None)
-        if values is None or inner < 0:
-            return list(range(len(norms)))
-        return (~(values <= 0.99 * inner)).nonzero()[0].tolist()
+    def _clamp(self, values: Tensor, out: Tensor) -> None:
+        torch.clamp(values, *self.bounds, out=out)

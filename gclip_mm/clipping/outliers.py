@@ -1,0 +1,190 @@
+"""Changing the elements that lie outside a range, and touching as little memory as can be.
+
+A pass over memory is what such rules cost. On the CPU, where the host may look, tensors and rows
+whose norm is within the range are passed over, since no element is larger than the norm that it is
+a part of; the rest is taken in pieces that stay in a core's cache through several operations, and
+only pieces with an element outside are written. On another device nothing is looked at, and
+everything goes through the same operations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .base import Measure
+from .norms import combine, finish_norms, host, np, read_by_rows, tensor_norms
+from .pieces import chunk_size, pieces
+from .rows import WIDTH, RowNorms, in_line, read_rows
+
+if TYPE_CHECKING:
+    from .routing import GradView
+
+#: ``change(values, out)`` writes the changed values to ``out``; both have the same shape.
+Change = Callable[[Tensor, Tensor], object]
+
+#: Below this the square of an element, and with it the norm of its row, may underflow.
+_SMALLEST = 1e-15
+#: Norms are rounded: this share of a bound is surely within it.
+_MARGIN = 0.99
+#: From this share of rows on it is faster to take the tensor as a whole.
+_MANY = 0.25
+
+
+def measure_with_rows(view: GradView) -> Measure:
+    """The norms of a view's gradients, and those of their rows where they are to be had."""
+    rows = read_by_rows(view.grads)
+    if rows is None:
+        parts = view.norms()
+    else:
+        parts = finish_norms(rows.norms(view.grads), view.grads)
+        if view.sharding is not None:
+            parts = view.sharding.norms(parts, 2.0)
+    return Measure(combine(parts), parts, rows)
+
+
+class OutlierEdit:
+    """Changes elements outside a range, tensor by tensor, and keeps count and norms.
+
+    Args:
+        grads: the N gradients that are changed in place.
+        norms: (N,) their 2-norms; of a sharded one, that of the whole.
+        rows: the norms of their rows, if they have been read; kept up to date.
+    """
+
+    def __init__(self, grads: list[Tensor], norms: Tensor, rows: RowNorms | None) -> None:
+        self._grads = grads
+        self._norms = norms
+        self._rows = rows
+        self._known = host(norms)
+        self._changed: list[int] = []
+        #: (N,) float64, how many elements of each gradient have been changed.
+        self.counts = norms.new_zeros(len(grads), dtype=torch.float64)
+        self._scratch: Tensor | None = None
+
+    def apply(self, i: int, low: float | None, high: float | None, change: Change) -> None:
+        """Change the elements of gradient ``i`` that are below ``low`` or above ``high``."""
+        grad = self._grads[i]
+        if self._known is None:
+            for (piece,) in pieces(grad):
+                new = torch.empty_like(piece)
+                change(piece, new)
+                self.counts[i] += (new != piece).sum()
+                piece.copy_(new)
+            return
+        # No element is larger than this unless it is outside.
+        inner = min(end for end in (None if low is None else -low, high) if end is not None)
+        if self._known[i] <= _MARGIN * inner:
+            return
+        rows = None if self._rows is None else self._rows.parts[i]
+        # As the gradient's own type has them: that is what its elements are compared with.
+        self._low, self._high = (
+            _rounded(-math.inf if low is None else low, grad.dtype),
+            _rounded(math.inf if high is None else high, grad.dtype),
+        )
+        self._change = change
+        if rows is None:
+            found = sum(self._edit(piece) for (piece,) in pieces(grad))
+        else:
+            found = self._edit_rows(in_line(grad), rows, inner)
+        if found:
+            host(self.counts)[i] = found
+            self._changed.append(i)
+
+    def norms(self) -> Tensor:
+        """The 2-norms (N,) of the gradients as they are now; of sharded ones, of the parts here."""
+        if self._known is None:
+            return tensor_norms(self._grads, exact=False)
+        if not self._changed:
+            return self._norms
+        grads = [self._grads[i] for i in self._changed]
+        parts = [None if self._rows is None else self._rows.parts[i] for i in self._changed]
+        stand_ins = [g if part is None else part for g, part in zip(grads, parts, strict=True)]
+        if all(part is None for part in parts):
+            news = tensor_norms(grads)
+        else:
+            news = finish_norms(torch._foreach_norm(stand_ins), grads)
+        norms = self._norms.to(torch.promote_types(self._norms.dtype, news.dtype), copy=True)
+        norms[self._changed] = news.to(norms.dtype)
+        return norms
+
+    # -- on the host -----------------------------------------------------------------------------
+    def _edit(self, piece: Tensor, rows: Tensor | None = None) -> float:
+        """Change a piece in place, and the norms of its rows; how many elements were changed."""
+        if not self._has_outliers(piece):
+            return 0.0
+        new = self._room(piece)
+        self._change(piece, new)
+        # Flags take the gradient's own place until the new values are copied there: one scratch.
+        found = float(host(piece.ne_(new).sum(dtype=_count_type(piece))))
+        piece.copy_(new)
+        if rows is not None:
+            read_rows(new, rows)
+        return found
+
+    def _edit_rows(self, line: Tensor, rows: Tensor, inner: float) -> float:
+        norms = host(rows)
+        if inner < _SMALLEST:
+            which = np.arange(len(norms))
+        else:
+            which = np.flatnonzero(~(norms <= _MARGIN * inner))
+        if len(which) > _MANY * len(norms):
+            size = max(chunk_size(line) // WIDTH, 1)
+            pairs = zip(line.split(size * WIDTH), rows.split(size), strict=True)
+            return sum(self._edit(*pair) for pair in pairs)
+        found = 0.0
+        full = line.numel() // WIDTH
+        if len(which) and which[-1] == full:
+            # The last row is shorter than the others.
+            found += self._edit(line[full * WIDTH :], rows[full:])
+            which = which[:-1]
+        matrix = line[: full * WIDTH].view(full, WIDTH)
+        size = max(chunk_size(line) // WIDTH // 2, 1)
+        for index in torch.from_numpy(which).split(size):
+            found += self._edit_some(matrix, rows, index)
+        return found
+
+    def _edit_some(self, matrix: Tensor, rows: Tensor, index: Tensor) -> float:
+        """:meth:`_edit` for some rows of a matrix, which are gathered and put back."""
+        room = self._room(matrix, 2 * len(index))
+        some = torch.index_select(matrix, 0, index, out=room[: len(index)])
+        if not self._has_outliers(some):
+            return 0.0
+        new = room[len(index) :]
+        self._change(some, new)
+        found = float(host(some.ne_(new).sum(dtype=_count_type(some))))
+        matrix.index_copy_(0, index, new)
+        rows.index_copy_(0, index, torch.linalg.vector_norm(new, dim=1))
+        return found
+
+    def _has_outliers(self, piece: Tensor) -> bool:
+        if not piece.numel():
+            return False
+        bottom, top = (end.tolist() for end in torch.aminmax(piece))
+        # The wrong way round, so that NaN counts as outside.
+        return not (bottom >= self._low and top <= self._high)
+
+    def _room(self, like: Tensor, rows: int | None = None) -> Tensor:
+        """Scratch memory in the shape of a tensor, or for some rows of one; the same each time."""
+        shape = like.shape if rows is None else (rows, *like.shape[1:])
+        if not like.is_contiguous():
+            return torch.empty_like(like)
+        size = like[:1].numel() * rows if rows is not None else like.numel()
+        if size > chunk_size(like):
+            return like.new_empty(shape)
+        if self._scratch is None or self._scratch.dtype != like.dtype:
+            self._scratch = like.new_empty(chunk_size(like))
+        return self._scratch[:size].view(shape)
+
+
+def _rounded(end: float, dtype: torch.dtype) -> float:
+    return torch.tensor(end, dtype=dtype).tolist()
+
+
+def _count_type(piece: Tensor) -> torch.dtype:
+    # float32 counts to 2**24, and is the fastest to add up.
+    return torch.float32 if piece.numel() <= 1 << 24 else torch.float64

@@ -1,0 +1,138 @@
+"""Elements outside a range: found wherever they hide, and nothing else touched."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gclip_mm.clipping import outliers, pieces
+from gclip_mm.clipping import rows as rows_module
+from gclip_mm.clipping.norms import finish_norms, read_by_rows, tensor_norms
+from gclip_mm.clipping.outliers import OutlierEdit
+from gclip_mm.clipping.rows import WIDTH
+from tests.clipping.cases import on_device
+
+LARGE = 1 << 16
+
+
+def clamp_all(grads, low, high):
+    """Counts (N,) and norms (N,) after clamping all gradients in place."""
+    rows = read_by_rows(grads)
+    norms = tensor_norms(grads) if rows is None else finish_norms(rows.norms(grads), grads)
+    edit = OutlierEdit(grads, norms, rows)
+    for i in range(len(grads)):
+        edit.apply(i, low, high, lambda values, out: torch.clamp(values, low, high, out=out))
+    return edit.counts, edit.norms()
+
+
+def check(grads, low, high, rtol=2e-6):
+    before = [grad.clone() for grad in grads]
+    counts, norms = clamp_all(grads, low, high)
+    for i, (old, new) in enumerate(zip(before, grads, strict=True)):
+        expected = old.clamp(low, high)
+        assert torch.equal(new, expected)
+        assert counts[i] == (old != expected).sum()
+        torch.testing.assert_close(
+            norms[i].double(), torch.linalg.vector_norm(expected.double()), rtol=rtol, atol=0
+        )
+
+
+@pytest.mark.parametrize('share', [0.0, 1e-5, 1e-3, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize(('low', 'high'), [(-1.0, 1.0), (None, 1.0), (-0.5, None), (-2.0, 0.7)])
+@pytest.mark.parametrize('size', [LARGE, LARGE + 5, 500_000])
+def test_few_and_many(share, low, high, size):
+    """From rows that are gathered to tensors that are walked through."""
+    rng = torch.Generator().manual_seed(0)
+    grads = [torch.randn(size, generator=rng) * 0.01, torch.randn(50, 60, generator=rng)]
+    far = torch.rand(size, generator=rng) < share
+    grads[0][far] *= 1000
+    check(grads, low, high)
+
+
+@pytest.mark.parametrize('place', [0, WIDTH - 1, WIDTH, LARGE // 2, LARGE - 1, LARGE + 9])
+def test_a_single_element_is_found_and_no_other_row_written(place):
+    grad = torch.full((LARGE + 10,), 1e-3)
+    grad[place] = -5.0
+    version = grad.clone()
+    check([grad], -1.0, 1.0)
+    assert (grad != version).sum() == 1 and grad[place] == -1
+
+
+def test_nothing_outside_writes_nothing():
+    grad = torch.randn(3 * LARGE).clamp_(-1, 1)
+    version = grad._version
+    counts, norms = clamp_all([grad], -1.0, 1.0)
+    assert grad._version == version and counts[0] == 0
+    assert norms[0] == pytest.approx(float(grad.double().norm()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    'layout',
+    [
+        lambda x: x.view(10, 20, 30, 20).to(memory_format=torch.channels_last),
+        lambda x: x.view(300, 400).t(),
+        lambda x: x.view(300, 400)[:, ::2],
+    ],
+)
+def test_memory_layouts(layout):
+    # Not every layout has rows, and torch's own norm of 10^5 elements is less accurate.
+    check([layout(torch.randn(120_000))], -0.5, 0.25, rtol=1e-4)
+    check([layout(torch.randn(120_000) * 0.2)], -0.9, 0.9, rtol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types(dtype):
+    for scale in (1.0, 0.1):
+        grads = [(torch.randn(LARGE + 3) * scale).to(dtype)]
+        before = grads[0].clone()
+        counts, norms = clamp_all(grads, -0.3, 0.3)
+        expected = before.clamp(-0.3, 0.3)
+        assert torch.equal(grads[0], expected)
+        assert counts[0] == (before != expected).sum()
+        assert norms[0] == pytest.approx(float(expected.double().norm()), rel=1e-4)
+
+
+def test_tiny_bounds_below_the_square_root_of_the_smallest_float():
+    grad = torch.full((LARGE,), 1e-30)
+    grad[5] = -3e-25
+    check([grad], -1e-27, 1e-27)
+    assert grad[5] == torch.tensor(-1e-27)
+
+
+def test_more_ones_than_float16_can_count():
+    grad = torch.ones(LARGE * 2, dtype=torch.float16)
+    counts, _ = clamp_all([grad], -0.5, 0.5)
+    assert counts[0] == LARGE * 2
+
+
+def test_on_a_device_the_same_without_looking():
+    grads = [torch.randn(LARGE), torch.randn(5)]
+    expected = [grad.clamp(-0.5, 0.5) for grad in grads]
+    outside = [(grad.abs() > 0.5).sum().double() for grad in grads]
+    with on_device():
+        counts, norms = clamp_all(grads, -0.5, 0.5)
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
+    assert counts.tolist() == [float(n) for n in outside]
+    torch.testing.assert_close(norms, torch.stack([x.norm() for x in expected]))
+
+
+numbers = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(numbers, min_size=1, max_size=3),
+    st.floats(-10, 10, width=32),
+    st.floats(0, 20, width=32),
+    st.integers(1, 4),
+    st.integers(4, 9),
+    st.sampled_from([0.0, 0.3, 1.0]),
+)
+def test_any_numbers_any_cut(values, low, span, width, chunk, many):
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (rows_module, outliers):
+            patch.setattr(module, 'WIDTH', width)
+        patch.setattr(rows_module, '_LARGE', 2)
+        patch.setattr(pieces, '_CHUNK_CPU', chunk)
+        patch.setattr(outliers, '_MANY', many)
+        check([torch.tensor(v) for v in values], low, low + span)
