@@ -65,6 +65,7 @@ class OutlierEdit:
         #: (N,) float64, how many elements of each gradient have been changed.
         self.counts = norms.new_zeros(len(grads), dtype=torch.float64)
         self._scratch: Tensor | None = None
+        self._range_of: tuple | None = None
 
     def apply(self, i: int, low: float | None, high: float | None, change: Change) -> None:
         """Change the elements of gradient ``i`` that are below ``low`` or above ``high``."""
@@ -80,13 +81,15 @@ class OutlierEdit:
         inner = min(end for end in (None if low is None else -low, high) if end is not None)
         if self._known[i] <= _MARGIN * inner:
             return
-        rows = None if self._rows is None else self._rows.parts[i]
-        # As the gradient's own type has them: that is what its elements are compared with.
-        self._low, self._high = (
-            _rounded(-math.inf if low is None else low, grad.dtype),
-            _rounded(math.inf if high is None else high, grad.dtype),
-        )
+        if (low, high, grad.dtype) != self._range_of:
+            self._range_of = low, high, grad.dtype
+            # As the gradient's own type has them: that is what its elements are compared with.
+            self._low, self._high = (
+                torch.tensor(end, dtype=grad.dtype).tolist()
+                for end in (-math.inf if low is None else low, math.inf if high is None else high)
+            )
         self._change = change
+        rows = None if self._rows is None else self._rows.parts[i]
         if rows is None:
             found = sum(self._edit(piece) for (piece,) in pieces(grad))
         else:
@@ -120,22 +123,20 @@ class OutlierEdit:
         new = self._room(piece)
         self._change(piece, new)
         # Flags take the gradient's own place until the new values are copied there: one scratch.
-        found = float(host(piece.ne_(new).sum(dtype=_count_type(piece))))
+        found = piece.ne_(new).sum(dtype=_count_type(piece)).tolist()
         piece.copy_(new)
         if rows is not None:
             read_rows(new, rows)
         return found
 
     def _edit_rows(self, line: Tensor, rows: Tensor, inner: float) -> float:
-        norms = host(rows)
-        if inner < _SMALLEST:
-            which = np.arange(len(norms))
-        else:
-            which = np.flatnonzero(~(norms <= _MARGIN * inner))
-        if len(which) > _MANY * len(norms):
-            size = max(chunk_size(line) // WIDTH, 1)
+        """Change a tensor where the norms of its rows allow for an element outside."""
+        size = max(chunk_size(line) // WIDTH, 1)
+        hot = None if inner < _SMALLEST else ~(host(rows) <= _MARGIN * inner)
+        if hot is None or np.count_nonzero(hot) > _MANY * len(hot):
             pairs = zip(line.split(size * WIDTH), rows.split(size), strict=True)
             return sum(self._edit(*pair) for pair in pairs)
+        which = np.flatnonzero(hot)
         found = 0.0
         full = line.numel() // WIDTH
         if len(which) and which[-1] == full:
@@ -143,20 +144,18 @@ class OutlierEdit:
             found += self._edit(line[full * WIDTH :], rows[full:])
             which = which[:-1]
         matrix = line[: full * WIDTH].view(full, WIDTH)
-        size = max(chunk_size(line) // WIDTH // 2, 1)
-        for index in torch.from_numpy(which).split(size):
+        for index in torch.from_numpy(which).split(size) if len(which) else ():
             found += self._edit_some(matrix, rows, index)
         return found
 
     def _edit_some(self, matrix: Tensor, rows: Tensor, index: Tensor) -> float:
-        """:meth:`_edit` for some rows of a matrix, which are gathered and put back."""
-        room = self._room(matrix, 2 * len(index))
-        some = torch.index_select(matrix, 0, index, out=room[: len(index)])
+        """:meth:`_edit` for some rows of a matrix, gathered, if there is an outlier among them."""
+        some = torch.index_select(matrix, 0, index, out=self._room(matrix, len(index)))
         if not self._has_outliers(some):
             return 0.0
-        new = room[len(index) :]
+        new = torch.empty_like(some)
         self._change(some, new)
-        found = float(host(some.ne_(new).sum(dtype=_count_type(some))))
+        found = some.ne_(new).sum(dtype=_count_type(some)).tolist()
         matrix.index_copy_(0, index, new)
         rows.index_copy_(0, index, torch.linalg.vector_norm(new, dim=1))
         return found
@@ -164,25 +163,19 @@ class OutlierEdit:
     def _has_outliers(self, piece: Tensor) -> bool:
         if not piece.numel():
             return False
-        bottom, top = (end.tolist() for end in torch.aminmax(piece))
+        bottom, top = torch.aminmax(piece)
         # The wrong way round, so that NaN counts as outside.
-        return not (bottom >= self._low and top <= self._high)
+        return not (bottom.tolist() >= self._low and top.tolist() <= self._high)
 
     def _room(self, like: Tensor, rows: int | None = None) -> Tensor:
-        """Scratch memory in the shape of a tensor, or for some rows of one; the same each time."""
+        """Scratch memory in the shape of a tensor, or of some rows of it; the same each time."""
         shape = like.shape if rows is None else (rows, *like.shape[1:])
-        if not like.is_contiguous():
-            return torch.empty_like(like)
-        size = like[:1].numel() * rows if rows is not None else like.numel()
-        if size > chunk_size(like):
-            return like.new_empty(shape)
+        size = math.prod(shape)
+        if not like.is_contiguous() or size > chunk_size(like):
+            return torch.empty_like(like) if rows is None else like.new_empty(shape)
         if self._scratch is None or self._scratch.dtype != like.dtype:
             self._scratch = like.new_empty(chunk_size(like))
         return self._scratch[:size].view(shape)
-
-
-def _rounded(end: float, dtype: torch.dtype) -> float:
-    return torch.tensor(end, dtype=dtype).tolist()
 
 
 def _count_type(piece: Tensor) -> torch.dtype:
