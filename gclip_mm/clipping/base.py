@@ -215,8 +215,9 @@ def scale_each(grads: list[Tensor], coefs: Tensor) -> None:
     """
     values = host(coefs)
     if values is not None:
-        for i in (values != 1).nonzero()[0].tolist():
-            grads[i].mul_(float(values[i]))
+        cut = (values != 1).nonzero()[0].tolist()
+        if cut:
+            torch._foreach_mul_([grads[i] for i in cut], values[cut].tolist())
     elif all(g.device == coefs.device for g in grads):
         torch._foreach_mul_(grads, list(coefs.unbind()))
     else:

@@ -16,7 +16,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from .rows import RowNorms, row_norms
+from .rows import WIDE, RowNorms, row_norms
 
 try:
     import numpy as np
@@ -66,11 +66,11 @@ def tensor_norms(tensors: list[Tensor], p: float = 2.0, exact: bool = True) -> T
     return finish_norms(_each_norm(tensors, p) if rows is None else rows.norms(tensors), tensors, p)
 
 
-def read_by_rows(tensors: list[Tensor]) -> RowNorms | None:
+def read_by_rows(tensors: list[Tensor], width: int = WIDE) -> RowNorms | None:
     """The norms of the rows of all large tensors; None where reading them so would gain nothing."""
     if accumulate_dtype(tensors[0]) != torch.float32 or not _is_uniform(tensors):
         return None
-    return row_norms(tensors)
+    return row_norms(tensors, width)
 
 
 def finish_norms(norms: list[Tensor], tensors: list[Tensor], p: float = 2.0) -> Tensor:

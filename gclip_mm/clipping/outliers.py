@@ -19,7 +19,7 @@ from torch import Tensor
 from .base import Measure
 from .norms import combine, finish_norms, host, np, read_by_rows, tensor_norms
 from .pieces import chunk_size, pieces
-from .rows import WIDTH, RowNorms, in_line, read_rows
+from .rows import NARROW, RowNorms, in_line, read_rows
 
 if TYPE_CHECKING:
     from .routing import GradView
@@ -37,7 +37,7 @@ _MANY = 0.25
 
 def measure_with_rows(view: GradView) -> Measure:
     """The norms of a view's gradients, and those of their rows where they are to be had."""
-    rows = read_by_rows(view.grads)
+    rows = read_by_rows(view.grads, NARROW)
     if rows is None:
         parts = view.norms()
     else:
@@ -126,34 +126,35 @@ class OutlierEdit:
         found = piece.ne_(new).sum(dtype=_count_type(piece)).tolist()
         piece.copy_(new)
         if rows is not None:
-            read_rows(new, rows)
+            read_rows(new, rows, self._rows.width)
         return found
 
     def _edit_rows(self, line: Tensor, rows: Tensor, inner: float) -> float:
         """Change a tensor where the norms of its rows allow for an element outside."""
-        size = max(chunk_size(line) // WIDTH, 1)
+        width = self._rows.width
+        size = max(chunk_size(line) // width, 1)
         hot = None if inner < _SMALLEST else ~(host(rows) <= _MARGIN * inner)
         if hot is None or np.count_nonzero(hot) > _MANY * len(hot):
-            pairs = zip(line.split(size * WIDTH), rows.split(size), strict=True)
+            pairs = zip(line.split(size * width), rows.split(size), strict=True)
             return sum(self._edit(*pair) for pair in pairs)
         which = np.flatnonzero(hot)
         found = 0.0
-        full = line.numel() // WIDTH
+        full = line.numel() // width
         if len(which) and which[-1] == full:
             # The last row is shorter than the others.
-            found += self._edit(line[full * WIDTH :], rows[full:])
+            found += self._edit(line[full * width :], rows[full:])
             which = which[:-1]
-        matrix = line[: full * WIDTH].view(full, WIDTH)
-        for index in torch.from_numpy(which).split(size) if len(which) else ():
+        matrix = line[: full * width].view(full, width)
+        for index in torch.from_numpy(which).split(max(size // 2, 1)) if len(which) else ():
             found += self._edit_some(matrix, rows, index)
         return found
 
     def _edit_some(self, matrix: Tensor, rows: Tensor, index: Tensor) -> float:
         """:meth:`_edit` for some rows of a matrix, gathered, if there is an outlier among them."""
-        some = torch.index_select(matrix, 0, index, out=self._room(matrix, len(index)))
+        some, new = self._room(matrix, 2 * len(index)).split(len(index))
+        torch.index_select(matrix, 0, index, out=some)
         if not self._has_outliers(some):
             return 0.0
-        new = torch.empty_like(some)
         self._change(some, new)
         found = some.ne_(new).sum(dtype=_count_type(some)).tolist()
         matrix.index_copy_(0, index, new)

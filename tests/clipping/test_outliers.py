@@ -9,15 +9,15 @@ from gclip_mm.clipping import outliers, pieces
 from gclip_mm.clipping import rows as rows_module
 from gclip_mm.clipping.norms import finish_norms, read_by_rows, tensor_norms
 from gclip_mm.clipping.outliers import OutlierEdit
-from gclip_mm.clipping.rows import WIDTH
+from gclip_mm.clipping.rows import NARROW
 from tests.clipping.cases import on_device
 
 LARGE = 1 << 16
 
 
-def clamp_all(grads, low, high):
+def clamp_all(grads, low, high, width=NARROW):
     """Counts (N,) and norms (N,) after clamping all gradients in place."""
-    rows = read_by_rows(grads)
+    rows = read_by_rows(grads, width)
     norms = tensor_norms(grads) if rows is None else finish_norms(rows.norms(grads), grads)
     edit = OutlierEdit(grads, norms, rows)
     for i in range(len(grads)):
@@ -25,9 +25,9 @@ def clamp_all(grads, low, high):
     return edit.counts, edit.norms()
 
 
-def check(grads, low, high, rtol=2e-6):
+def check(grads, low, high, rtol=2e-6, width=NARROW):
     before = [grad.clone() for grad in grads]
-    counts, norms = clamp_all(grads, low, high)
+    counts, norms = clamp_all(grads, low, high, width)
     for i, (old, new) in enumerate(zip(before, grads, strict=True)):
         expected = old.clamp(low, high)
         assert torch.equal(new, expected)
@@ -49,7 +49,7 @@ def test_few_and_many(share, low, high, size):
     check(grads, low, high)
 
 
-@pytest.mark.parametrize('place', [0, WIDTH - 1, WIDTH, LARGE // 2, LARGE - 1, LARGE + 9])
+@pytest.mark.parametrize('place', [0, NARROW - 1, NARROW, LARGE // 2, LARGE - 1, LARGE + 9])
 def test_a_single_element_is_found_and_no_other_row_written(place):
     grad = torch.full((LARGE + 10,), 1e-3)
     grad[place] = -5.0
@@ -130,9 +130,7 @@ numbers = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40)
 )
 def test_any_numbers_any_cut(values, low, span, width, chunk, many):
     with pytest.MonkeyPatch.context() as patch:
-        for module in (rows_module, outliers):
-            patch.setattr(module, 'WIDTH', width)
         patch.setattr(rows_module, '_LARGE', 2)
         patch.setattr(pieces, '_CHUNK_CPU', chunk)
         patch.setattr(outliers, '_MANY', many)
-        check([torch.tensor(v) for v in values], low, low + span)
+        check([torch.tensor(v) for v in values], low, low + span, width=width)

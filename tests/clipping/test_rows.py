@@ -10,8 +10,8 @@ from torch import nn
 
 from gclip_mm import attach
 from gclip_mm.clipping import rows as rows_module
-from gclip_mm.clipping.norms import read_by_rows, tensor_norms
-from gclip_mm.clipping.rows import WIDTH, in_line, row_norms
+from gclip_mm.clipping.norms import finish_norms, read_by_rows, tensor_norms
+from gclip_mm.clipping.rows import NARROW, WIDE, in_line, row_norms
 
 LARGE = 1 << 16
 
@@ -20,7 +20,7 @@ def norm64(tensor):
     return torch.linalg.vector_norm(tensor.double())
 
 
-@pytest.mark.parametrize('size', [LARGE, LARGE + 1, LARGE + WIDTH - 1, LARGE // WIDTH * WIDTH * 2])
+@pytest.mark.parametrize('size', [LARGE, LARGE + 1, LARGE + WIDE - 1, LARGE * 2])
 def test_against_float64(size):
     tensors = [torch.randn(size), torch.randn(7), torch.zeros(LARGE), torch.randn(0)]
     expected = torch.stack([norm64(t) for t in tensors])
@@ -31,11 +31,12 @@ def test_against_float64(size):
     torch.testing.assert_close(tensor_norms(tensors).double(), expected, rtol=1e-4, atol=0)
 
 
-def test_each_row_in_the_order_of_the_memory():
+@pytest.mark.parametrize('width', [NARROW, WIDE, 100])
+def test_each_row_in_the_order_of_the_memory(width):
     tensor = torch.randn(LARGE + 100)
-    norms = row_norms([torch.randn(3), tensor])
+    norms = row_norms([torch.randn(3), tensor], width)
     assert norms.places == [1] and norms.parts[0] is None
-    expected = torch.stack([norm64(row) for row in tensor.split(WIDTH)])
+    expected = torch.stack([norm64(row) for row in tensor.split(width)])
     torch.testing.assert_close(norms.parts[1].double(), expected, rtol=1e-6, atol=0)
     assert norms.flat.data_ptr() == norms.parts[1].data_ptr()
 
@@ -98,9 +99,10 @@ def test_extremes(size):
 def test_any_numbers_in_rows_of_any_width(numbers, width):
     tensor = torch.tensor(numbers)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, 'WIDTH', width)
         patch.setattr(rows_module, '_LARGE', 1)
-        got = tensor_norms([tensor], exact=False)[0].double()
+        rows = read_by_rows([tensor], width)
+        norms = [tensor.norm()] if rows is None else rows.norms([tensor])
+        got = finish_norms(norms, [tensor])[0].double()
     torch.testing.assert_close(got, norm64(tensor), rtol=1e-6, atol=1e-30)
 
 
