@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -87,9 +90,12 @@ def peak_extra_bytes(step: Step, device: torch.device) -> int:
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    with (
+        _silent_stderr(),
+        torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile,
+    ):
         step()
     changes = [
         (event.start_ns(), event.nbytes())
@@ -103,11 +109,27 @@ def peak_extra_bytes(step: Step, device: torch.device) -> int:
     return peak
 
 
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep what torch's profiler itself writes to the file behind ``sys.stderr`` off the screen."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def kernel_launches(step: Step, device: torch.device) -> int | None:
     """Kernels that one step launches on a GPU; None on a CPU."""
     if device.type != 'cuda':
         return None
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    cuda = [torch.profiler.ProfilerActivity.CUDA]
+    with _silent_stderr(), torch.profiler.profile(activities=cuda) as profile:
         step()
         torch.cuda.synchronize(device)
     return sum(1 for event in profile.events() if event.device_type.name == 'CUDA')

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Step = Callable[[], None]
+VALUE = 0.1  # the clip_value of the recipe, for ValueClip as for its peer
 LR = 1e-9  # the weights must not wander off while the same gradients are applied again and again
 
 
@@ -25,6 +26,11 @@ def sgd(params: list[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
 def fused_step(params: list[nn.Parameter], model: nn.Module) -> Step:
     """No clipping at all."""
     return sgd(params, fused=True).step
+
+
+def adamw_step(params: list[nn.Parameter], model: nn.Module) -> Step:
+    """No clipping: what a rule that refuses SGD is compared with."""
+    return torch.optim.AdamW(params, lr=LR, fused=True).step
 
 
 def default_step(params: list[nn.Parameter], model: nn.Module) -> Step:
@@ -48,7 +54,7 @@ def torch_value(params: list[nn.Parameter], model: nn.Module) -> Step:
     optimizer = sgd(params, fused=True)
 
     def step() -> None:
-        torch.nn.utils.clip_grad_value_(params, 1e-3)
+        torch.nn.utils.clip_grad_value_(params, VALUE)
         optimizer.step()
 
     return step
@@ -142,6 +148,7 @@ def foreach_norm(params: list[nn.Parameter], model: nn.Module) -> Step:
 PEERS: dict[str, Callable[[list[nn.Parameter], nn.Module], Step]] = {
     'step only (fused SGD)': fused_step,
     'step only (default SGD)': default_step,
+    'step only (fused AdamW)': adamw_step,
     'MMEngine OptimWrapper norm': mmengine_norm,
     'torch clip_grad_norm_': torch_norm,
     'torch clip_grad_value_': torch_value,
