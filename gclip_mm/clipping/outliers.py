@@ -89,6 +89,7 @@ class OutlierEdit:
                 for end in (-math.inf if low is None else low, math.inf if high is None else high)
             )
         self._change = change
+        self._expects = False
         rows = None if self._rows is None else self._rows.parts[i]
         if rows is None:
             found = sum(self._edit(piece) for (piece,) in pieces(grad))
@@ -118,14 +119,16 @@ class OutlierEdit:
     # -- on the host -----------------------------------------------------------------------------
     def _edit(self, piece: Tensor, rows: Tensor | None = None) -> float:
         """Change a piece in place, and the norms of its rows; how many elements were changed."""
-        if not self._has_outliers(piece):
+        # Where one piece of a tensor has outliers, so has the next as a rule: no look is needed.
+        if not self._expects and not self._has_outliers(piece):
             return 0.0
         new = self._room(piece)
         self._change(piece, new)
         # Flags take the gradient's own place until the new values are copied there: one scratch.
         found = piece.ne_(new).sum(dtype=_count_type(piece)).tolist()
         piece.copy_(new)
-        if rows is not None:
+        self._expects = found > 0
+        if rows is not None and found:
             read_rows(new, rows, self._rows.width)
         return found
 
