@@ -96,3 +96,17 @@ def allow_sharded_checkpoints() -> None:
             _remote_device,
         ]
     )
+
+
+def let_ssd_predict() -> None:
+    """Give mmdet's ``SSDHead`` the attribute that its prediction asks for.
+
+    Since mmdet 3.2 the prediction of every dense head looks at ``self.loss_cls``, which ``SSDHead``
+    never sets, so that stock SSD trains but raises ``AttributeError`` at its first validation
+    (open-mmlab/mmdetection issues 11063 and 11780). ``None`` makes it take the softmax, as it did
+    before. Where ``SSDHead`` has it by itself, its own comes first.
+    """
+    from mmdet.models.dense_heads import SSDHead
+
+    if not hasattr(SSDHead, 'loss_cls'):
+        SSDHead.loss_cls = None

@@ -8,7 +8,7 @@ import ctypes
 import cv2
 import numpy as np
 
-MODES = ('fast', 'quality')
+from gclip_mm.models.proposal_boxes import ranked, shrink
 
 
 def require_selective_search() -> None:
@@ -22,7 +22,7 @@ def require_selective_search() -> None:
             f'selective search is in the contrib build of OpenCV, and OpenCV {cv2.__version__} '
             'here is not one. The builds share one import name, so replace it: `pip uninstall '
             'opencv-python opencv-python-headless`, then `pip install '
-            'opencv-contrib-python-headless`'
+            'opencv-contrib-python-headless`. make_proposals.py --method felzenszwalb does without'
         )
 
 
@@ -55,26 +55,10 @@ def selective_search(
         >>> boxes, scores = selective_search(cv2.imread('cells.jpg'))
     """
     require_selective_search()
-    if mode not in MODES:
-        raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
-    for key, value in (('max_num', max_num), ('max_width', max_width)):
-        if value < 1:
-            raise ValueError(f'{key} must be at least 1, got {value}')
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f'image must be uint8 (height, width, 3), got {image.dtype} {image.shape}')
-    height, width = image.shape[:2]
-    if width > max_width:
-        size = (max_width, max(1, round(height * max_width / width)))
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    else:
-        small = image
+    small = shrink(image, mode, max_num, max_width)
     boxes = _search(small, mode)
     boxes[:, 2:] += boxes[:, :2]
-    boxes *= np.array([width / small.shape[1], height / small.shape[0]] * 2, np.float32)
-    _, first = np.unique(boxes, axis=0, return_index=True)
-    boxes = boxes[np.sort(first)][:max_num]
-    scores = 1 - np.arange(len(boxes), dtype=np.float32) / max(len(boxes), 1)
-    return boxes, scores
+    return ranked(boxes, small, image, max_num)
 
 
 def _search(image: np.ndarray, mode: str) -> np.ndarray:
