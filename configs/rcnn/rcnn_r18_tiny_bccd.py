@@ -1,6 +1,6 @@
 # A tiny R-CNN on BCCD blood cells, from scratch in minutes on two CPU cores. First, once:
 # python tools/dataset_converters/make_proposals.py configs/rcnn/rcnn_r18_tiny_bccd.py \
-#     --max-width 320
+#     --method felzenszwalb --max-width 320
 _base_ = [
     '../_base_/models/rcnn_r18_tiny.py',
     '../_base_/datasets/bccd_proposals.py',

@@ -1,4 +1,4 @@
-"""Write the proposal files that a config of R-CNN or Fast R-CNN asks for, by selective search."""
+"""Write the proposal files that a config of R-CNN or Fast R-CNN asks for, by segmentation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 import os
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,18 @@ from mmengine.config import Config, DictAction  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from gclip_mm.engine.launch import LaunchError, find_config  # noqa: E402
+from gclip_mm.models.felzenszwalb import (  # noqa: E402
+    felzenszwalb_boxes,
+    require_felzenszwalb,
+)
+from gclip_mm.models.proposal_boxes import MODES  # noqa: E402
 from gclip_mm.models.selective_search import (  # noqa: E402
-    MODES,
     require_selective_search,
     selective_search,
 )
 
 SPLITS = ('train', 'val', 'test')
+METHODS = ('selective_search', 'felzenszwalb')
 
 
 class MakeProposalsError(Exception):
@@ -47,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
         choices=SPLITS,
         default=list(SPLITS),
         help='which data loaders to serve (default: all that have a proposal_file)',
+    )
+    parser.add_argument(
+        '--method',
+        choices=METHODS,
+        default=METHODS[0],
+        help="selective_search (default) needs OpenCV's contrib build, felzenszwalb scikit-image",
     )
     parser.add_argument('--mode', choices=MODES, default='fast', help='default: fast')
     parser.add_argument(
@@ -122,11 +133,17 @@ def proposal_key(image: str) -> str:
 
 def _search(job: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, np.ndarray]]:
     image, options = job
+    options = dict(options)
+    search = _search_of(options.pop('method', METHODS[0]))
     pixels = cv2.imread(image, cv2.IMREAD_COLOR)
     if pixels is None:
         raise MakeProposalsError(f'{image} is missing or no image that OpenCV can read')
-    boxes, scores = selective_search(pixels, **options)
+    boxes, scores = search(pixels, **options)
     return proposal_key(image), dict(bboxes=boxes, scores=scores)
+
+
+def _search_of(method: str) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    return selective_search if method == 'selective_search' else felzenszwalb_boxes
 
 
 def _one_thread() -> None:
@@ -141,7 +158,7 @@ def write_proposals(
     Args:
         out: the pickle to write.
         images: paths.
-        options: keyword arguments of :func:`selective_search`.
+        options: ``method``, one of ``METHODS``, and the keyword arguments of its function.
         workers: processes.
         label: what the progress bar says.
 
@@ -221,11 +238,16 @@ def _read_partial(
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     try:
-        require_selective_search()
+        if args.method == 'selective_search':
+            require_selective_search()
+        else:
+            require_felzenszwalb()
         if args.workers < 1:
             raise MakeProposalsError(f'--workers must be at least 1, got {args.workers}')
         wanted = datasets_of(args.config, args.splits, args.cfg_options)
-        options = dict(mode=args.mode, max_num=args.max_num, max_width=args.max_width)
+        options = dict(
+            method=args.method, mode=args.mode, max_num=args.max_num, max_width=args.max_width
+        )
         for path, (split, images) in wanted.items():
             if path.exists() and not args.overwrite:
                 print(f'{path} is there already: kept (--overwrite makes it anew)')

@@ -1,5 +1,5 @@
-# BCCD with the proposals of selective search, for R-CNN and Fast R-CNN. Make them first, once:
-#   python tools/dataset_converters/make_proposals.py CONFIG --max-width 320
+# BCCD with proposals, for R-CNN and Fast R-CNN. Make them first, once:
+#   python tools/dataset_converters/make_proposals.py CONFIG --method felzenszwalb --max-width 320
 dataset_type = 'BCCDDataset'
 data_root = 'data/'  # the proposals lie beside data/BCCD, which may be a link to a shared copy
 scale = (256, 192)
@@ -41,7 +41,7 @@ train_dataloader = dict(
         data_root=data_root,
         ann_file='BCCD/ImageSets/Main/train.txt',
         data_prefix=dict(sub_data_root='BCCD/'),
-        proposal_file='proposals/bccd_train.pkl',
+        proposal_file='proposals/bccd_felzenszwalb_train.pkl',
         filter_cfg=dict(filter_empty_gt=True, min_size=32, bbox_min_size=8),
         pipeline=train_pipeline,
     ),
@@ -57,7 +57,7 @@ val_dataloader = dict(
         data_root=data_root,
         ann_file='BCCD/ImageSets/Main/val.txt',
         data_prefix=dict(sub_data_root='BCCD/'),
-        proposal_file='proposals/bccd_val.pkl',
+        proposal_file='proposals/bccd_felzenszwalb_val.pkl',
         test_mode=True,
         pipeline=test_pipeline,
     ),

@@ -81,7 +81,7 @@ def images(tmp_path, count=3, folder='images'):
 
 def test_mmdetection_reads_the_file(tool, counted, config, data, tmp_path, capsys):
     tool.main([str(config), '--workers', '1', '--max-num', '50'])
-    assert counted == [dict(mode='fast', max_num=50, max_width=500)] * 6
+    assert counted == [dict(mode='fast', max_num=50, max_width=500)] * 6  # selective search
     printed = capsys.readouterr().out
     assert 'train.pkl: 4 images, 2 boxes' in printed and 'val.pkl: 2 images' in printed
     register_all_modules()
@@ -177,3 +177,16 @@ def test_two_processes_give_what_one_gives(tool, config, data):
     assert list(several) == list(single)
     for key, proposals in several.items():
         np.testing.assert_array_equal(proposals['bboxes'], single[key]['bboxes'])
+
+
+def test_segmentation_alone_needs_no_contrib(tool, config, data, monkeypatch):
+    from gclip_mm.models import selective_search
+
+    pytest.importorskip('skimage')
+    monkeypatch.delattr(selective_search.cv2, 'ximgproc', raising=False)
+    tool.main([str(config), '--method', 'felzenszwalb', '--workers', '1', '--splits', 'train'])
+    path = Path(data['data_root']) / 'proposals' / 'train.pkl'
+    proposals = pickle.loads(path.read_bytes())
+    image = cv2.imread(str(Path(data['data_root']) / 'train' / '000002.jpg'))
+    expected, _ = tool.felzenszwalb_boxes(image)
+    np.testing.assert_array_equal(proposals['train/000002.jpg']['bboxes'], expected)
