@@ -116,6 +116,11 @@ class _Cut:
             self.range = -self._bound, self._bound
 
     def __call__(self, values: Tensor, out: Tensor) -> None:
+        if not isinstance(self._bound, Tensor):
+            # What is above the bound, and 0 elsewhere; in two passes instead of four.
+            torch.hardshrink(values, self._bound, out=out)
+            torch.add(values, out, alpha=self._ratio - 1, out=out)
+            return
         above = torch.abs(values, out=out) > self._bound
         torch.mul(values, self._ratio, out=out)
         torch.where(above, out, values, out=out)
