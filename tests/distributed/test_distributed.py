@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from gclip_mm import CLIPPERS
+from tests.distributed.launching import launch, once
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name('worker.py')
 
 RULES = {name: {'type': name, **CLIPPERS.get(name).example} for name in CLIPPERS}
@@ -62,29 +58,15 @@ FOUR = {
 NEEDS_UNITS = {name for name, rule in RULES.items() if rule['type'] == 'AGC'}
 
 
-def run(cases: dict, processes: int, folder: Path) -> dict:
-    file, out = folder / f'cases{processes}.json', folder / f'out{processes}.pt'
-    file.write_text(json.dumps(cases))
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run(
-        [*launcher, str(WORKER), str(file), str(out)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return torch.load(out, weights_only=True)
-
-
 @pytest.fixture(scope='module')
 def results(tmp_path_factory) -> dict[int, dict]:
-    folder = tmp_path_factory.mktemp('distributed')
-    return {1: run({**CASES, **FOUR}, 1, folder), 2: run(CASES, 2, folder), 4: run(FOUR, 4, folder)}
+    def make(file: Path) -> None:
+        found = {}
+        for processes, cases in ((1, {**CASES, **FOUR}), (2, CASES), (4, FOUR)):
+            found[processes] = launch(WORKER, cases, processes, file.with_suffix(f'.{processes}'))
+        torch.save(found, file)
+
+    return once(tmp_path_factory, 'engines', make)
 
 
 def compare(single: dict, spread: dict) -> None:

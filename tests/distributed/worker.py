@@ -7,10 +7,12 @@ process with the whole batch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -110,6 +112,36 @@ def require_same(left, right) -> None:
         raise AssertionError(f'{left} came back as {right}')
 
 
+@contextlib.contextmanager
+def watch_collectives(found: list[list[int]]):
+    """Append the bytes of every all-reduce of a step; there must be no other collective."""
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    messages: list[int] = []
+    all_reduce = dist.all_reduce
+
+    def noted(tensor, *args, **kwargs):
+        messages.append(tensor.numel() * tensor.element_size())
+        return all_reduce(tensor, *args, **kwargs)
+
+    with CommDebugMode() as mode, mock.patch.object(dist, 'all_reduce', noted):
+        yield
+    if mode.get_total_counts() != len(messages):
+        raise AssertionError(f'{mode.get_comm_counts()}, of which {len(messages)} all-reduces')
+    found.append(messages)
+
+
+def poison(model: nn.Module, how: str) -> None:
+    """A NaN in a gradient. Where gradients are sharded, on the last rank only."""
+    for p in model.parameters():
+        if p.grad is None:
+            continue
+        grad = p.grad.to_local() if hasattr(p.grad, 'to_local') else p.grad
+        sharded = how == 'fsdp1' or grad is not p.grad
+        if grad.numel() and (not sharded or dist.get_rank() == dist.get_world_size() - 1):
+            grad.view(-1)[0] = float('nan')
+
+
 def run(case: dict) -> dict:
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     how = case['how'] if world > 1 else 'single'
@@ -127,20 +159,15 @@ def run(case: dict) -> dict:
     for step in range(STEPS):
         optimizer.zero_grad()
         loss = model(batch(step, rank, world)).square().mean()
-        if step == case.get('nan_step'):
-            loss = loss * float('nan')
         loss.backward()
         if how == 'mixed':
             for p in (*model.head.parameters(), model.scale):
                 dist.all_reduce(p.grad, op=dist.ReduceOp.SUM)
                 p.grad.div_(world)
-        if case.get('count') and world > 1:
-            from torch.distributed.tensor.debug import CommDebugMode
-
-            with CommDebugMode() as mode:
-                optimizer.step()
-            collectives.append(mode.get_total_counts())
-        else:
+        if step == case.get('nan_step'):
+            poison(model, how)
+        watched = case.get('count') and world > 1
+        with watch_collectives(collectives) if watched else contextlib.nullcontext():
             optimizer.step()
         records.append(handle.stats())
     params = state_of(model, how)

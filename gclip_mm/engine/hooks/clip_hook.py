@@ -46,9 +46,11 @@ class GClipHook(Hook):
         parse_clip_grad(clip_grad)
         self.clip_grad = copy.deepcopy(clip_grad)
         self.engines: dict[str, GradClipEngine] = {}
+        # What a checkpoint held for engines that were not there yet.
+        self._waiting: dict | None = None
 
     def before_run(self, runner: Runner) -> None:
-        """Attach; the wrapper is there, and a checkpoint has not been loaded yet."""
+        """Attach; the wrapper is there. A checkpoint is loaded later, by FlexibleRunner before."""
         # A run that broke off has left its engines.
         self.after_run(runner)
         if not isinstance(runner.optim_wrapper, OptimWrapper):
@@ -70,6 +72,9 @@ class GClipHook(Hook):
                 clock=hub_clock(runner.message_hub, lambda: 0),
                 on_record=log.append,
             )
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._load(waiting)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the state of the rules to the optimizer's."""
@@ -83,8 +88,13 @@ class GClipHook(Hook):
         """Restore the state of the rules on a resume."""
         if not runner._resume or 'optimizer' not in checkpoint:
             return
+        if self.engines:
+            self._load(checkpoint['optimizer'])
+        else:
+            self._waiting = checkpoint['optimizer']
+
+    def _load(self, optimizer: dict) -> None:
         for name, engine in self.engines.items():
-            optimizer = checkpoint['optimizer']
             state = (optimizer.get(name, {}) if name else optimizer).get(STATE_KEY)
             if state is not None:
                 engine.load_state_dict(state)

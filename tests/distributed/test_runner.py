@@ -1,0 +1,203 @@
+"""MMEngine's runners in several processes: DDP and FSDPStrategy train, save and resume as one."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gclip_mm import CLIPPERS
+from tests.distributed.launching import launch, once, start
+from tests.distributed.test_distributed import flat
+
+WORKER = Path(__file__).with_name('runner_worker.py')
+RULES = {name: {'type': name, **CLIPPERS.get(name).example} for name in CLIPPERS}
+#: Settings that leave their warm-up within the few steps of such a run.
+RULES['NormClip'] = dict(type='NormClip', max_norm=0.5)
+RULES['AutoClip'] = dict(type='AutoClip', percentile=40, window=3)
+RULES['ZClip'] = dict(type='ZClip', warmup_steps=2, z_threshold=0.5, max_norm=None)
+RULES['AdaGC'] = dict(type='AdaGC', warmup_steps=2, beta=0.9)
+RULES['carry'] = dict(type='NormClip', max_norm=0.5, carry=True)
+#: What FSDP1's flat layout makes impossible.
+NOT_ON_FLAT = ('AGC', 'SpikeClip', 'carry')
+FULL, LOCAL = (dict(type='FSDPStrategy', state_dict_cfg=kind) for kind in ('full', 'local'))
+
+
+def optimizer(rule: dict) -> dict:
+    if rule['type'] == 'GradientStabilizer':
+        return dict(type='AdamW', lr=0.02)
+    return dict(type='SGD', lr=0.02, momentum=0.9)
+
+
+def job(name: str, **keys) -> dict:
+    rule = RULES[name]
+    return dict(clip_grad=rule, optimizer=optimizer(rule), **keys)
+
+
+#: What one process is asked as well.
+JOBS = {
+    # Every second backward pass without an exchange, and a layer that is never used.
+    **{f'ddp {name}': job(name, accumulate=2, spare=True) for name in RULES},
+    **{f'plain {name}': job(name) for name in RULES if name not in NOT_ON_FLAT},
+    'hook AdaGC': job('AdaGC', door='hook', wrapper='OptimWrapper'),
+}
+SPREAD = {
+    **{f'ddp {name}': JOBS[f'ddp {name}'] for name in RULES},
+    **{f'fsdp {name}': job(name, strategy=FULL) for name in RULES},
+    'plain NormClip': JOBS['plain NormClip'],
+    'hook AdaGC': JOBS['hook AdaGC'],
+    'fsdp hook AdaGC': job('AdaGC', strategy=FULL, door='hook', wrapper='OptimWrapper'),
+    'fsdp local AdaGC': job('AdaGC', strategy=LOCAL, saver='GClipCheckpointHook'),
+    'epochs': job('AdaGC', epochs=True),
+    # It knows nothing of steps that are not finite: before the first of them.
+    'fsdp stock': dict(
+        job('NormClip', strategy=FULL, wrapper='OptimWrapper', iters=4),
+        clip_grad=dict(max_norm=0.5),
+    ),
+}
+#: Resumed from the checkpoint of two processes: on one, on four.
+ON_ONE = [*(f'ddp {name}' for name in RULES), 'hook AdaGC']
+ON_FOUR = [*ON_ONE, *(f'fsdp {name}' for name in ('NormClip', 'AutoClip', 'ZClip', 'AdaGC'))]
+ON_FOUR += ['fsdp GradientStabilizer', 'fsdp hook AdaGC']
+
+
+def resumed(folder: Path, names: list[str], into: str) -> dict[str, dict]:
+    return {
+        name: dict(
+            SPREAD[name],
+            work_dir=str(folder / into / name.replace(' ', '_')),
+            load_from=str(folder / 'two' / name.replace(' ', '_') / 'iter_4.pth'),
+        )
+        for name in names
+    }
+
+
+def runs(file: Path) -> bool:
+    """Whether the process whose number is in the file is still there."""
+    try:
+        os.kill(int(file.read_text()), 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory) -> dict[str, dict]:
+    """By ``one`` and ``two`` processes; of the resumed, ``one_again`` and so on; ``killed``."""
+
+    def make(file: Path) -> None:
+        folder = file.with_suffix('')
+        folder.mkdir()
+
+        def run(jobs: dict, processes: int, key: str) -> None:
+            for name, one in jobs.items():
+                one.setdefault('work_dir', str(folder / key / name.replace(' ', '_')))
+            found[key] = launch(WORKER, jobs, processes, folder / f'{key}.pt')
+
+        found: dict[str, dict] = {}
+        run({name: dict(one) for name, one in JOBS.items()}, 1, 'one')
+        run({name: dict(one) for name, one in SPREAD.items()}, 2, 'two')
+        run(resumed(folder, ON_ONE, 'one_again'), 1, 'one_again')
+        killed = dict(SPREAD['epochs'], work_dir=str(folder / 'killed'))
+        done = start(WORKER, {'epochs': dict(killed, kill=[1, 12])}, 2, folder / 'killed.pt')
+        ended = time.time()
+        found['killed'] = {
+            'status': done.returncode,
+            'said': done.stderr,
+            'seconds': ended - float(Path(killed['work_dir'], 'killed_at').read_text()),
+            'left': [path.name for path in Path(killed['work_dir']).glob('pid_*') if runs(path)],
+        }
+        again = resumed(folder, ['fsdp local AdaGC', 'fsdp AdaGC'], 'two_again')
+        run({**again, 'epochs': dict(killed, resume=True)}, 2, 'two_again')
+        run(resumed(folder, ON_FOUR, 'four_again'), 4, 'four_again')
+        torch.save(found, file)
+
+    return once(tmp_path_factory, 'runners', make)
+
+
+def same_run(a: dict, b: dict) -> None:
+    torch.testing.assert_close(a['params'], b['params'], rtol=1e-4, atol=2e-6)
+    # Of a resumed run the later part only.
+    count = min(len(a['grad_norm']), len(b['grad_norm']))
+    assert count >= 2
+    pair = [torch.tensor(run['grad_norm'][-count:]) for run in (a, b)]
+    torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-6, equal_nan=True)
+    torch.testing.assert_close(flat(a['state']), flat(b['state']), rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize('name', [name for name in JOBS if name in SPREAD])
+def test_ddp_as_one_process(results, name):
+    assert results['two'][name]['kind'] == 'MMDistributedDataParallel'
+    same_run(results['two'][name], results['one'][name])
+
+
+def test_no_sync_while_accumulating(results):
+    assert results['two']['plain NormClip']['syncs'] == 8
+    assert results['two']['ddp NormClip']['syncs'] == 4
+
+
+def test_what_is_never_used_stays(results):
+    spare = results['two']['ddp NormClip']['params']['spare.weight']
+    assert torch.equal(spare, results['one']['ddp NormClip']['params']['spare.weight'])
+
+
+@pytest.mark.parametrize('name', RULES)
+def test_fsdp_strategy_as_one_process(results, name):
+    found = results['two'][f'fsdp {name}']
+    if name in NOT_ON_FLAT:
+        assert 'fully_shard' in found['error']
+        return
+    assert found['kind'] == 'MMFullyShardedDataParallel'
+    same_run(found, results['one'][f'plain {name}'])
+
+
+def test_stock_clips_each_rank_by_its_own_norm(results):
+    """What the strategy does by itself, and what becomes of it."""
+    one, stock = results['one']['plain NormClip'], results['two']['fsdp stock']
+    first, second = stock['norms_of_ranks']
+    assert first[0] != pytest.approx(second[0], rel=0.05)
+    assert (first[0] ** 2 + second[0] ** 2) ** 0.5 == pytest.approx(one['grad_norm'][0], rel=1e-5)
+    # It goes on to other weights, and other norms.
+    assert stock['grad_norm'][1] != pytest.approx(one['grad_norm'][1] / 2**0.5, rel=0.05)
+    # Ours: one number on all ranks, the one process's.
+    ours = results['two']['fsdp NormClip']['norms_of_ranks']
+    assert ours[0][:5] == ours[1][:5] == pytest.approx(one['grad_norm'][:5], rel=1e-5)
+
+
+@pytest.mark.parametrize('name', ON_ONE)
+def test_a_checkpoint_of_two_processes_resumes_on_one(results, name):
+    same_run(results['one_again'][name], results['two'][name])
+
+
+@pytest.mark.parametrize('name', ON_FOUR)
+def test_a_checkpoint_of_two_processes_resumes_on_four(results, name):
+    same_run(results['four_again'][name], results['two'][name])
+
+
+@pytest.mark.parametrize('name', ['fsdp local AdaGC', 'fsdp AdaGC'])
+def test_shards_of_each_rank_resume_to_the_bit(results, name):
+    again, whole = results['two_again'][name], results['two'][name]
+    assert all(torch.equal(again['params'][key], p) for key, p in whole['params'].items())
+    torch.testing.assert_close(flat(again['state']), flat(whole['state']), rtol=0, atol=0)
+
+
+def test_a_killed_worker_ends_the_others_with_an_error(results):
+    killed = results['killed']
+    assert killed['status'] != 0
+    assert 'SIGKILL' in killed['said']
+    assert killed['seconds'] < 60
+    assert killed['left'] == []
+
+
+def test_a_run_that_lost_a_worker_resumes_to_the_same_weights(results):
+    """From the last epoch's checkpoint, data order and the rule's state included: to the bit."""
+    again, whole = results['two_again']['epochs'], results['two']['epochs']
+    assert all(torch.equal(again['params'][key], p) for key, p in whole['params'].items())
+    torch.testing.assert_close(flat(again['state']), flat(whole['state']), rtol=0, atol=0)
+    assert len(whole['grad_norm']) == 24
+    torch.testing.assert_close(
+        torch.tensor(again['grad_norm']), torch.tensor(whole['grad_norm']), equal_nan=True
+    )
