@@ -1,0 +1,114 @@
+"""The benchmark runs, and its figures are of what their columns say."""
+
+import csv
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / 'tools' / 'benchmark' / 'benchmark_clipping.py'
+
+
+def run(*args):
+    return subprocess.run(
+        [sys.executable, str(TOOL), *map(str, args)], capture_output=True, text=True, timeout=240
+    )
+
+
+def test_a_small_table(tmp_path):
+    out = tmp_path / 'folder' / 'table'
+    rules = ['NormClip', 'ValueClip', 'AdaGC', 'GradientStabilizer', 'ParamNormClip']
+    peers = ['torch clip_grad_norm_', 'torch clip_grad_value_', 'torch _foreach_norm only']
+    size = ['--tensors', 6, '--numel', 70_000, '--rounds', 2, '--threads', 1]
+    done = run(*size, '--out', out, '--only', *rules, *peers)
+    assert done.returncode == 0, done.stderr
+    # torch's profiler writes lines of its own to the error stream.
+    assert done.stderr.splitlines() == ['timing 12 steps in turn, 2 rounds ...']
+    with out.with_suffix('.csv').open() as file:
+        rows = {row['name']: row for row in csv.DictReader(file)}
+    saved = json.loads(out.with_suffix('.json').read_text())
+    assert [row['name'] for row in saved['rows']] == list(rows)
+    assert set(rules) | set(peers) < set(rows)
+    about = saved['about']
+    assert (about['tensors'], about['weights']) == (6, 420_000)
+    assert about['gradients'] == 'random'
+    kinds = {(t['what'], t['over'], t['of']): t for t in about['targets']}
+    assert kinds['ValueClip', 'torch clip_grad_value_', 'clip alone']['at_most'] == 0.6
+    assert kinds['ValueClip', 'torch clip_grad_value_', 'clip+step']['at_most'] is None
+    for name, row in rows.items():
+        assert float(row['clip_and_step_ms']) > 0, name
+        assert name in done.stdout
+        if name in rules:
+            assert row['host_reads'] == '0'
+    assert float(rows['NormClip']['over_our_norm']) == 1
+    assert float(rows['step only (fused AdamW)']['clip_alone_ms']) == 0
+    # A stock step reads the norm for its log, and holds copies.
+    assert rows['MMEngine OptimWrapper norm']['host_reads'] == '1'
+    assert float(rows['MMEngine OptimWrapper norm']['peak_extra_percent_of_gradients']) > 5
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['--only', 'NoClip'], "unknown 'NoClip'; known: step only"),
+        (['--gradients', 'model'], '--gradients model needs a model'),
+        (['--gradients', 'none'], 'invalid choice'),
+    ],
+)
+def test_errors(args, message):
+    done = run('--tensors', 2, '--rounds', 1, *args)
+    assert done.returncode != 0 and message in done.stderr
+
+
+def test_help_explains_every_column():
+    text = run('--help').stdout
+    for column in ('clip ms', '/read once', '/stock', '/torch', '/ours', 'reads', 'mem %'):
+        assert f'  {column} ' in text
+    assert 'kernel_launches' in text and '--gradients' in text
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOL.parent))
+    import benchmark_clipping
+
+    return benchmark_clipping
+
+
+def test_ratios_are_medians_round_by_round(tool):
+    times = {
+        'NormClip': [3.0, 6.0, 4.0],
+        'torch clip_grad_norm_': [4.0, 4.0, 8.0],
+        'step only (fused SGD)': [2.0, 2.0, 3.0],
+    }
+    (found,) = tool.targets(times)
+    expected = statistics.median([3 / 4, 6 / 4, 4 / 8])
+    assert found == dict(
+        what='NormClip',
+        over='torch clip_grad_norm_',
+        of='clip+step',
+        at_most=0.85,
+        measured=expected,
+    )
+    assert tool.clip_alone_seconds(times, 'NormClip') == 1.0
+
+
+def test_warmed_up_rules_clip_and_the_gradients_are_as_they_were(tool):
+    for name in ('AutoClip', 'ZClip', 'AdaGC', 'AdaClip'):
+        model = tool.many_tensors(3, 200)
+        params = list(model.parameters())
+        tool.random_gradients(params)
+        before = [p.grad.clone() for p in params]
+        step, handle = tool.rule_step(name, params, model)
+        assert all(torch.equal(p.grad, grad) for p, grad in zip(params, before, strict=True))
+        step()
+        stats = handle.stats()
+        assert stats['clip_coef'] < 0.999, name
+        assert stats['grad_norm'] == pytest.approx(
+            float(torch.cat(before).double().norm()), rel=1e-6
+        )
