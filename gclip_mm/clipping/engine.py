@@ -219,6 +219,14 @@ class GradClipEngine:
         views, everything = self.book.collect()
         if not views:
             return
+        try:
+            self._clip_views(views, everything, can_fold)
+        finally:
+            # What zero_grad drops is memory for the next forward pass: nobody may hold on to it.
+            for view in views:
+                view.grads = []
+
+    def _clip_views(self, views: list[GradView], everything: list[Tensor], can_fold: bool) -> None:
         self._drive_schedules()
         optimizer = self.optimizer
         fused = can_fold and self._is_fused()

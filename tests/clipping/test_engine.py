@@ -13,7 +13,7 @@ from torch import nn
 from gclip_mm import ClipConfigError, attach
 from gclip_mm.clipping import GradClipEngine
 from gclip_mm.clipping.norm_clip import NormClip
-from tests.clipping.cases import equal
+from tests.clipping.cases import CASES, equal, make_optimizer
 from tests.clipping.steps import Failure, fail, gradients, make_params, set_grads
 
 CONFIG = dict(type='NormClip', max_norm=0.1)
@@ -527,3 +527,18 @@ def test_create_graph_gradients():
     (p**2).sum().backward(create_graph=True)
     optimizer.step()
     np.testing.assert_allclose(p.detach().numpy(), [3 - 0.06, 4 - 0.08], rtol=1e-6)
+
+
+@pytest.mark.parametrize('value', [1.0, math.nan], ids=['finite', 'not finite'])
+@pytest.mark.parametrize('name', CASES)
+def test_gradients_that_zero_grad_drops_are_gone(name, value):
+    """Their memory is there for the next forward pass, at whose end it is wanted most."""
+    params = make_params()
+    optimizer = make_optimizer(CASES[name], params)
+    with attach(optimizer, CASES[name]):
+        for _ in range(2):
+            set_grads(params, [torch.full_like(p, value) for p in params])
+            optimizer.step()
+        kept = [weakref.ref(p.grad) for p in params]
+        optimizer.zero_grad()
+        assert [ref() for ref in kept] == [None] * 3
