@@ -251,7 +251,7 @@ run_step pip 'pip and the build tools' \
 run_step torch 'PyTorch (about 200 MB for a CPU, several GB with CUDA)' \
     pip_install torch
 # shellcheck disable=SC2086
-run_step common 'NumPy, SciPy, OpenCV, the test tools' \
+run_step common 'NumPy, SciPy, OpenCV, the test tools (Triton, if PyTorch did not bring it: 200 MB)' \
     pip_install -r requirements/common.txt $EXTRA_REQUIREMENTS
 # shellcheck disable=SC2086
 run_step mm "$MM_PACKAGES" \

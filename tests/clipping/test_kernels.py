@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -21,10 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device('cpu')
 
 
-@pytest.mark.skipif(
+needs_triton = pytest.mark.skipif(
     importlib.util.find_spec('triton') is None,
     reason='Triton is not installed (pip install triton; it comes with PyTorch for CUDA)',
 )
+
+
+@needs_triton
 @pytest.mark.timeout(900)
 def test_under_the_interpreter():
     """In a process of its own: the interpreter has to be chosen before Triton is imported."""
@@ -41,6 +45,30 @@ def test_under_the_interpreter():
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert int(re.search(r'(\d+) passed', done.stdout)[1]) > 50
     assert 'skipped' not in done.stdout.splitlines()[-1]
+
+
+@needs_triton
+@pytest.mark.timeout(900)
+def test_built_for_gpus_that_are_not_here(tmp_path):
+    """By the compiler that a GPU would have it from, down to machine code."""
+    env = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
+    done = subprocess.run(
+        [sys.executable, '-m', 'tests.clipping.kernel_builds'],
+        cwd=ROOT,
+        env={**env, 'TRITON_CACHE_DIR': str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=840,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    builds = json.loads(done.stdout)
+    assert len(builds) == 18 and all(build['size'] > 1000 for build in builds)
+    for build in builds:
+        # The count of those who have arrived, and nothing else: sums whose order is left to chance
+        # would differ between processes.
+        expected = ['atom.global.gpu.acq_rel.add.u32'] if build['kernel'] == '_measure' else []
+        assert build['atomics'] == expected, build
 
 
 @pytest.fixture

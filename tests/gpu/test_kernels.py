@@ -1,0 +1,9 @@
+"""The Triton kernels on a GPU: what they do under the interpreter, they do there."""
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip('needs a CUDA GPU', allow_module_level=True)
+
+from tests.clipping.kernel_checks import *  # noqa: E402, F403
