@@ -33,6 +33,7 @@ import argparse
 import csv
 import json
 import platform
+import shlex
 import statistics
 import sys
 from pathlib import Path
@@ -166,7 +167,7 @@ def measure_all(args: argparse.Namespace) -> tuple[list[dict], dict]:
         'rounds': args.rounds,
         'torch': torch.__version__,
         'python': platform.python_version(),
-        'command': ' '.join(['python', 'tools/benchmark/benchmark_clipping.py', *sys.argv[1:]]),
+        'command': shlex.join(['python', 'tools/benchmark/benchmark_clipping.py', *sys.argv[1:]]),
         'targets': targets(times),
     }
     return rows, about

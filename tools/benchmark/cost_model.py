@@ -8,11 +8,13 @@ Example::
 
     python tools/benchmark/cost_model.py
     python tools/benchmark/cost_model.py --hbm 2.0e12 --sizes 7 --gpus 16 --rules NormClip AGC
+    python tools/benchmark/cost_model.py --check results/benchmark/faster-rcnn_r50_cpu.csv
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 import sys
 from pathlib import Path
@@ -229,6 +231,27 @@ def table(
     return lines + [row(r, size, g, hardware) for size in sizes for g in gpus for r in rules]
 
 
+def check_table(file: Path) -> list[str]:
+    """The bytes of each rule over those of the gradients, beside times that were measured on a CPU.
+
+    Args:
+        file: a CSV of ``benchmark_clipping.py``; its times are over that of reading once.
+    """
+    model = Model(1 << 20, 1, 0)
+    lines = [
+        '| rule | bytes, over one reading | time measured, over one reading |',
+        '|---|---|---|',
+    ]
+    with file.open() as opened:
+        for entry in csv.DictReader(opened):
+            if entry['name'] in CLIPPERS:
+                one = cost(entry['name'], model, 1, folds=True)
+                moved = (one.read + one.written) / (4 * model.weights)
+                measured = float(entry['clip_alone_over_read_once'])
+                lines.append(f'| {entry["name"]} | {moved:.1f} | {measured:.1f} |')
+    return lines
+
+
 #: One of each kind: global, per tensor, per unit, elementwise without and with state.
 SHOWN = ['NormClip', 'AdaGC', 'AGC', 'ValueClip', 'SpikeClip']
 
@@ -272,7 +295,18 @@ def main(argv: list[str] | None = None) -> None:
             metavar='X',
             help=f'{" ".join(text.split())} (default: {value:g})',
         )
+    parser.add_argument(
+        '--check',
+        type=Path,
+        metavar='CSV',
+        help='instead: the bytes of each rule beside the times that benchmark_clipping.py measured',
+    )
     args = parser.parse_args(argv)
+    if args.check is not None:
+        if not args.check.is_file():
+            parser.error(f'--check: {args.check} is not there')
+        print('\n'.join(check_table(args.check)))
+        return
     if min(args.gpus) < 1:
         parser.error('--gpus: at least 1')
     hardware = Hardware(**{field: getattr(args, field) for field in Hardware._fields})
