@@ -137,14 +137,19 @@ def _shard_spec(param: Tensor, flat_groups: dict[int, FlatShard]) -> ShardSpec |
     if is_dtensor(param):
         groups, dims = [], []
         for mesh_dim, placement in enumerate(param.placements):
-            if placement.is_partial():
+            if placement.is_replicate():
+                continue
+            # Not is_shard(): that is False for the strided shards of FSDP2 over tensor parallelism.
+            dim = getattr(placement, 'dim', None)
+            if placement.is_partial() or dim is None:
                 raise ClipConfigError(
-                    'clip_grad: a parameter is a DTensor with a partial placement, whose norm is '
-                    'not defined before it is reduced: redistribute it to Shard or Replicate'
+                    f'clip_grad: a parameter is a DTensor with the placement {placement}, whose '
+                    'norm is not defined before it is reduced: redistribute it to Shard or '
+                    'Replicate'
                 )
-            if placement.is_shard() and param.device_mesh.size(mesh_dim) > 1:
+            if param.device_mesh.size(mesh_dim) > 1:
                 groups.append(param.device_mesh.get_group(mesh_dim))
-                dims.append(placement.dim)
+                dims.append(dim)
         return ShardSpec(tuple(groups), tuple(dims), param.shape) if groups else None
     if id(param) in flat_groups:
         group, shape = flat_groups[id(param)]

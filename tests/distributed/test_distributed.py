@@ -3,70 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
-from gclip_mm import CLIPPERS
-from tests.distributed.launching import launch, once
-
-WORKER = Path(__file__).with_name('worker.py')
-
-RULES = {name: {'type': name, **CLIPPERS.get(name).example} for name in CLIPPERS}
-RULES |= {
-    'inf norm': dict(type='NormClip', max_norm=0.05, norm_type='inf'),
-    '3-norm': dict(type='NormClip', max_norm=0.1, norm_type=3),
-    'AGC everywhere': dict(type='AGC', clip_factor=1e-3),
-    'carry': dict(type='NormClip', max_norm=0.3, carry=True),
-    'carry in a chain': dict(
-        type='ChainClip',
-        clips=[
-            dict(type='ValueClip', clip_value=0.05, carry=True),
-            dict(type='NormClip', max_norm=0.3),
-        ],
-    ),
-    'routes': dict(
-        type='AGC',
-        rules=[dict(match='^stem', type='NormClip', max_norm=0.1)],
-        exclude=['head'],
-    ),
-}
-
-
-def optimizers(how: str, rule: dict) -> list[str]:
-    if rule['type'] == 'GradientStabilizer':
-        return [] if how == 'zero' else ['adamw']
-    # torch itself refuses to fuse a step over DTensors and plain tensors.
-    return ['sgd'] if how in ('zero', 'mixed') else ['sgd', 'adamw_fused']
-
-
-CASES = {
-    f'{how} {name} {optimizer}': dict(
-        how=how, clip_grad=rule, optimizer=optimizer, nan_step=3, count=how == 'fsdp2'
-    )
-    for how in ('ddp', 'zero', 'fsdp1', 'fsdp2', 'mixed')
-    for name, rule in RULES.items()
-    for optimizer in optimizers(how, rule)
-}
-FOUR = {
-    f'{how} {name} sgd': dict(how=how, clip_grad=RULES[name], optimizer='sgd', nan_step=3)
-    for how in ('hsdp', 'fsdp2')
-    for name in ('NormClip', 'AGC', 'ValueClip', 'routes')
-}
-#: FSDP1 lays parameters out flat, so that these cannot be right there, and say so.
-NEEDS_UNITS = {name for name, rule in RULES.items() if rule['type'] == 'AGC'}
-
-
-@pytest.fixture(scope='module')
-def results(tmp_path_factory) -> dict[int, dict]:
-    def make(file: Path) -> None:
-        found = {}
-        for processes, cases in ((1, {**CASES, **FOUR}), (2, CASES), (4, FOUR)):
-            found[processes] = launch(WORKER, cases, processes, file.with_suffix(f'.{processes}'))
-        torch.save(found, file)
-
-    return once(tmp_path_factory, 'engines', make)
+from tests.distributed.engine_cases import CASES, FOUR, HALVES, NEEDS_UNITS
 
 
 def compare(single: dict, spread: dict) -> None:
@@ -81,26 +22,26 @@ def compare(single: dict, spread: dict) -> None:
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_two_processes_equal_one(results, case):
+def test_two_processes_equal_one(engine_results, case):
     how = CASES[case]['how']
     rule = case.removeprefix(f'{how} ').rpartition(' ')[0]
-    spread = results[2][case]
+    spread = engine_results[2][case]
     if 'error' in spread:
         assert how == 'fsdp1'
         assert rule in NEEDS_UNITS or 'FSDP' in spread['error']
         return
     assert not (how == 'fsdp1' and rule in NEEDS_UNITS)
-    compare(results[1][case], spread)
+    compare(engine_results[1][case], spread)
 
 
 @pytest.mark.parametrize('case', FOUR)
-def test_four_processes_equal_one(results, case):
-    compare(results[1][case], results[4][case])
+def test_four_processes_equal_one(engine_results, case):
+    compare(engine_results[1][case], engine_results[4][case])
 
 
 @pytest.mark.parametrize('case', [case for case in CASES if not case.startswith('fsdp1')])
-def test_the_state_does_not_know_how_many_processes_there_were(results, case):
-    single, spread = results[1][case]['state'], results[2][case]['state']
+def test_the_state_does_not_know_how_many_processes_there_were(engine_results, case):
+    single, spread = engine_results[1][case]['state'], engine_results[2][case]['state']
     torch.testing.assert_close(flat(spread), flat(single), rtol=1e-4, atol=2e-6)
 
 
@@ -115,27 +56,56 @@ def flat(state, path='') -> dict[str, torch.Tensor]:
     return {k: v for key, item in items for k, v in flat(item, f'{path}.{key}').items()}
 
 
-def test_elementwise_state_on_flat_shards_is_refused(results):
+def test_elementwise_state_on_flat_shards_is_refused(engine_results):
     for rule in ('SpikeClip', 'carry', 'carry in a chain'):
-        assert 'fully_shard' in results[2][f'fsdp1 {rule} sgd']['error']
+        assert 'fully_shard' in engine_results[2][f'fsdp1 {rule} sgd']['error']
 
 
-def test_agc_on_flat_shards_says_what_to_do(results):
-    error = results[2]['fsdp1 AGC sgd']['error']
+def test_agc_on_flat_shards_says_what_to_do(engine_results):
+    error = engine_results[2]['fsdp1 AGC sgd']['error']
     assert 'fully_shard' in error
 
 
-def test_a_norm_rule_needs_one_all_reduce(results):
-    for rule in ('NormClip', 'inf norm', '3-norm'):
-        assert results[2][f'fsdp2 {rule} sgd']['collectives'] == [1] * 6
+@pytest.mark.parametrize('key', HALVES)
+@pytest.mark.parametrize('processes', [1, 4])
+def test_state_and_weights_go_on_with_another_number_of_shards(engine_results, key, processes):
+    whole, again = engine_results[2][key], engine_results[processes][key]
+    for name, expected in whole['params'].items():
+        torch.testing.assert_close(again['params'][name], expected, rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(flat(again['state']), flat(whole['state']), rtol=1e-4, atol=2e-6)
+    # Otherwise it would not matter what had been loaded.
+    assert flat(whole['half']['state'])
 
 
-def test_the_steps_clipped_and_skipped(results):
+#: Collectives of a step in which there is something to clip, for each sharded mesh dimension.
+ALL_REDUCES = {'NormClip': 1, 'inf norm': 1, '3-norm': 1, 'AutoClip': 1, 'ZClip': 1}
+ALL_REDUCES |= {'ParamNormClip': 1, 'AdaGC': 1, 'GradientStabilizer': 1, 'AGC': 2, 'routes': 4}
+
+
+@pytest.mark.parametrize('rule', ALL_REDUCES)
+def test_all_reduces_on_one_mesh_dimension(engine_results, rule):
+    optimizer = 'adamw' if rule == 'GradientStabilizer' else 'sgd'
+    steps = engine_results[2][f'fsdp2 {rule} {optimizer}']['collectives']
+    # Once the step is found to be not finite, nothing else has to be known.
+    counts = [len(messages) for step, messages in enumerate(steps) if step != 3]
+    assert counts == [ALL_REDUCES[rule]] * 5
+
+
+@pytest.mark.parametrize('rule', ['NormClip', 'AGC'])
+def test_all_reduces_on_two_mesh_dimensions(engine_results, rule):
+    """A replicated dimension needs none; tensor parallelism is one more."""
+    for how, dimensions in (('hsdp', 1), ('tp', 2)):
+        steps = engine_results[4][f'{how} {rule} sgd']['collectives']
+        counts = [len(messages) for step, messages in enumerate(steps) if step != 3]
+        assert counts == [ALL_REDUCES[rule] * dimensions] * 5
+
+
+def test_the_steps_clipped_and_skipped(engine_results):
     # Otherwise equal parameters would prove nothing.
     for case in CASES:
-        records = results[1][case]['records']
+        records = engine_results[1][case]['records']
         assert records[3]['nonfinite'] == 1
         assert all(record['nonfinite'] == 0 for i, record in enumerate(records) if i != 3)
     for rule in ('NormClip', 'AGC', 'ValueClip'):
-        fractions = [r['clip_fraction'] for r in results[1][f'ddp {rule} sgd']['records']]
+        fractions = [r['clip_fraction'] for r in engine_results[1][f'ddp {rule} sgd']['records']]
         assert max(fractions) > 0

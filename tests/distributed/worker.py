@@ -21,6 +21,7 @@ from torch import nn
 import gclip_mm
 
 STEPS = 6
+SGD = dict(lr=0.1, momentum=0.9)
 BATCH = 8
 
 
@@ -55,7 +56,8 @@ def batch(step: int, rank: int, world: int) -> torch.Tensor:
 
 def make_optimizer(kind: str, params) -> torch.optim.Optimizer:
     if kind.startswith('sgd'):
-        return torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=kind.endswith('fused'))
+        momentum = 0.0 if kind.endswith('plain') else 0.9
+        return torch.optim.SGD(params, lr=0.1, momentum=momentum, fused=kind.endswith('fused'))
     return torch.optim.AdamW(params, lr=0.01, fused=kind.endswith('fused'))
 
 
@@ -74,6 +76,14 @@ def wrap(model: nn.Module, how: str) -> nn.Module:
         mesh = init_device_mesh('cpu', (2, world // 2), mesh_dim_names=('replicate', 'shard'))
     else:
         mesh = init_device_mesh('cpu', (world,))
+    if how == 'tp':
+        from torch.distributed.tensor import Replicate
+        from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+        mesh = init_device_mesh('cpu', (world // 2, 2), mesh_dim_names=('data', 'tensor'))
+        split = ColwiseParallel(output_layouts=Replicate(), use_local_output=True)
+        parallelize_module(model, mesh['tensor'], {'head': split})
+        mesh = mesh['data']
     if how == 'mixed':
         # The head stays a plain module on every rank: its gradients are averaged by hand below.
         for child in (model.stem, model.grouped, model.up, model.norm):
@@ -100,6 +110,24 @@ def state_of(model: nn.Module, how: str) -> dict[str, torch.Tensor]:
         name.removeprefix('module.'): whole(p.detach()).clone()
         for name, p in model.named_parameters()
     }
+
+
+def set_params(model: nn.Module, how: str, params: dict[str, torch.Tensor]) -> None:
+    if how == 'fsdp1':
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        with FullyShardedDataParallel.summon_full_params(model), torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(params[name.replace('_fsdp_wrapped_module.', '')])
+        return
+    from torch.distributed.tensor import distribute_tensor
+
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            value = params[name.removeprefix('module.')]
+            if hasattr(p, 'to_local'):
+                value = distribute_tensor(value, p.device_mesh, p.placements)
+            p.copy_(value)
 
 
 def require_same(left, right) -> None:
@@ -132,14 +160,14 @@ def watch_collectives(found: list[list[int]]):
 
 
 def poison(model: nn.Module, how: str) -> None:
-    """A NaN in a gradient. Where gradients are sharded, on the last rank only."""
+    """A NaN in a gradient: of one rank only, where it is no replica that others have as well."""
+    alone = how in ('fsdp1', 'fsdp2')
+    if alone and dist.get_rank() < dist.get_world_size() - 1:
+        return
     for p in model.parameters():
-        if p.grad is None:
-            continue
-        grad = p.grad.to_local() if hasattr(p.grad, 'to_local') else p.grad
-        sharded = how == 'fsdp1' or grad is not p.grad
-        if grad.numel() and (not sharded or dist.get_rank() == dist.get_world_size() - 1):
-            grad.view(-1)[0] = float('nan')
+        if p.grad is not None and p.grad.numel():
+            grad = p.grad.to_local() if hasattr(p.grad, 'to_local') else p.grad
+            grad.view(-1)[:1] = float('nan')
 
 
 def run(case: dict) -> dict:
@@ -149,16 +177,27 @@ def run(case: dict) -> dict:
     if how == 'zero':
         from torch.distributed.optim import ZeroRedundancyOptimizer
 
-        optimizer = ZeroRedundancyOptimizer(
-            model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9
-        )
+        adam = case['optimizer'] == 'adamw'
+        kind = (torch.optim.AdamW, dict(lr=0.01)) if adam else (torch.optim.SGD, SGD)
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), kind[0], **kind[1])
     else:
         optimizer = make_optimizer(case['optimizer'], model.parameters())
     handle = gclip_mm.attach(optimizer, case['clip_grad'], model=model)
-    records, collectives = [], []
-    for step in range(STEPS):
+    records, collectives, half, first = [], [], {}, 0
+    if 'from' in case:
+        file, key = case['from']
+        half = torch.load(file, weights_only=True)[key]['half']
+        set_params(model, how, half['params'])
+        handle.load_state_dict(half['state'])
+        require_same(handle.state_dict(), half['state'])
+        first = STEPS // 2
+    # Ranks that share a layer get the same part of the batch.
+    part, parts = (rank // 2, world // 2) if how == 'tp' else (rank, world)
+    for step in range(first, STEPS):
+        if case.get('half') and step == STEPS // 2:
+            half = {'params': state_of(model, how), 'state': handle.state_dict()}
         optimizer.zero_grad()
-        loss = model(batch(step, rank, world)).square().mean()
+        loss = model(batch(step, part, parts)).square().mean()
         loss.backward()
         if how == 'mixed':
             for p in (*model.head.parameters(), model.scale):
@@ -177,12 +216,13 @@ def run(case: dict) -> dict:
     require_same(handle.state_dict(), state)
     if world > 1:
         # To the bit the same on every rank.
-        for tensor in params.values():
+        for name, tensor in params.items():
             other = tensor.clone()
             dist.broadcast(other, src=0)
             if not torch.equal(other, tensor):
-                raise AssertionError('the ranks differ')
-    return {'params': params, 'records': records, 'state': state, 'collectives': collectives}
+                raise AssertionError(f'the ranks differ in {name}: {tensor - other}')
+    found = {'params': params, 'records': records, 'state': state, 'collectives': collectives}
+    return {**found, 'half': half}
 
 
 def main() -> None:

@@ -1,0 +1,99 @@
+"""The cost model is checked against what can be counted on a machine without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from gclip_mm import CLIPPERS
+from tests.clipping.cases import Runner, example
+from tests.distributed.launching import ROOT
+from tests.distributed.worker import Net
+
+DOC = (ROOT / 'docs' / 'scaling.md').read_text()
+PATH = ROOT / 'tools' / 'benchmark' / 'cost_model.py'
+spec = importlib.util.spec_from_file_location('cost_model', PATH)
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+def model_of(net: nn.Module):
+    params = list(net.parameters())
+    vectors = sum(p.ndim < 2 for p in params)
+    return tool.Model(sum(p.numel() for p in params), len(params) - vectors, vectors)
+
+
+def test_the_table_in_the_docs_is_what_it_prints(capsys):
+    tool.main([])
+    assert capsys.readouterr().out.strip() in DOC
+
+
+def test_the_assumptions_in_the_docs_are_its_defaults():
+    stated = dict(re.findall(r'^\| `--([\w-]+)` \| ([\d.e+-]+) \|', DOC, re.M))
+    assert {key.replace('-', '_'): float(value) for key, value in stated.items()} == {
+        key: pytest.approx(float(value)) for key, value in tool.Hardware()._asdict().items()
+    }
+
+
+@pytest.mark.parametrize('name', CLIPPERS)
+def test_messages_are_those_that_were_counted(name, engine_results):
+    """The most that a step has sent; a step with less to clip may need fewer."""
+    optimizer = 'adamw' if name == 'GradientStabilizer' else 'sgd'
+    steps = engine_results[2][f'fsdp2 {name} {optimizer}']['collectives']
+    expected = list(tool.cost(name, model_of(Net()), 2).messages)
+    # The very first step may exchange what stays as it is, such as the number of elements.
+    assert max(steps[1:], key=len) == expected
+    assert steps[0][: len(expected)] == expected or steps[0][-len(expected) :] == expected
+
+
+@pytest.mark.parametrize('name', CLIPPERS)
+def test_state_is_what_the_rule_keeps(name):
+    shapes = [(64, 32), (64,), (32, 64), (32,)]
+    run = Runner(example(name), shapes)
+    for step in range(2):
+        generator = torch.Generator().manual_seed(step)
+        run([torch.randn(shape, generator=generator) for shape in shapes])
+
+    def size(value) -> int:
+        if isinstance(value, torch.Tensor):
+            return value.numel() * value.element_size()
+        items = value.values() if isinstance(value, dict) else value
+        return sum(map(size, items)) if isinstance(value, dict | list) else 0
+
+    model = tool.Model(sum(p.numel() for p in run.params), 2, 2)
+    kept = size(run.rule.state_dict())
+    # A count or two come on top of it.
+    assert kept == pytest.approx(tool.cost(name, model, 1).state, abs=32)
+
+
+def test_every_rule_has_a_cost_and_others_have_none():
+    model = tool.transformer(1)
+    for name in CLIPPERS:
+        assert tool.seconds(name, model, 64, tool.Hardware()) > 0
+    with pytest.raises(KeyError, match='NoSuchRule'):
+        tool.cost('NoSuchRule', model, 1)
+
+
+def test_the_models_have_about_the_weights_that_they_are_named_for():
+    for billions in tool.MODELS:
+        assert tool.transformer(billions).weights / 1e9 == pytest.approx(billions, rel=0.2)
+
+
+def test_more_gpus_share_the_memory_and_lengthen_the_way():
+    model, hardware = tool.transformer(13), tool.Hardware()
+    one, many = tool.cost('NormClip', model, 8), tool.cost('NormClip', model, 1024)
+    assert one.read == pytest.approx(128 * many.read) and one.messages == many.messages
+    near, far = (tool.exchange_seconds(4096, gpus, hardware) for gpus in (8, 1024))
+    # By hand: 2 * 3 hops of 3 us; then 2 * 7 of 10 us more, at another speed.
+    assert near == pytest.approx(18e-6 + 8192 / 4.5e11)
+    assert far == pytest.approx(18e-6 + 140e-6 + 8192 / 5e10)
+
+
+@pytest.mark.parametrize('wrong', [['--gpus', '0'], ['--hbm', '0'], ['--sizes', '3']])
+def test_bad_input(wrong):
+    with pytest.raises(SystemExit):
+        tool.main(wrong)
