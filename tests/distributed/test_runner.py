@@ -37,12 +37,18 @@ def job(name: str, **keys) -> dict:
     return dict(clip_grad=rule, optimizer=optimizer(rule), **keys)
 
 
+#: The NaN makes the scale smaller, which has to be the same afterwards on all ranks.
+AMP = dict(
+    wrapper='GClipAmpOptimWrapper',
+    wrapper_keys=dict(dtype='float16', loss_scale=dict(init_scale=2.0**6)),
+)
 #: What one process is asked as well.
 JOBS = {
     # Every second backward pass without an exchange, and a layer that is never used.
     **{f'ddp {name}': job(name, accumulate=2, spare=True) for name in RULES},
     **{f'plain {name}': job(name) for name in RULES if name not in NOT_ON_FLAT},
     'hook AdaGC': job('AdaGC', door='hook', wrapper='OptimWrapper'),
+    'plain amp': job('AdaGC', **AMP),
 }
 SPREAD = {
     **{f'ddp {name}': JOBS[f'ddp {name}'] for name in RULES},
@@ -51,6 +57,14 @@ SPREAD = {
     'hook AdaGC': JOBS['hook AdaGC'],
     'fsdp hook AdaGC': job('AdaGC', strategy=FULL, door='hook', wrapper='OptimWrapper'),
     'fsdp local AdaGC': job('AdaGC', strategy=LOCAL, saver='GClipCheckpointHook'),
+    'fsdp amp': job('AdaGC', strategy=FULL, **AMP),
+    'amp unshared': job(
+        'AdaGC',
+        strategy=FULL,
+        wrapper=AMP['wrapper'],
+        wrapper_keys=dict(AMP['wrapper_keys'], use_fsdp=False),
+    ),
+    'flexible ddp': job('NormClip', strategy=dict(type='DDPStrategy')),
     'epochs': job('AdaGC', epochs=True),
     # It knows nothing of steps that are not finite: before the first of them.
     'fsdp stock': dict(
@@ -61,7 +75,7 @@ SPREAD = {
 #: Resumed from the checkpoint of two processes: on one, on four.
 ON_ONE = [*(f'ddp {name}' for name in RULES), 'hook AdaGC']
 ON_FOUR = [*ON_ONE, *(f'fsdp {name}' for name in ('NormClip', 'AutoClip', 'ZClip', 'AdaGC'))]
-ON_FOUR += ['fsdp GradientStabilizer', 'fsdp hook AdaGC']
+ON_FOUR += ['fsdp GradientStabilizer', 'fsdp hook AdaGC', 'fsdp amp']
 
 
 def resumed(folder: Path, names: list[str], into: str) -> dict[str, dict]:
@@ -152,6 +166,17 @@ def test_fsdp_strategy_as_one_process(results, name):
         return
     assert found['kind'] == 'MMFullyShardedDataParallel'
     same_run(found, results['one'][f'plain {name}'])
+
+
+def test_fsdp_under_a_loss_scaler(results):
+    """The strategy takes the scaler that ranks share; without it a run does not start."""
+    same_run(results['two']['fsdp amp'], results['one']['plain amp'])
+    assert 'use_fsdp=True' in results['two']['amp unshared']['error']
+
+
+def test_the_flexible_runners_ddp(results):
+    assert results['two']['flexible ddp']['kind'] == 'MMDistributedDataParallel'
+    same_run(results['two']['flexible ddp'], results['one']['plain NormClip'])
 
 
 def test_stock_clips_each_rank_by_its_own_norm(results):
