@@ -213,9 +213,17 @@ def scatter(whole: Tensor, param: Tensor) -> Tensor:
     """The inverse of :func:`gather`, for any number of shards."""
     if not is_dtensor(param):
         return whole
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(whole, param.device_mesh, param.placements).to_local()
+    mesh = param.device_mesh
+    cuts = [
+        (placement.is_shard(), mesh_dim, placement.dim)
+        for mesh_dim, placement in enumerate(param.placements)
+        if not placement.is_replicate()
+    ]
+    # distribute_tensor refuses strided shards. They cut what tensor parallelism has cut before.
+    for _, mesh_dim, dim in sorted(cuts, key=lambda cut: not cut[0]):
+        parts, own = whole.chunk(mesh.size(mesh_dim), dim), mesh.get_local_rank(mesh_dim)
+        whole = parts[own] if own < len(parts) else whole.narrow(dim, 0, 0)
+    return whole.contiguous()
 
 
 def to_local(tensor: Tensor) -> Tensor:

@@ -45,6 +45,12 @@ def test_the_state_does_not_know_how_many_processes_there_were(engine_results, c
     torch.testing.assert_close(flat(spread), flat(single), rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize('case', FOUR)
+def test_the_state_does_not_know_of_meshes(engine_results, case):
+    single, spread = engine_results[1][case]['state'], engine_results[4][case]['state']
+    torch.testing.assert_close(flat(spread), flat(single), rtol=1e-4, atol=2e-6)
+
+
 def flat(state, path='') -> dict[str, torch.Tensor]:
     """The numbers of a nested state by their path."""
     if isinstance(state, dict):
