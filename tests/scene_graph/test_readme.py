@@ -89,7 +89,7 @@ def test_own_data_from_json_to_pictures(tmp_path, monkeypatch):
 
     (tmp_path / 'folder' / 'of').mkdir(parents=True)
     (tmp_path / 'data' / 'mine' / 'images').rename(tmp_path / 'folder' / 'of' / 'pictures')
-    call = code(1).replace('iter_1000', 'iter_2').replace("['relations'][0]", "['relations']")
+    call = code(1).replace('iter_1600', 'iter_2').replace("['relations'][0]", "['relations']")
     results: dict = {}
     exec(call, results)
     predictions = results['result']['predictions']

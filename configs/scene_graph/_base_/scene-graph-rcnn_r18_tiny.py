@@ -11,7 +11,7 @@ model = dict(
         type='RelationHead',
         num_predicates=10,
         context=dict(type='IdentityContext'),
-        union=dict(mask_channels=32),
+        union=dict(mask_channels=32, mask_scale=2),
         frequency_bias=dict(type='FrequencyBias'),
         fc_dim=128,
         embed_dim=32,

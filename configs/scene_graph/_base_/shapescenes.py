@@ -1,8 +1,8 @@
 # ShapeScenes with relations and scenes; drawn at the first run.
 dataset_type = 'ShapeScenesGraphDataset'
-data_root = 'data/shape_scenes/'
+data_root = 'data/shape_scenes_graph/'  # more pictures than the quickstart's
 # Both splits must be asked for with the same parameters: they are drawn together.
-params = dict(num_train=800, num_val=200, image_size=(160, 128), seed=0)
+params = dict(num_train=2000, num_val=200, image_size=(160, 128), seed=0)
 num_workers = 0  # reading and flipping these small pictures takes less than a worker would cost
 batch_size = 8
 

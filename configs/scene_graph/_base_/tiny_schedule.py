@@ -5,8 +5,8 @@ custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 custom_hooks = [dict(type='FrequencyBiasHook')]
 visualizer = dict(type='SceneGraphVisualizer')
 
-lr = 1e-3
-max_iters = 800
+lr = 2e-3
+max_iters = 1600
 warmup_iters = 50
 
 optim_wrapper = dict(

@@ -55,8 +55,9 @@ class RelationHead(BaseModule):
     An object is its RoI map, its class probabilities and its place in the image; a pair is the
     map of its union box with both boxes marked in it. The ``context`` lets them see each other.
     Refined labels are the detector's log-probabilities plus what the context adds. Predicate
-    logits come from the context's vector of the pair and from the union map, plus the frequency
-    bias of the two labels.
+    logits come from the context's vector of the pair, from the product of what its two objects
+    look like on average (whether two things are alike is a product, which sums are slow to learn)
+    and from the union map, plus the frequency bias of the two labels.
 
     Args:
         num_classes: Object classes C.
@@ -163,6 +164,8 @@ class RelationHead(BaseModule):
         )
         self.fc_object = nn.Linear(fc_dim + self.context.out_dim, self.num_classes + 1)
         self.edge_fc = nn.Linear(self.context.edge_dim, fc_dim)
+        self.looks = nn.Sequential(nn.Linear(in_channels, fc_dim), nn.LayerNorm(fc_dim))
+        self.likeness_fc = nn.Linear(fc_dim, fc_dim)
         self.fc_predicate = nn.Linear(fc_dim, self.num_predicates + 1)
         for layer in (self.fc_object, self.fc_predicate):
             nn.init.normal_(layer.weight, std=0.01)
@@ -216,7 +219,10 @@ class RelationHead(BaseModule):
             obj_logits = prior
         else:
             obj_logits = prior + self.fc_object(torch.cat([appearance, obj_ctx], dim=1))
-        edge, seen = self.edge_fc(edge_ctx), self.union_fc(union_maps.flatten(1))
+        looks = self.looks(obj_maps.mean(dim=(2, 3)))
+        likeness = looks[pairs[:, 0]] * looks[pairs[:, 1]]
+        edge = self.edge_fc(edge_ctx) + self.likeness_fc(likeness)
+        seen = self.union_fc(union_maps.flatten(1))
         joint = (edge + seen).relu() if self.fusion == 'sum' else edge * seen
         logits = self.fc_predicate(self.dropout(joint))
         if self.frequency_bias is not None:
