@@ -87,11 +87,14 @@ class GradientStabilizer(TensorClipper):
         Raises:
             ClipConfigError: an optimizer that is not Adam-like.
         """
-        names = {cls.__name__ for cls in type(optimizer).__mro__}
-        if 'betas' not in optimizer.defaults and names.isdisjoint(_SCALE_FREE):
+        # ZeroRedundancyOptimizer steps by another one, which it keeps there.
+        inner = getattr(optimizer, 'optim', None)
+        stepper = inner if isinstance(inner, Optimizer) else optimizer
+        names = {cls.__name__ for cls in type(stepper).__mro__}
+        if 'betas' not in stepper.defaults and names.isdisjoint(_SCALE_FREE):
             raise ClipConfigError(
                 f'clip_grad: GradientStabilizer gives every gradient a norm of about 1, which '
-                f'{type(optimizer).__name__} would step by: use it with an Adam-like optimizer '
+                f'{type(stepper).__name__} would step by: use it with an Adam-like optimizer '
                 '(Adam, AdamW, NAdam, RAdam, Lion, RMSprop, ...)'
             )
 

@@ -312,6 +312,7 @@ def tidy(message: str, name: str) -> str:
     """An error in the words that all rules share."""
     message = re.sub(r"\{'type'.*\} asks", 'the config asks', message)
     message = re.sub(r'units of [\w.]+:', 'units of a parameter:', message)
+    message = re.sub(r'max_norm=[\d.]+', 'max_norm=...', message)
     if name != 'AGC':
         message = message.replace(f'{name} keeps', 'the rule keeps')
     return ' '.join(message.split())

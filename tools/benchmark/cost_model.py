@@ -146,7 +146,13 @@ def cost(rule: str, model: Model, shards: int, bytes_each: int = 4, folds: bool 
         # Norm before; clamp; norm after; how many were cut.
         'ValueClip': Cost(3 * grads, grads, (each, each, each), 3, 0),
         'AdaClip': Cost(4 * grads, grads, (each, tops, each, each), 4, 2 * model.tensors * WIDE),
-        'SpikeClip': Cost(3 * grads + own * 4, grads + own * 4, (each, each, each), 4, own * 4),
+        'SpikeClip': Cost(
+            3 * grads + own * 4,
+            grads + own * 4,
+            (each, each, each),
+            4,
+            own * 4 + 2 * model.tensors * WIDE,
+        ),
         # The example: values, then the norm of what they have left.
         'ChainClip': Cost(4 * grads, 2 * grads, (each, each, each), 4, 0),
     }
