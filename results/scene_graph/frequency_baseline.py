@@ -18,7 +18,10 @@ import numpy as np
 import torch
 
 # A checkout works without being installed, and before an installed copy.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from mmengine.config import Config  # noqa: E402
 
 from gclip_mm.scene_graph.datasets import ShapeScenesGraphDataset  # noqa: E402
 from gclip_mm.scene_graph.engine.frequency_bias_hook import count_relations  # noqa: E402
@@ -58,12 +61,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--data-root', default='data/shape_scenes/')
     parser.add_argument('--out', type=Path, required=True, help='JSON to write')
     args = parser.parse_args()
+    cfg = Config.fromfile(str(ROOT / 'configs/scene_graph/_base_/shapescenes.py'))
     train, val = (
         ShapeScenesGraphDataset(
-            data_root=args.data_root,
+            data_root=cfg.data_root,
+            params=cfg.params.to_dict(),
             ann_file=f'annotations/{split}.json',
             test_mode=split == 'val',
             pipeline=[],
