@@ -163,6 +163,7 @@ def train(job: dict) -> dict[str, Any]:
     runner = (FlexibleRunner if 'strategy' in cfg else Runner).from_cfg(cfg)
     runner.train()
     engine = GradClipEngine.on(runner.optim_wrapper.optimizer)
+    scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
     hub = runner.message_hub
     norm = hub.get_scalar('train/grad_norm').data[0].tolist()
     params = whole_params(runner.model)
@@ -174,6 +175,8 @@ def train(job: dict) -> dict[str, Any]:
         'state': {} if engine is None else engine.state_dict(),
         'syncs': next(hook.count for hook in runner.hooks if isinstance(hook, CountSyncs)),
         'kind': type(runner.model).__name__,
+        'half': job.get('wrapper_keys', {}).get('dtype') == 'float16',
+        'scale': None if scaler is None else scaler.get_scale(),
     }
 
 

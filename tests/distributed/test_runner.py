@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from pathlib import Path
@@ -133,13 +134,15 @@ def results(tmp_path_factory) -> dict[str, dict]:
 
 
 def same_run(a: dict, b: dict) -> None:
-    torch.testing.assert_close(a['params'], b['params'], rtol=1e-4, atol=2e-6)
+    # Float16 rounds each process's part of the batch by itself.
+    rtol, atol = (2e-3, 2e-3) if a['half'] else (1e-4, 2e-6)
+    close = functools.partial(torch.testing.assert_close, rtol=rtol, atol=atol, equal_nan=True)
+    close(a['params'], b['params'])
     # Of a resumed run the later part only.
     count = min(len(a['grad_norm']), len(b['grad_norm']))
     assert count >= 2
-    pair = [torch.tensor(run['grad_norm'][-count:]) for run in (a, b)]
-    torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-6, equal_nan=True)
-    torch.testing.assert_close(flat(a['state']), flat(b['state']), rtol=1e-4, atol=2e-6)
+    close(*(torch.tensor(run['grad_norm'][-count:]) for run in (a, b)))
+    close(flat(a['state']), flat(b['state']))
 
 
 @pytest.mark.parametrize('name', [name for name in JOBS if name in SPREAD])
@@ -171,6 +174,7 @@ def test_fsdp_strategy_as_one_process(results, name):
 def test_fsdp_under_a_loss_scaler(results):
     """The strategy takes the scaler that ranks share; without it a run does not start."""
     same_run(results['two']['fsdp amp'], results['one']['plain amp'])
+    assert results['two']['fsdp amp']['scale'] == results['one']['plain amp']['scale'] == 2.0**5
     assert 'use_fsdp=True' in results['two']['amp unshared']['error']
 
 
