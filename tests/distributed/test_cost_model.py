@@ -14,6 +14,9 @@ from tests.clipping.cases import Runner, example
 from tests.distributed.launching import ROOT
 from tests.distributed.worker import Net
 
+#: The first test to ask waits for all processes, on a busy machine for long.
+pytestmark = pytest.mark.timeout(900)
+
 DOC = (ROOT / 'docs' / 'scaling.md').read_text()
 PATH = ROOT / 'tools' / 'benchmark' / 'cost_model.py'
 spec = importlib.util.spec_from_file_location('cost_model', PATH)

@@ -9,6 +9,9 @@ import torch
 
 from tests.distributed.engine_cases import CASES, FOUR, HALVES, NEEDS_UNITS
 
+#: The first test to ask waits for all processes, on a busy machine for long.
+pytestmark = pytest.mark.timeout(900)
+
 
 def compare(single: dict, spread: dict) -> None:
     for name, expected in single['params'].items():

@@ -16,6 +16,9 @@ from tests.distributed.interactions import (
     write_table,
 )
 
+#: The first test to ask waits for all processes, on a busy machine for long.
+pytestmark = pytest.mark.timeout(900)
+
 TABLE = read_table(DOC.read_text())
 
 

@@ -14,6 +14,9 @@ from gclip_mm import CLIPPERS
 from tests.distributed.launching import launch, once, start
 from tests.distributed.test_distributed import flat
 
+#: The first test to ask waits for all processes, on a busy machine for long.
+pytestmark = pytest.mark.timeout(900)
+
 WORKER = Path(__file__).with_name('runner_worker.py')
 RULES = {name: {'type': name, **CLIPPERS.get(name).example} for name in CLIPPERS}
 #: Settings that leave their warm-up within the few steps of such a run.
