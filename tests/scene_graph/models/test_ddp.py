@@ -1,5 +1,7 @@
 """Two processes, one of which finds no pair in its batch: neither waits for the other in vain."""
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,6 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 def _train(rank, world, file, model, batches, steps):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{file}', rank=rank, world_size=world)
+    # What torch hands to a process lies in memory that both share: each needs weights of its own.
+    model = copy.deepcopy(model)
     # Every parameter has to have a gradient: find_unused_parameters is off.
     ddp = DistributedDataParallel(model)
     optimizer = torch.optim.SGD([p for p in ddp.parameters() if p.requires_grad], lr=0.01)
@@ -34,5 +38,6 @@ def test_one_process_finds_no_pair(make_model, make_batch, pictures, tmp_path, p
         model.test_cfg.rcnn.score_thr = 1.1  # the detector finds nothing either
     batches = [make_batch(range(2)), make_batch(empty)]
     args = (2, str(tmp_path / 'rendezvous'), model, batches, 2)
-    # Forked: what is imported need not be imported again.
-    mp.start_processes(_train, args, nprocs=2, start_method='fork')
+    # Not forked: by now other tests have started threads here, and a lock that one of them holds
+    # would stay locked in the child for ever.
+    mp.start_processes(_train, args, nprocs=2, start_method='spawn')
