@@ -10,7 +10,7 @@ everything goes through the same operations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +33,8 @@ _SMALLEST = 1e-15
 _MARGIN = 0.99
 #: From this share of rows on it is faster to take the tensor as a whole.
 _MANY = 0.25
+#: Gradients of fewer elements are looked at together: for them a call costs more than the work.
+_SMALL = 1 << 14
 
 
 def measure_with_rows(view: GradView) -> Measure:
@@ -69,26 +71,60 @@ class OutlierEdit:
 
     def apply(self, i: int, low: float | None, high: float | None, change: Change) -> None:
         """Change the elements of gradient ``i`` that are below ``low`` or above ``high``."""
-        grad = self._grads[i]
         if self._known is None:
-            for (piece,) in pieces(grad):
-                new = torch.empty_like(piece)
-                change(piece, new)
-                self.counts[i] += (new != piece).sum()
-                piece.copy_(new)
+            self._change_unseen(i, change)
             return
-        # No element is larger than this unless it is outside.
-        inner = min(end for end in (None if low is None else -low, high) if end is not None)
+        inner = _inner(low, high)
         if self._known[i] <= _MARGIN * inner:
             return
-        if (low, high, grad.dtype) != self._range_of:
-            self._range_of = low, high, grad.dtype
+        self._change = change
+        self._set_range(low, high, self._grads[i].dtype)
+        self._apply(i, inner)
+
+    def apply_to_all(self, low: float | None, high: float | None, change: Change) -> None:
+        """:meth:`apply` to every gradient, with one range for all; small ones go together."""
+        if self._known is None:
+            for i in range(len(self._grads)):
+                self._change_unseen(i, change)
+            return
+        self._change = change
+        inner = _inner(low, high)
+        largest = self._known
+        if self._rows is not None and inner >= _SMALLEST:
+            largest = largest.copy()
+            largest[self._rows.places] = _largest_rows(self._rows)
+        together: dict[torch.dtype, list[int]] = {}
+        for i in np.flatnonzero(~(largest <= _MARGIN * inner)).tolist():
+            grad = self._grads[i]
+            has_rows = self._rows is not None and self._rows.parts[i] is not None
+            if not has_rows and 0 < grad.numel() < _SMALL:
+                together.setdefault(grad.dtype, []).append(i)
+            else:
+                self._set_range(low, high, grad.dtype)
+                self._apply(i, inner)
+        for dtype, indices in together.items():
+            self._set_range(low, high, dtype)
+            for group in self._groups(indices):
+                self._edit_together(group)
+
+    def _change_unseen(self, i: int, change: Change) -> None:
+        for (piece,) in pieces(self._grads[i]):
+            new = torch.empty_like(piece)
+            change(piece, new)
+            self.counts[i] += (new != piece).sum()
+            piece.copy_(new)
+
+    def _set_range(self, low: float | None, high: float | None, dtype: torch.dtype) -> None:
+        if (low, high, dtype) != self._range_of:
+            self._range_of = low, high, dtype
             # As the gradient's own type has them: that is what its elements are compared with.
             self._low, self._high = (
-                torch.tensor(end, dtype=grad.dtype).tolist()
+                torch.tensor(end, dtype=dtype).tolist()
                 for end in (-math.inf if low is None else low, math.inf if high is None else high)
             )
-        self._change = change
+
+    def _apply(self, i: int, inner: float) -> None:
+        grad = self._grads[i]
         self._expects = False
         rows = None if self._rows is None else self._rows.parts[i]
         if rows is None:
@@ -131,6 +167,38 @@ class OutlierEdit:
         if rows is not None and found:
             read_rows(new, rows, self._rows.width)
         return found
+
+    def _groups(self, indices: list[int]) -> Iterator[list[int]]:
+        """Small gradients, as many at a time as the scratch memory holds with their new values."""
+        group, size = [], 0
+        for i in indices:
+            numel = self._grads[i].numel()
+            if group and size + numel > chunk_size(self._grads[i]) // 2:
+                yield group
+                group, size = [], 0
+            group.append(i)
+            size += numel
+        if group:
+            yield group
+
+    def _edit_together(self, indices: list[int]) -> None:
+        """:meth:`_edit` for some small gradients, gathered."""
+        grads = [self._grads[i] for i in indices]
+        sizes = [grad.numel() for grad in grads]
+        total = sum(sizes)
+        both = self._room(grads[0].new_empty(0), 2 * total)
+        old, new = both.split(total)
+        torch.cat([grad.reshape(-1) for grad in grads], out=old)
+        if not self._has_outliers(old):
+            return
+        self._change(old, new)
+        starts = np.cumsum([0, *sizes[:-1]])
+        found = np.add.reduceat(host(old != new), starts, dtype=np.float64)
+        host(self.counts)[indices] = found
+        hit = np.flatnonzero(found).tolist()
+        self._changed += [indices[j] for j in hit]
+        news = new.split(sizes)
+        torch._foreach_copy_([grads[j] for j in hit], [news[j].view(grads[j].shape) for j in hit])
 
     def _edit_rows(self, line: Tensor, rows: Tensor, inner: float) -> float:
         """Change a tensor where the norms of its rows allow for an element outside."""
@@ -180,6 +248,17 @@ class OutlierEdit:
         if self._scratch is None or self._scratch.dtype != like.dtype:
             self._scratch = like.new_empty(chunk_size(like))
         return self._scratch[:size].view(shape)
+
+
+def _inner(low: float | None, high: float | None) -> float:
+    """No element is larger than this unless it is outside."""
+    return min(end for end in (None if low is None else -low, high) if end is not None)
+
+
+def _largest_rows(rows: RowNorms) -> np.ndarray:
+    """The largest norm among the rows of each gradient that has rows."""
+    starts = np.cumsum([0, *(len(rows.parts[i]) for i in rows.places[:-1])])
+    return np.maximum.reduceat(host(rows.flat), starts)
 
 
 def _count_type(piece: Tensor) -> torch.dtype:

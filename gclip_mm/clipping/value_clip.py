@@ -104,8 +104,7 @@ class ValueClip(Clipper):
                 grad.copy_(total)
             norms, rows = view.norms(), None
         edit = OutlierEdit(view.grads, norms, rows)
-        for i in range(len(view.grads)):
-            edit.apply(i, low, high, self._clamp)
+        edit.apply_to_all(low, high, self._clamp)
         if carries:
             drop_what_passed(sums, view, ok)
         parts = edit.norms() if view.sharding is None else view.norms()

@@ -15,19 +15,32 @@ from tests.clipping.cases import on_device
 LARGE = 1 << 16
 
 
-def clamp_all(grads, low, high, width=NARROW):
+def clamp_all(grads, low, high, width=NARROW, at_once=False):
     """Counts (N,) and norms (N,) after clamping all gradients in place."""
     rows = read_by_rows(grads, width)
     norms = tensor_norms(grads) if rows is None else finish_norms(rows.norms(grads), grads)
     edit = OutlierEdit(grads, norms, rows)
-    for i in range(len(grads)):
-        edit.apply(i, low, high, lambda values, out: torch.clamp(values, low, high, out=out))
+
+    def clamp(values, out):
+        torch.clamp(values, low, high, out=out)
+
+    if at_once:
+        edit.apply_to_all(low, high, clamp)
+    else:
+        for i in range(len(grads)):
+            edit.apply(i, low, high, clamp)
     return edit.counts, edit.norms()
 
 
 def check(grads, low, high, rtol=2e-6, width=NARROW):
     before = [grad.clone() for grad in grads]
-    counts, norms = clamp_all(grads, low, high, width)
+    for at_once in (True, False):
+        torch._foreach_copy_(grads, before)
+        _check(grads, before, low, high, rtol, width, at_once)
+
+
+def _check(grads, before, low, high, rtol, width, at_once):
+    counts, norms = clamp_all(grads, low, high, width, at_once)
     for i, (old, new) in enumerate(zip(before, grads, strict=True)):
         expected = old.clamp(low, high)
         assert torch.equal(new, expected)
@@ -58,10 +71,11 @@ def test_a_single_element_is_found_and_no_other_row_written(place):
     assert (grad != version).sum() == 1 and grad[place] == -1
 
 
-def test_nothing_outside_writes_nothing():
+@pytest.mark.parametrize('at_once', [True, False])
+def test_nothing_outside_writes_nothing(at_once):
     grad = torch.randn(3 * LARGE).clamp_(-1, 1)
     version = grad._version
-    counts, norms = clamp_all([grad], -1.0, 1.0)
+    counts, norms = clamp_all([grad], -1.0, 1.0, at_once=at_once)
     assert grad._version == version and counts[0] == 0
     assert norms[0] == pytest.approx(float(grad.double().norm()), rel=1e-6)
 
@@ -78,6 +92,35 @@ def test_memory_layouts(layout):
     # Not every layout has rows, and torch's own norm of 10^5 elements is less accurate.
     check([layout(torch.randn(120_000))], -0.5, 0.25, rtol=1e-4)
     check([layout(torch.randn(120_000) * 0.2)], -0.9, 0.9, rtol=1e-4)
+
+
+def test_small_ones_together_each_with_its_own_count():
+    """More than the scratch memory holds, empty and strided ones, and a large one between."""
+    rng = torch.Generator().manual_seed(1)
+    shapes = [(0,), (7,), (), (30, 41), (LARGE,), (16_000,), *[(16_383,)] * 9, (1,)]
+    grads = [torch.randn(shape, generator=rng) for shape in shapes]
+    grads[3] = grads[3].t()[::2]
+    quiet = grads[5].clamp_(-0.5, 0.5)
+    version = quiet._version
+    before = [grad.clone() for grad in grads]
+    clamp_all(grads, -0.5, 0.5, at_once=True)
+    assert quiet._version == version
+    torch._foreach_copy_(grads, before)
+    check(grads, -0.5, 0.5, rtol=1e-5)
+
+
+def test_small_ones_of_several_types_and_nan():
+    grads = [
+        torch.tensor([2.0, 0.1]),
+        torch.tensor([0.3, 3.0, -9.0]).half(),
+        torch.ones(2).double(),
+    ]
+    counts, _ = clamp_all(grads, -0.3, 0.3, at_once=True)
+    assert counts.tolist() == [1, 2, 2]
+    assert grads[1].tolist() == torch.tensor([0.3, 0.3, -0.3]).half().tolist()
+    grads = [torch.tensor([float('nan'), 0.2]), torch.tensor([0.1])]
+    clamp_all(grads, -0.3, 0.3, at_once=True)
+    assert torch.isnan(grads[0][0]) and grads[0][1] == 0.2 and grads[1] == 0.1
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
@@ -127,10 +170,11 @@ numbers = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40)
     st.integers(1, 4),
     st.integers(4, 9),
     st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from([2, 12]),
 )
-def test_any_numbers_any_cut(values, low, span, width, chunk, many):
+def test_any_numbers_any_cut(values, low, span, width, chunk, many, large):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, '_LARGE', 2)
+        patch.setattr(rows_module, '_LARGE', large)
         patch.setattr(pieces, '_CHUNK_CPU', chunk)
         patch.setattr(outliers, '_MANY', many)
         check([torch.tensor(v) for v in values], low, low + span, width=width)
