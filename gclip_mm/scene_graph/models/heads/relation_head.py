@@ -40,7 +40,7 @@ class GraphLogits(NamedTuple):
     Attributes:
         objects: (N, C + 1) refined object logits, background last.
         predicates: (M, P + 1), no relation last.
-        obj_ctx: (N, D) context of the objects.
+        obj_ctx: (N, D) what tells the scene: the refined class probabilities and the context.
     """
 
     objects: Tensor
@@ -173,8 +173,8 @@ class RelationHead(BaseModule):
 
     @property
     def obj_ctx_dim(self) -> int:
-        """Columns of ``obj_ctx``; without a context, the class probabilities stand in for it."""
-        return self.num_classes if self.context is None else self.context.out_dim
+        """Columns of ``obj_ctx``; without a context, it is the class probabilities alone."""
+        return self.num_classes + (0 if self.context is None else self.context.out_dim)
 
     def forward(
         self,
@@ -227,7 +227,9 @@ class RelationHead(BaseModule):
         logits = self.fc_predicate(self.dropout(joint))
         if self.frequency_bias is not None:
             logits = logits + self.frequency_bias(self._bias_labels(obj_logits, labels), pairs)
-        return GraphLogits(obj_logits, logits, obj_ctx)
+        # Detached: the scene is read off the labels, and has no say in them.
+        refined = obj_logits.detach().softmax(dim=1)[:, : self.num_classes]
+        return GraphLogits(obj_logits, logits, torch.cat([refined, obj_ctx], dim=1))
 
     def _bias_labels(self, obj_logits: Tensor, labels: Tensor | None) -> Tensor:
         if obj_logits.shape[0] == 0:

@@ -16,7 +16,7 @@ from ..contexts.sequences import image_index
 
 @MODELS.register_module()
 class SceneHead(BaseModule):
-    """Scene logits from pooled feature maps and pooled object context.
+    """Scene logits from pooled feature maps and from the pooled labels and context of the objects.
 
     Args:
         num_scenes: Scene classes.
@@ -25,7 +25,7 @@ class SceneHead(BaseModule):
         hidden_dim: Width of the hidden layer.
         dropout: Before the last layer.
         loss_scene: Loss of the logits.
-        obj_ctx_dim: Size of the object context. The detector fills it in.
+        obj_ctx_dim: Columns of the relation head's ``obj_ctx``. The detector fills it in.
 
     Example:
         >>> model = dict(scene_head=dict(
