@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .base import GlobalClipper
 from .checks import check_number
+from .kernels import KernelCall
 from .norms import host, np
 from .registry import CLIPPERS
 from .small_state import learns, remember, scalars, to_tensor
@@ -70,10 +71,7 @@ class AutoClip(GlobalClipper):
         self.window = window
 
     def decide(self, norm: Tensor, ok: Tensor | None) -> tuple[Tensor, Tensor | float]:
-        state = self.state or AutoClipState(
-            torch.full((self.window,), torch.inf, dtype=torch.float64, device=norm.device),
-            torch.zeros((), dtype=torch.int64, device=norm.device),
-        )
+        state = self.state or self._empty_state(norm.device)
         on_host = host(norm) is not None and host(state.history) is not None
         percentile_of = self._on_host if on_host else self._on_device
         threshold = percentile_of(state, norm, ok)
@@ -83,10 +81,26 @@ class AutoClip(GlobalClipper):
         coef = where(value > threshold, threshold / where(value > 0, value, 1.0), 1.0)
         return to_tensor(coef, norm), threshold
 
+    def decision_kernel(self, device: torch.device) -> KernelCall | None:
+        self.state = self.state or self._empty_state(device)
+        if any(field.device != device for field in self.state):
+            return None
+        return KernelCall('autoclip', (*self.state, self.window, self._fraction), {})
+
+    def _empty_state(self, device: torch.device) -> AutoClipState:
+        return AutoClipState(
+            torch.full((self.window,), torch.inf, dtype=torch.float64, device=device),
+            torch.zeros((), dtype=torch.int64, device=device),
+        )
+
+    @property
+    def _fraction(self) -> float:
+        # A schedule may have driven it out of range.
+        return min(max(self.percentile, 0.0), 100.0) / 100.0
+
     def _rank(self, count: Any) -> Any:
         """Where the percentile lies among so many sorted numbers, counted from 0."""
-        # A schedule may have driven it out of range.
-        return min(max(self.percentile, 0.0), 100.0) / 100.0 * (count - 1)
+        return self._fraction * (count - 1)
 
     def _on_host(self, state: AutoClipState, norm: Tensor, ok: Tensor | None) -> float:
         history, count = host(state.history), host(state.count)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .kernels import whole_tensors
+from .kernels import KernelCall, whole_tensors
 from .norms import combine, host
 
 if TYPE_CHECKING:
@@ -103,6 +103,17 @@ class Clipper(ABC):
                 has not read it and must not.
         """
 
+    def decision_kernel(self, device: torch.device) -> KernelCall | None:
+        """A kernel that does in one launch what :meth:`clip` does; None: there is none.
+
+        Asked only of a rule with one coefficient that defines it itself, and in a step that it may
+        learn from if the gradients are finite, which the kernel has to see to.
+
+        Args:
+            device: where the gradients are, and whatever the call refers to has to be.
+        """
+        return None
+
     # -- state -----------------------------------------------------------------------------------
     #: The named tuple that holds the rule's state, documented there; None: the rule keeps none.
     State: ClassVar[type | None] = None
@@ -166,8 +177,12 @@ class GlobalClipper(Clipper):
 
     is_global = True
 
+    def norms(self, view: GradView) -> Tensor:
+        """The norm of each gradient, (N,), of order :attr:`norm_type`."""
+        return norm_of_each(view, self.norm_type)
+
     def measure(self, view: GradView) -> Measure:
-        parts = view.norms(self.norm_type)
+        parts = self.norms(view)
         return Measure(combine(parts, self.norm_type), parts)
 
     @abstractmethod
@@ -183,8 +198,7 @@ class TensorClipper(Clipper):
     """A rule that scales each gradient tensor by a coefficient of its own."""
 
     def measure(self, view: GradView) -> Measure:
-        kernels = whole_tensors(view) if self.norm_type == 2 else None
-        parts = view.norms(self.norm_type) if kernels is None else kernels.norms()
+        parts = norm_of_each(view, self.norm_type)
         return Measure(combine(parts, self.norm_type), parts)
 
     @abstractmethod
@@ -205,6 +219,12 @@ class TensorClipper(Clipper):
             bounds = combine(bounds, self.norm_type)
         post = combine(norms * coefs, self.norm_type)
         return Outcome(None, post, bounds, (coefs < 1).sum(), len(view.grads))
+
+
+def norm_of_each(view: GradView, p: float, exact: bool = False) -> Tensor:
+    """:meth:`GradView.norms`, in one launch where there is a kernel for it."""
+    kernels = whole_tensors(view) if p == 2 else None
+    return view.norms(p, exact) if kernels is None else kernels.norms()
 
 
 def scale_each(grads: list[Tensor], coefs: Tensor) -> None:

@@ -20,6 +20,9 @@ from torch.optim import Optimizer
 from .base import Measure, scale_all
 from .config import ClipConfig, parse_clip_grad
 from .footprint import Footprint
+from .fused import MomentumWatch
+from .kernels import can_run_on
+from .kernels.decision import Decision, decide
 from .nonfinite import NonFiniteGradientError, SkipCounter, offenders
 from .norms import host
 from .observer import StepObserver
@@ -77,7 +80,7 @@ class GradClipEngine:
         self._footprint = Footprint(optimizer)
         # Set by clip_now(): the gradients are clipped already, and whether the step is to go on.
         self._early: bool | None = None
-        self._with_momentum: tuple | None = None
+        self._momentum = MomentumWatch(optimizer)
         self._check_epochs()
         if self.on(optimizer) is not None:
             raise ClipConfigError(
@@ -241,6 +244,11 @@ class GradClipEngine:
 
         for view in views:
             view.folds = folds and is_global(view)
+        if views[0].folds and can_run_on(everything[0].device) and self._is_left_alone(True, views):
+            decision = decide(views[0], scale, scaler_inf)
+            if decision is not None:
+                self._hand_over(views, decision, scale)
+                return
         measures, norm = self._measure(views, scale)
         for observer in self.observers:
             observer.before_clip(views, measures, norm, scale)
@@ -292,41 +300,29 @@ class GradClipEngine:
         value = host(finite)
         if value is not None:
             return bool(value)
-        policy = self.config.nonfinite
-        if policy == 'off' or (policy == 'skip' and fused and not self._lacks_momentum(views)):
+        if self._is_left_alone(fused, views):
             return None
         # An optimizer that knows no found_inf can only be kept from stepping by the host.
         return bool(finite.item())
 
-    def _lacks_momentum(self, views: list[GradView]) -> bool:
-        """Whether fused SGD is about to make its momentum buffers.
-
-        It would leave them uninitialised if found_inf skipped its very first step, so the host
-        decides about that one.
-        """
-        optimizer = self.optimizer
-        if not isinstance(optimizer, torch.optim.SGD):
-            return False
-        # Looked up once for a set of gradients: buffers that are there stay, as long as nobody
-        # exchanges or empties the optimizer's state.
-        seen = self._with_momentum
-        if (
-            seen is not None
-            and seen[0] is views
-            and seen[1] is optimizer.state
-            and seen[2] == len(optimizer.state)
-        ):
-            return False
-        lacking = any(
-            group['momentum'] != 0
-            and any(
-                p.grad is not None and optimizer.state[p].get('momentum_buffer') is None
-                for p in group['params']
-            )
-            for group in optimizer.param_groups
+    def _is_left_alone(self, fused: bool, views: list[GradView]) -> bool:
+        """Whether the host, which would have to wait, need not know if a step is finite."""
+        policy = self.config.nonfinite
+        return policy == 'off' or (
+            policy == 'skip' and fused and not self._momentum.is_lacking(views)
         )
-        self._with_momentum = None if lacking else (views, optimizer.state, len(optimizer.state))
-        return lacking
+
+    def _hand_over(self, views: list[GradView], decision: Decision, scale: Tensor | None) -> None:
+        """Give the optimizer and those who watch what a kernel has decided on the device."""
+        for observer in self.observers:
+            observer.before_clip(views, [decision.measure], decision.measure.norm, scale)
+        skips = self.config.nonfinite == 'skip'
+        self._footprint.set(grad_scale=decision.divisor)
+        if skips:
+            self._footprint.set(found_inf=decision.found_inf)
+        for observer in self.observers:
+            observer.after_clip(views, [decision.outcome])
+        self._finish(decision.record, skipped=decision.found_inf if skips else False)
 
     def _on_nonfinite(
         self, views: list[GradView], grads: list[Tensor], norm: Tensor, by_scaler: bool

@@ -58,7 +58,8 @@ class SkipCounter:
         """Count a step.
 
         Args:
-            skipped: whether it was skipped; a 0-d bool tensor where the host does not know.
+            skipped: whether it was skipped; a 0-d tensor, True or not 0 if so, where the host does
+                not know.
 
         Raises:
             NonFiniteGradientError: that was one too many.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import GlobalClipper, Measure, Outcome
+from .base import GlobalClipper, Measure, Outcome, norm_of_each
 from .carry import CarryState, carried, drop_what_passed, norms_of
 from .checks import check_flag, check_norm_type, check_number
+from .kernels import KernelCall
 from .norms import combine
 from .registry import CLIPPERS, ClipConfigError
 from .small_state import learns
@@ -79,10 +80,9 @@ class NormClip(GlobalClipper):
             self.State = CarryState
             self.is_global = False
 
-    def measure(self, view) -> Measure:
+    def norms(self, view) -> Tensor:
         # A norm that is summed in another order is faster, but not that of torch to the bit.
-        parts = view.norms(self.norm_type, exact=not view.folds)
-        return Measure(combine(parts, self.norm_type), parts)
+        return norm_of_each(view, self.norm_type, exact=not view.folds)
 
     def decide(self, norm: Tensor, ok: Tensor | None) -> tuple[Tensor, float]:
         coef = torch.clamp(self.max_norm / (norm + 1e-6), max=1.0)
@@ -92,6 +92,11 @@ class NormClip(GlobalClipper):
             lift = torch.where(norm > 0, lift, 1.0)
             coef = torch.where(norm < self.min_norm, lift, coef)
         return coef, float(self.max_norm)
+
+    def decision_kernel(self, device: torch.device) -> KernelCall:
+        # No norm is below 0.
+        bounds = float(self.max_norm), float(self.min_norm or 0)
+        return KernelCall('norm_clip', bounds, {})
 
     def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
         if not self.carry or not learns(ok):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from .base import GlobalClipper
 from .checks import check_choice, check_number
+from .kernels import KernelCall
 from .registry import CLIPPERS
 from .small_state import learns, remember, scalars, to_tensor
 
@@ -97,12 +99,7 @@ class ZClip(GlobalClipper):
         self.max_norm = max_norm
 
     def decide(self, norm: Tensor, ok: Tensor | None) -> tuple[Tensor, Tensor | float]:
-        zeros = {'dtype': torch.float64, 'device': norm.device}
-        state = self.state or ZClipState(
-            torch.zeros((), dtype=torch.int64, device=norm.device),
-            torch.zeros((), **zeros),
-            torch.zeros((), **zeros),
-        )
+        state = self.state or _empty_state(norm.device)
         (n, count, mean, var), where = scalars(norm, *state)
         warming = count < self.warmup_steps
         std, excess = var**0.5, n - mean
@@ -129,3 +126,19 @@ class ZClip(GlobalClipper):
             self.state = state
             remember(state, (count + 1, new_mean, new_var), ok)
         return to_tensor(coef, norm), threshold
+
+    def decision_kernel(self, device: torch.device) -> KernelCall | None:
+        self.state = self.state or _empty_state(device)
+        if any(field.device != device for field in self.state):
+            return None
+        bound = math.inf if self.max_norm is None else float(self.max_norm)
+        numbers = float(self.alpha), float(self.z_threshold), self.warmup_steps, bound
+        return KernelCall('zclip', (*self.state, *numbers), dict(MODE=self.mode))
+
+
+def _empty_state(device: torch.device) -> ZClipState:
+    return ZClipState(
+        torch.zeros((), dtype=torch.int64, device=device),
+        torch.zeros((), dtype=torch.float64, device=device),
+        torch.zeros((), dtype=torch.float64, device=device),
+    )

@@ -1,21 +1,22 @@
 """Compiles the kernels for GPUs that need not be there, and prints what is to be seen in them.
 
 Run by ``test_kernels.py`` in a process of its own, since Triton is imported there as it is and not
-as its interpreter. A line of JSON: for each kernel, architecture and type, the size of the binary
-and the atomic operations in it.
+as its interpreter. A line of JSON: for each kernel, architecture and variant, the size of the
+binary, the atomic operations in it, and the operations in single precision.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from typing import Any
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gclip_mm.clipping.kernels import launch
+from gclip_mm.clipping.kernels import decision_kernels, launch
 
 #: Turing, Ampere, Hopper.
 ARCHITECTURES = (75, 80, 90)
@@ -25,27 +26,70 @@ ARGUMENTS = {
     ),
     '_scale': dict(pointers='*i64', items='*i64', coefs='*fp64'),
 }
+#: What every kernel that decides gets, and the rules' own; a float comes as its bits, an int64, or
+#: an int32 where those are few.
+COMMON = dict(
+    norms='*fp64', count='i32', scale='*fp32', scaler_inf='*fp32', fold='*fp32', record='*fp64'
+)
+DECISIONS = {
+    'norm_clip': dict(max_norm='i64', min_norm='i32'),
+    'zclip': dict(
+        seen='*i64',
+        mean='*fp64',
+        var='*fp64',
+        alpha='i64',
+        z_threshold='i64',
+        warmup='i32',
+        max_norm='i64',
+    ),
+    'autoclip': dict(history='*fp64', seen='*i64', window='i32', fraction='i64'),
+}
 
 
-def build(name: str, architecture: int, dtype: torch.dtype) -> dict:
+def build(
+    kernel: Any, signature: dict[str, str], constants: dict[str, Any], architecture: int
+) -> dict:
     source = ASTSource(
-        fn=getattr(launch, name),
-        signature=dict(**ARGUMENTS[name], DTYPE='constexpr', BLOCK='constexpr'),
-        constexprs=dict(DTYPE=launch._TYPES[dtype], BLOCK=launch.BLOCK),
+        fn=kernel,
+        signature={**signature, **dict.fromkeys(constants, 'constexpr')},
+        constexprs=constants,
     )
     built = triton.compile(source, target=GPUTarget('cuda', architecture, 32))
     return dict(
-        kernel=name,
+        kernel=kernel.fn.__name__,
         architecture=architecture,
-        dtype=str(dtype),
+        variant=' '.join(map(str, constants.values())),
         size=len(built.asm['cubin']),
         atomics=re.findall(r'\b((?:atom|red)\.\S+)', built.asm['ptx']),
+        single=sorted(set(re.findall(r'\b(?:mul|add|div|sqrt)\S*\.f32', built.asm['ptx']))),
     )
+
+
+def multi_tensor_builds() -> list[dict]:
+    return [
+        build(getattr(launch, name), arguments, dict(DTYPE=dtype, BLOCK=launch.BLOCK), architecture)
+        for name, arguments in ARGUMENTS.items()
+        for architecture in ARCHITECTURES
+        for dtype in launch._TYPES.values()
+    ]
+
+
+def decision_builds() -> list[dict]:
+    """Of each kernel, with a loss scale and without, the variants that a rule asks for."""
+    own = {
+        'norm_clip': [dict(LARGEST=False), dict(LARGEST=True)],
+        'zclip': [dict(LARGEST=False, MODE=mode) for mode in ('reciprocal', 'mean', 'percentile')],
+        'autoclip': [dict(LARGEST=False)],
+    }
+    builds = []
+    for name, arguments in DECISIONS.items():
+        for variant, scaled in itertools.product(own[name], [False, True]):
+            common = dict(HAS_SCALE=scaled, HAS_INF=scaled, BLOCK=decision_kernels.BLOCK)
+            kernel = getattr(decision_kernels, name)
+            signature = {**COMMON, **arguments}
+            builds += [build(kernel, signature, {**variant, **common}, a) for a in ARCHITECTURES]
+    return builds
 
 
 if __name__ == '__main__':
-    print(
-        json.dumps(
-            [build(n, a, d) for n in ARGUMENTS for a in ARCHITECTURES for d in launch._TYPES]
-        )
-    )
+    print(json.dumps(multi_tensor_builds() + decision_builds()))

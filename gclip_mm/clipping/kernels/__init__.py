@@ -1,7 +1,9 @@
-"""Multi-tensor kernels for rules that give each tensor, or each unit, a coefficient of its own.
+"""Kernels that measure and scale many tensors in a launch, and that decide in another.
 
-On a GPU the ordinary path launches a kernel or two for each parameter. Here all norms are measured
-in one launch and all gradients scaled in another, and a unit that keeps its size is not written.
+On a GPU the ordinary path launches a kernel or two for each parameter, and one for each operation
+on a single number. Here all norms are measured in one launch and all gradients scaled in another,
+and a unit that keeps its size is not written. Of a rule with one coefficient for all gradients, one
+launch makes the decision (:mod:`gclip_mm.clipping.kernels.decision`), and a fused optimizer scales.
 
 They need Triton (it comes with PyTorch's CUDA builds) and gradients that lie in memory as the
 kernels expect (:class:`~gclip_mm.clipping.kernels.multi_tensor.MultiTensor`). Where either is
@@ -17,7 +19,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +31,20 @@ if TYPE_CHECKING:
     from ..routing import GradView
 
 _device_types = {'cuda'}
+
+
+class KernelCall(NamedTuple):
+    """A kernel of :mod:`~gclip_mm.clipping.kernels.decision_kernels`, and what a rule gives it.
+
+    Attributes:
+        name: of the kernel.
+        arguments: tensors on the device, ints and floats, after those that all kernels get.
+        constants: what it is built for.
+    """
+
+    name: str
+    arguments: tuple[Tensor | int | float, ...]
+    constants: dict[str, Any]
 
 
 def whole_tensors(view: GradView) -> MultiTensor | None:

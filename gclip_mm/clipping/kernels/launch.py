@@ -33,7 +33,7 @@ def measure(
         arrived: (U,) int32, all 0; they are 0 again when the kernel is through.
         norms: (U,) float64, written.
     """
-    with _on(items.device):
+    with on_device(items.device):
         _measure[(len(items),)](
             pointers,
             items,
@@ -48,14 +48,14 @@ def measure(
 
 def scale(dtype: torch.dtype, items: Tensor, pointers: Tensor, coefs: Tensor) -> None:
     """Multiply every unit in ``items`` by its coefficient (U,) float64, in place."""
-    with _on(items.device):
+    with on_device(items.device):
         _scale[(len(items),)](
             pointers, items, coefs, DTYPE=_TYPES[dtype], BLOCK=BLOCK, num_warps=_NUM_WARPS
         )
 
 
-def _on(device: torch.device):
-    # Triton launches on the current device, which need not be the tensors'.
+def on_device(device: torch.device) -> contextlib.AbstractContextManager:
+    """Triton launches on the current device, which need not be the tensors'."""
     return torch.cuda.device(device) if device.type == 'cuda' else contextlib.nullcontext()
 
 
