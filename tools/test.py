@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from copy import deepcopy
@@ -119,6 +120,10 @@ def test(args: argparse.Namespace) -> None:
             runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
         runner.test()
     if dist.is_initialized():
+        # DDP's reducer must not be the last to hold the process group: it would tear gloo's threads
+        # down without letting go of the GIL, which one of them may be waiting for.
+        del runner
+        gc.collect()
         dist.destroy_process_group()
 
 

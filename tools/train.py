@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from pathlib import Path
@@ -114,6 +115,10 @@ def train(args: argparse.Namespace) -> None:
         runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
         runner.train()
     if dist.is_initialized():
+        # DDP's reducer must not be the last to hold the process group: it would tear gloo's threads
+        # down without letting go of the GIL, which one of them may be waiting for.
+        del runner
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -1,6 +1,7 @@
-"""One table of the scene-graph runs in a folder.
+"""One table of the scene-graph runs in a folder, and their logs beside it.
 
-Reads what training wrote (MMEngine's JSON log) and nothing else.
+Reads what training wrote (MMEngine's JSON log) and nothing else; the logs go to ``logs/`` in the
+table's folder.
 
 Example:
     python tools/train.py configs/scene_graph/shapescenes/rnn_predcls_shapescenes.py \\
@@ -13,14 +14,18 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 from pathlib import Path
 
 METRICS = ('R@20', 'mR@20', 'ngR@20', 'ngmR@20', 'A@20', 'scene_top1', 'bbox_mAP', 'bbox_mAP_50')
 CONFIG = 'configs/scene_graph/shapescenes/{name}_shapescenes.py'
 
 
-def read_run(folder: Path) -> dict[str, str | float] | None:
-    """The last validation of the latest run in a work dir; None where there is none."""
+def read_run(folder: Path, out: Path) -> dict[str, str | float] | None:
+    """The last validation of the latest run in a work dir; None where there is none.
+
+    Its log is copied to ``out/logs``.
+    """
     logs = sorted(folder.glob('*/vis_data/scalars.json'))
     if not logs:
         return None
@@ -38,7 +43,11 @@ def read_run(folder: Path) -> dict[str, str | float] | None:
     for key in METRICS:
         value = validated[-1].get(f'sg/{key}')
         row[key] = '' if value is None else round(value, 4)
-    row['command'] = f'python tools/train.py {CONFIG.format(name=folder.name)}'
+    row['config'] = CONFIG.format(name=folder.name)
+    row['log'] = f'logs/{folder.name}.json'
+    row['command'] = f'python tools/train.py {row["config"]}'
+    (out / 'logs').mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(logs[-1], out / row['log'])
     return row
 
 
@@ -49,10 +58,10 @@ def main() -> None:
     parser.add_argument('runs', type=Path, help='folder of the work dirs, each named as its config')
     parser.add_argument('--out', type=Path, required=True, help='CSV to write')
     args = parser.parse_args()
-    rows = [row for row in map(read_run, sorted(args.runs.iterdir())) if row]
+    folders = sorted(args.runs.iterdir())
+    rows = [row for folder in folders if (row := read_run(folder, args.out.parent))]
     if not rows:
         parser.error(f'no finished run in {args.runs}')
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open('w', newline='') as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
