@@ -36,10 +36,11 @@ from .cases import Probe, on_device  # noqa: E402
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DEVICE = torch.device('cpu' if INTERPRETED else 'cuda')
-pytestmark = pytest.mark.skipif(
+needs_kernels = pytest.mark.skipif(
     not INTERPRETED and not torch.cuda.is_available(),
     reason='needs a GPU, or TRITON_INTERPRET=1 in the environment',
 )
+pytestmark = needs_kernels
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 #: A rounding to the type, and one more where a product was rounded before.
 ROUNDING = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}

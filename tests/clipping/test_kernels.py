@@ -30,11 +30,12 @@ needs_triton = pytest.mark.skipif(
 
 @needs_triton
 @pytest.mark.timeout(900)
-def test_under_the_interpreter():
+@pytest.mark.parametrize('checks', ['kernel_checks', 'decision_checks'])
+def test_under_the_interpreter(checks):
     """In a process of its own: the interpreter has to be chosen before Triton is imported."""
     done = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist']
-        + ['tests/clipping/kernel_checks.py'],
+        + [f'tests/clipping/{checks}.py'],
         cwd=ROOT,
         env={**os.environ, 'TRITON_INTERPRET': '1', 'PYTEST_ADDOPTS': ''},
         capture_output=True,
