@@ -115,10 +115,10 @@ def _find(recipe: str) -> Path:
     names = sorted(path.stem for path in RECIPES.glob('*.py'))
     near = difflib.get_close_matches(Path(recipe).stem, names, n=1)
     hint = f'; did you mean {near[0]!r}?' if near else ''
-    listed = f' Recipes: {", ".join(names)}.' if names else ''
+    listed = f'. Recipes: {", ".join(names)}' if names else ''
     raise ClipConfigError(
-        f'recipe {recipe!r} is not there{hint}{listed} A rule can also be given inline, such as '
-        "'type=AGC,clip_factor=0.01'"
+        f'recipe {recipe!r} is not there{hint}{listed}. The path of a file will do too, or a rule '
+        "inline, such as 'type=AGC,clip_factor=0.01'"
     )
 
 

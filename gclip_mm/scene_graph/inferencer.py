@@ -31,7 +31,8 @@ class SceneGraphInferencer(DetInferencer):
     Arguments and call are those of :class:`mmdet.apis.DetInferencer`: ``inputs`` is a path or URL,
     a folder, an array (H, W, 3) uint8 BGR, or a list of these. A model of PredCls or SGCls is told
     the boxes (and labels) by a dict in place of a picture: ``dict(img=array, bboxes=[[x1, y1, x2,
-    y2], ...], labels=[...])`` or ``dict(img_path=..., ...)``, in pixels of the picture.
+    y2], ...], labels=[...])`` or ``dict(img_path=..., ...)``; boxes in pixels of the picture,
+    labels as indices or names of the classes.
 
     Args:
         model: Config file, or a name in ``configs/scene_graph/metafile.yml``. None: the config is
@@ -80,6 +81,12 @@ class SceneGraphInferencer(DetInferencer):
     def protocol(self) -> SceneGraphProtocol:
         """What the model is told of a picture."""
         return self.model.protocol
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> dict:
+        # Arrays are numbered: drawing and predictions of one call by the same numbers.
+        count = max(self.num_visualized_imgs, self.num_predicted_imgs)
+        self.num_visualized_imgs = self.num_predicted_imgs = count
+        return super().__call__(inputs, *args, **kwargs)
 
     # ---- input -------------------------------------------------------------------------------
 
@@ -130,6 +137,11 @@ class SceneGraphInferencer(DetInferencer):
             item = item['img'] if 'img' in item else item['img_path']
         if isinstance(item, str) and '://' not in item and not osp.isfile(item):
             raise FileNotFoundError(f'there is no picture at {item}')
+        if isinstance(item, np.ndarray) and (item.ndim != 3 or item.shape[2] != 3):
+            raise ValueError(
+                f'a picture is an array (H, W, 3), BGR; got shape {item.shape}. Of a grey one: '
+                'np.repeat(picture[..., None], 3, axis=2)'
+            )
         data = self.pipeline(item)
         self._add_given(data['data_samples'], given)
         return item, data
@@ -145,19 +157,40 @@ class SceneGraphInferencer(DetInferencer):
                 "or make the inferencer with protocol='sgdet' if the model's detector is trained"
             )
         if not needed:
+            if given:
+                raise ValueError(
+                    f'a model of the protocol sgdet finds objects itself: leave {sorted(given)} '
+                    "out, or make the inferencer with protocol='predcls' or 'sgcls'"
+                )
             return
         boxes = torch.as_tensor(np.asarray(given['bboxes'], np.float32).reshape(-1, 4))
+        if not (boxes[:, 2:] > boxes[:, :2]).all():
+            raise ValueError(
+                'bboxes are x1, y1, x2, y2 with x1 < x2 and y1 < y2, in pixels of the picture; got '
+                f'{boxes[(boxes[:, 2:] <= boxes[:, :2]).any(dim=1)][0].tolist()}'
+            )
         scale = boxes.new_tensor(sample.metainfo.get('scale_factor', (1.0, 1.0))).repeat(2)
         objects = InstanceData(bboxes=boxes * scale)
         if 'labels' in needed:
-            labels = torch.as_tensor(np.asarray(given['labels'], np.int64).reshape(-1))
-            classes = self.model.relation_head.num_classes
+            labels = self._labels(given['labels'])
             if len(labels) != len(boxes):
                 raise ValueError(f'{len(boxes)} bboxes, but {len(labels)} labels')
-            if len(labels) and (labels.min() < 0 or labels.max() >= classes):
-                raise ValueError(f'labels must be in [0, {classes}), got {labels.tolist()}')
-            objects.labels = labels
+            objects.labels = torch.tensor(labels, dtype=torch.int64)
         sample.gt_instances = objects
+
+    def _labels(self, given: Sequence[int | str]) -> list[int]:
+        """Labels from labels or from names of classes."""
+        names = list(self.model.dataset_meta.get('classes') or ())
+        count = self.model.relation_head.num_classes
+        labels = []
+        for label in np.asarray(given).reshape(-1).tolist():
+            found = names.index(label) if label in names else label
+            if isinstance(found, str) or found != int(found) or not 0 <= found < count:
+                raise ValueError(
+                    f'labels are indices in [0, {count}) or names of {names}; got {label!r}'
+                )
+            labels.append(int(found))
+        return labels
 
     # ---- output ------------------------------------------------------------------------------
 

@@ -124,7 +124,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('source', type=Path, help='config (.py) or annotation file (.json)')
     parser.add_argument(
-        '--images', type=Path, help='folder of the images of an annotation file (default: its own)'
+        '--images',
+        type=Path,
+        help='folder of the images of an annotation file (default: the one that the file is in)',
     )
     parser.add_argument(
         '--split', choices=('train', 'val', 'test'), default='train', help='data set of a config'
@@ -163,6 +165,9 @@ def main(argv: list[str] | None = None) -> None:
         np.random.default_rng(args.shuffle).shuffle(indices)
     args.out.mkdir(parents=True, exist_ok=True)
     for i in tqdm(indices[: args.num], unit='image'):
+        path = Path(dataset.get_data_info(i)['img_path'])
+        if not path.is_file() and args.source.suffix == '.json':
+            raise ValueError(f'there is no image {path}: --images has to name the folder')
         packed = dataset[i]
         drawn = picture(packed, dataset.metainfo, args.predicate, args.max_relations)
         name = Path(packed['data_samples'].get('img_path') or str(i)).stem

@@ -21,5 +21,8 @@ default_hooks = dict(
     logger=dict(interval=50),
     checkpoint=dict(interval=1, save_best='sg/mR@50', rule='greater'),
 )
-custom_hooks = [dict(type='FrequencyBiasHook', file='data/psg/frequencies.npz')]
+custom_hooks = [
+    dict(type='SceneGraphCheckHook'),
+    dict(type='FrequencyBiasHook', file='data/psg/frequencies.npz'),
+]
 auto_scale_lr = dict(enable=False, base_batch_size=16)

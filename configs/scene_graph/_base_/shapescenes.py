@@ -9,6 +9,8 @@ batch_size = 8
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadSceneGraphAnnotations'),
+    # The pictures have this size; data of a user's own, which inherits this, may not.
+    dict(type='Resize', scale=params['image_size'], keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSceneGraphInputs'),
 ]

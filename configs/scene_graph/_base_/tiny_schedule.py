@@ -2,7 +2,7 @@
 _base_ = ['../../_base_/tiny_runtime.py']
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
-custom_hooks = [dict(type='FrequencyBiasHook')]
+custom_hooks = [dict(type='SceneGraphCheckHook'), dict(type='FrequencyBiasHook')]
 visualizer = dict(type='SceneGraphVisualizer')
 
 lr = 2e-3

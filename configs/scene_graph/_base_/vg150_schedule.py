@@ -24,5 +24,8 @@ default_hooks = dict(
     checkpoint=dict(by_epoch=False, interval=4000, save_best='sg/mR@50', rule='greater'),
 )
 log_processor = dict(by_epoch=False)
-custom_hooks = [dict(type='FrequencyBiasHook', file='data/vg150/frequencies.npz')]
+custom_hooks = [
+    dict(type='SceneGraphCheckHook'),
+    dict(type='FrequencyBiasHook', file='data/vg150/frequencies.npz'),
+]
 auto_scale_lr = dict(enable=False, base_batch_size=12)

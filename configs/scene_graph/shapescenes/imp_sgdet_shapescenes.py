@@ -1,5 +1,22 @@
 _base_ = ['./imp_predcls_shapescenes.py']
 # Boxes and labels are found: the detector is trained along, from scratch.
-model = dict(protocol='sgdet', detector_loss=True)
+model = dict(
+    protocol='sgdet',
+    detector_loss=True,
+    # Half as many regions and pairs as elsewhere, or a step takes twice as long.
+    train_cfg=dict(
+        rpn_proposal=dict(max_per_img=50),
+        rcnn=dict(sampler=dict(num=64)),
+        relation=dict(sampler=dict(num=32)),
+    ),
+)
 val_evaluator = dict(protocol='sgdet')
 test_evaluator = val_evaluator
+
+max_iters = 1000
+warmup_iters = 50
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=warmup_iters, end=max_iters, eta_min=0),
+]

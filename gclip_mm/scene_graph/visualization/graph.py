@@ -161,8 +161,10 @@ def build_graph(
     side = truth if pred is None else pred
     if side is None:
         return graph
+    # A given object has score 1, which says nothing.
+    scored = side.scores is not None and (side.scores != 1).any()
     for i, (box, label) in enumerate(zip(side.boxes, side.labels, strict=True)):
-        score = None if side.scores is None else float(side.scores[i])
+        score = float(side.scores[i]) if scored else None
         graph.nodes.append(Node(box, name_of(classes, int(label), 'class'), score))
     for i, (subject, object_, predicate) in enumerate(side.triplets.tolist()):
         score = None if side.triplet_scores is None else float(side.triplet_scores[i])

@@ -138,8 +138,13 @@ def test_predcls_is_told_the_objects(trained, folder):
         told(path)
     with pytest.raises(ValueError, match='2 bboxes, but 1 labels'):
         told({'img_path': path, **objects, 'labels': [3]})
-    with pytest.raises(ValueError, match=r'labels must be in \[0, 10\)'):
-        told({'img_path': path, **objects, 'labels': [3, 10]})
+    by_name = told({'img_path': path, **objects, 'labels': ['star', 'circle']})['predictions'][0]
+    assert by_name['names'] == ['star', 'circle']
+    for wrong in ([3, 10], [3, -1], [3, 'stars'], [3, 0.5]):
+        with pytest.raises(ValueError, match=r"indices in \[0, 10\) or names of \['circle'"):
+            told({'img_path': path, **objects, 'labels': wrong})
+    with pytest.raises(ValueError, match=r'x1 < x2 .* got \[80.0, 20.0, 40.0, 50.0\]'):
+        told({'img_path': path, 'bboxes': [[0, 0, 9, 9], [80, 20, 40, 50]], 'labels': [3, 0]})
 
 
 def test_what_is_refused(trained, inferencer, tmp_path):
@@ -147,6 +152,10 @@ def test_what_is_refused(trained, inferencer, tmp_path):
         inferencer(str(tmp_path / 'none.jpg'))
     with pytest.raises(FileNotFoundError, match='no picture in'):
         inferencer(str(tmp_path))
+    with pytest.raises(ValueError, match=r'\(H, W, 3\), BGR; got shape \(9, 9\)'):
+        inferencer(np.zeros((9, 9), np.uint8))
+    with pytest.raises(ValueError, match=r"finds objects itself: leave \['bboxes'\] out"):
+        inferencer(dict(img=np.zeros((9, 9, 3), np.uint8), bboxes=[[0, 0, 5, 5]]))
     with pytest.raises(ValueError, match='boxes'):
         inferencer(dict(img_path='a.jpg', boxes=[]))
     with pytest.raises(ValueError, match='protocol must be one of'):

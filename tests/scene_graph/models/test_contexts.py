@@ -6,6 +6,8 @@ from mmdet.registry import MODELS
 from torch.nn import functional as F
 
 from gclip_mm.scene_graph.models import BaseContext
+from gclip_mm.scene_graph.models.contexts import RNNContext
+from gclip_mm.scene_graph.models.contexts.base import build_context
 from gclip_mm.scene_graph.models.contexts.sequences import order_objects
 
 IN_DIM, CHANNELS, MAP = 12, 6, 5
@@ -256,3 +258,14 @@ def test_orderings():
 def test_wrong_options_are_named(name, options, message):
     with pytest.raises(ValueError, match=message):
         build(name, **options)
+
+
+def test_a_type_or_key_that_no_context_has():
+    sizes = dict(in_dim=4, union_channels=2)
+    with pytest.raises(ValueError, match=r"one of \['CRNNContext', .*got 'RNNConText'"):
+        build_context(dict(type='RNNConText', **sizes))
+    with pytest.raises(ValueError, match='one of .*got None'):
+        build_context(sizes)
+    with pytest.raises(ValueError, match=r"no 'cell'; its keys: .*'num_heads'.*_delete_=True"):
+        build_context(dict(type='TransformerContext', cell='lstm', **sizes))
+    assert isinstance(build_context(dict(type=RNNContext, hidden_dim=8, **sizes)), RNNContext)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
+from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -61,6 +64,28 @@ class BaseContext(BaseModule, metaclass=ABCMeta):
         Returns:
             ``obj_ctx`` (N, out_dim) and ``edge_ctx`` (M, edge_dim).
         """
+
+
+def build_context(cfg: dict[str, Any]) -> BaseContext:
+    """A context from its config.
+
+    Raises:
+        ValueError: An unknown type or key; the message has the known ones.
+    """
+    kind = cfg.get('type')
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if not (inspect.isclass(cls) and issubclass(cls, BaseContext)):
+        known = (c for c in MODELS.module_dict.values() if inspect.isclass(c))
+        names = sorted({c.__name__ for c in known if issubclass(c, BaseContext)})
+        raise ValueError(f'context.type must be one of {names}, got {kind!r}')
+    keys = [key for key in inspect.signature(cls).parameters if key != 'init_cfg']
+    unknown = sorted(set(cfg) - {'type', 'init_cfg', *keys})
+    if unknown:
+        raise ValueError(
+            f'{cls.__name__} has no {unknown[0]!r}; its keys: {keys}. To exchange the context of '
+            'an inherited config, write context=dict(_delete_=True, type=...)'
+        )
+    return MODELS.build(cfg)
 
 
 class PairComposer(nn.Module):

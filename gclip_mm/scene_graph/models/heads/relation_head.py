@@ -10,6 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ..contexts.base import build_context
 from ..protocol import SceneGraphProtocol
 from ..task_modules.geometry import BOX_GEOMETRY_DIM, box_geometry
 
@@ -79,7 +80,7 @@ class RelationHead(BaseModule):
         loss_predicate: Loss of the predicates; averaged over the pairs of the batch.
 
     Raises:
-        ValueError: An unknown ``fusion``; neither ``context`` nor ``frequency_bias``.
+        ValueError: An unknown ``fusion`` or context; neither ``context`` nor ``frequency_bias``.
 
     Example:
         >>> relation_head = dict(
@@ -155,13 +156,8 @@ class RelationHead(BaseModule):
         )
         self.union = MODELS.build({'type': 'UnionFeatures', **union, 'channels': in_channels})
         self.union_fc = nn.Sequential(nn.Linear(map_dim, fc_dim), nn.ReLU(inplace=True))
-        self.context = MODELS.build(
-            {
-                **context,
-                'in_dim': fc_dim + embed_dim + geometry_dim,
-                'union_channels': in_channels,
-            }
-        )
+        sizes = dict(in_dim=fc_dim + embed_dim + geometry_dim, union_channels=in_channels)
+        self.context = build_context({**context, **sizes})
         self.fc_object = nn.Linear(fc_dim + self.context.out_dim, self.num_classes + 1)
         self.edge_fc = nn.Linear(self.context.edge_dim, fc_dim)
         self.looks = nn.Sequential(nn.Linear(in_channels, fc_dim), nn.LayerNorm(fc_dim))
