@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, MODELS
 
 from gclip_mm.engine.analysis.advice import advise
 from gclip_mm.engine.analysis.gradient_stats import load_stats
@@ -60,6 +61,29 @@ def test_a_rate_that_blows_up_is_lowered(toy_config):
 def test_accumulated_batches_make_one_step(toy_config):
     cfg = toy(toy_config, accumulative_counts=3)
     assert len(record_gradients(cfg, 10).stats.norm) == 10
+
+
+def test_of_the_hooks_only_those_that_prepare_a_run(toy_config):
+    ran = []
+
+    class Prepares(Hook):
+        def before_run(self, runner):
+            ran.append('prepares')
+
+    class Meddles(Prepares):
+        def after_train_iter(self, *args, **kwargs):
+            ran.append('meddles')
+
+    cfg = toy(toy_config)
+    cfg.custom_hooks = [dict(type='Prepares'), dict(type='Meddles'), dict(type='EMAHook')]
+    try:
+        for hook in (Prepares, Meddles):
+            HOOKS.register_module(module=hook)
+        record_gradients(cfg, 10)
+    finally:
+        for name in ('Prepares', 'Meddles'):
+            HOOKS.module_dict.pop(name, None)
+    assert ran == ['prepares']
 
 
 def test_a_gradient_that_is_never_finite(toy_config, monkeypatch):

@@ -10,6 +10,10 @@ import subprocess
 import sys
 
 import pytest
+from mmengine.config import Config
+
+from gclip_mm.engine.analysis.sweep_cell import cell_config, run_cell
+from gclip_mm.engine.analysis.sweep_grid import Cell
 
 from .conftest import ROOT, TOY, load_tool
 
@@ -85,6 +89,21 @@ def report(monkeypatch):
     monkeypatch.setenv('PYTHONPATH', '')
     tool = load_tool(TOOL)
     return lambda out, *args: tool.main([str(TOY / 'toy_validated.py'), '--out', str(out), *args])
+
+
+def test_a_cell_interrupted_after_its_last_checkpoint_is_validated(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(TOY))
+    base = Config.fromfile(TOY / 'toy_validated.py')
+    base.train_cfg.update(max_iters=8, val_interval=8)
+    base.default_hooks.checkpoint = dict(type='CheckpointHook', interval=8, by_epoch=False)
+    results = []
+    for name in 'ab':
+        # MMEngine keeps one message hub an experiment.
+        base.experiment_name = f'{tmp_path.name}_{name}'
+        results.append(run_cell(cell_config(base, Cell(0.02, 'none', 0), tmp_path), 20))
+    first, again = results
+    assert (first.status, again.status, again.iterations) == ('trained', 'trained', 8)
+    assert again.metrics['toy/score'] == pytest.approx(first.metrics['toy/score'])
 
 
 def test_a_report_trains_nothing(swept, report, capsys):

@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
+from mmengine.registry import HOOKS, Registry
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -62,8 +63,9 @@ def record_gradients(
     """Train a config without clipping and record every step.
 
     The data, the model, the optimizer with its settings for single parameters, and ``load_from``
-    are the config's. Validation, checkpoints, its own hooks and its schedule are left out: the rate
-    rises linearly over the first quarter of the steps and then stays. A run that blows up is begun
+    are the config's, and so are hooks that do nothing but prepare a run (``before_run``).
+    Validation, checkpoints, other hooks and the schedule are left out: the rate rises linearly over
+    the first quarter of the steps and then stays. A run that blows up is begun
     anew at a quarter of the rate, so that the statistics are those of a model that learns.
 
     Args:
@@ -126,7 +128,9 @@ def _prepare(cfg: Config, lr: float, iterations: int) -> Config:
         sampler['type'] = 'InfiniteSampler'
         sampler.pop('round_up', None)
     cfg.default_hooks = dict(timer=None, logger=None, checkpoint=None)
-    cfg.custom_hooks = [dict(type='GClipHook', clip_grad=_NO_CLIPPING)]
+    with HOOKS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        prepare = [h for h in cfg.get('custom_hooks') or () if _only_prepares(h, registry)]
+    cfg.custom_hooks = [*prepare, dict(type='GClipHook', clip_grad=_NO_CLIPPING)]
     cfg.log_processor = dict(type='LogProcessor', by_epoch=False)
     cfg.visualizer = None
     cfg.auto_scale_lr = None
@@ -134,6 +138,16 @@ def _prepare(cfg: Config, lr: float, iterations: int) -> Config:
     cfg.log_level = 'ERROR'
     cfg.launcher = 'none'
     return cfg
+
+
+def _only_prepares(hook: dict[str, Any], registry: Registry) -> bool:
+    """Whether a hook acts before a run and never again."""
+    kind = hook.get('type')
+    cls = registry.get(kind) if isinstance(kind, str) else kind
+    acts = [n for n in vars(Hook) if n.startswith(('before_', 'after_'))]
+    return cls is not None and [n for n in acts if getattr(cls, n) is not getattr(Hook, n)] == [
+        'before_run'
+    ]
 
 
 def _run(cfg: Config, hook: _RecordHook) -> str | None:

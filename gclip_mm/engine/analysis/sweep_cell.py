@@ -78,6 +78,9 @@ def run_cell(cfg: Config, patience: int) -> Outcome:
         runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
         runner.register_hook(watch)
         runner.train()
+        if begun is not None and not watch.metrics and runner.val_loop is not None:
+            # It was interrupted between its last checkpoint and its last validation.
+            runner.val_loop.run()
         outcome.status = TRAINED
         outcome.skipped = _skipped(runner)
     except _Diverged:
