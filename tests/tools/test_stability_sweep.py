@@ -70,6 +70,14 @@ def test_the_advice_is_that_of_each_rate(swept):
     assert fast < slow
 
 
+def test_numbers_that_are_written_out_are_kept(tool):
+    assert tool.read_rule('norm', True)[2] and not tool.read_rule('norm', False)[2]
+    assert tool.read_rule('mine:norm', True)[::2] == ('mine', True)
+    label, clip_grad, advised = tool.read_rule('mine:type=NormClip,max_norm=2.0', True)
+    assert (label, clip_grad['max_norm'], advised) == ('mine', 2.0, False)
+    assert not tool.read_rule('adagc', True)[2]
+
+
 def test_a_wider_grid_trains_only_what_is_new(swept):
     out, _ = swept
     before = {p: p.stat().st_mtime_ns for p in out.rglob('outcome.json')}
@@ -82,12 +90,16 @@ def test_a_wider_grid_trains_only_what_is_new(swept):
 
 
 @pytest.fixture
-def report(monkeypatch):
+def tool(monkeypatch):
     """The tool in this process, where it is not to train."""
     monkeypatch.syspath_prepend(str(TOY))
     monkeypatch.syspath_prepend(str(TOOL.parent))
     monkeypatch.setenv('PYTHONPATH', '')
-    tool = load_tool(TOOL)
+    return load_tool(TOOL)
+
+
+@pytest.fixture
+def report(tool):
     return lambda out, *args: tool.main([str(TOY / 'toy_validated.py'), '--out', str(out), *args])
 
 

@@ -22,9 +22,9 @@ The same command goes on where an earlier one stopped, and trains again what was
 settings. A rule is ``none``, a recipe in ``configs/_base_/clip`` by name, a file, or inline as
 ``type=AGC,clip_factor=0.02``; ``LABEL:`` before it gives it a name.
 
-With ``--tune advise`` the thresholds of ValueClip, NormClip, AGC and ZClip are those that
-``advise_clipping.py`` suggests for each learning rate, from one short recording; other rules, and
-all with ``--tune recipe``, keep the numbers of their recipe.
+With ``--tune advise`` the thresholds of recipes of ValueClip, NormClip, AGC and ZClip are those
+that ``advise_clipping.py`` suggests for each learning rate, from one short recording; other rules,
+what is given inline, and all with ``--tune recipe``, keep the numbers that they have.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--tune',
         choices=['advise', 'recipe'],
         default='advise',
-        help='where thresholds come from (%(default)s)',
+        help='where the thresholds of recipes come from (%(default)s)',
     )
     parser.add_argument('--out', type=Path, help='folder (work_dirs/sweep/<config name>)')
     parser.add_argument(
@@ -153,29 +153,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 # -- the grid ------------------------------------------------------------------------------------
-def read_rule(text: str) -> tuple[str, dict[str, Any] | None]:
-    """The label of a rule and its config."""
+def read_rule(text: str, tune: bool) -> tuple[str, dict[str, Any] | None, bool]:
+    """The label of a rule, its config, and whether the advisor sets its threshold."""
     label, colon, recipe = text.partition(':')
     if not colon or '=' in label:
         label = recipe = text
     if recipe.lower() == NONE:
-        return label, None
+        return label, None, False
     clip_grad = read_recipe(recipe)
     parse_clip_grad(clip_grad)
-    return label, clip_grad
+    # Who writes a number out means it.
+    return label, clip_grad, tune and '=' not in recipe and rule_type(clip_grad) in ADVISED
 
 
 def make_cells(args: argparse.Namespace, cfg: Config, out: Path) -> list[Cell]:
     """All cells, the first seed of every combination first."""
-    rules = [read_rule(text) for text in args.clip]
-    advisable = [r for r in rules if r[1] and args.tune == 'advise' and rule_type(r[1]) in ADVISED]
-    advice = advise_all(cfg, out, args.lr, args.report) if advisable else {}
+    rules = [read_rule(text, args.tune == 'advise') for text in args.clip]
+    advises = any(advised for _, _, advised in rules)
+    advice = advise_all(cfg, out, args.lr, args.report) if advises else {}
     cells = []
     for seed in args.seeds:
         for lr in args.lr:
-            for label, clip_grad in rules:
+            for label, clip_grad, advised in rules:
                 tuned = 'recipe' if clip_grad else ''
-                if (label, clip_grad) in advisable:
+                if advised:
                     name, key = ADVISED[rule_type(clip_grad)]
                     clip_grad = {**clip_grad, key: advice[lr][name][key]}
                     tuned = f'{key} from the advisor'
