@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import MODELS
 
 from gclip_mm.engine.analysis.sweep_cell import cell_config, run_cell
 from gclip_mm.engine.analysis.sweep_grid import Cell
@@ -116,6 +117,25 @@ def test_a_cell_interrupted_after_its_last_checkpoint_is_validated(tmp_path, mon
     first, again = results
     assert (first.status, again.status, again.iterations) == ('trained', 'trained', 8)
     assert again.metrics['toy/score'] == pytest.approx(first.metrics['toy/score'])
+
+
+@pytest.mark.parametrize(('lost', 'status'), [(True, 'diverged'), (False, 'failed')])
+def test_an_error_of_weights_that_are_no_numbers_is_divergence(tmp_path, monkeypatch, lost, status):
+    """Before any loss was seen that is none: it is the loss that refuses its input."""
+    monkeypatch.syspath_prepend(str(TOY))
+    base = Config.fromfile(TOY / 'toy_validated.py')
+    base.experiment_name = f'{tmp_path.name}_{status}'
+    cfg = cell_config(base, Cell(0.02, 'none', 0), tmp_path)
+    kind = MODELS.get(base.model.type)
+
+    def refuse(self, *args, **kwargs):
+        if lost:
+            next(self.parameters()).data.fill_(float('nan'))
+        raise RuntimeError('input should be between 0 and 1')
+
+    monkeypatch.setattr(kind, 'train_step', refuse)
+    outcome = run_cell(cfg, 20)
+    assert outcome.status == status and 'between 0 and 1' in outcome.error
 
 
 def test_a_report_trains_nothing(swept, report, capsys):

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..apply_clip import apply_clip
 from ..launch import optim_wrappers
@@ -74,6 +74,7 @@ def run_cell(cfg: Config, patience: int) -> Outcome:
     if begun is not None:
         cfg.load_from, cfg.resume = begun, True
     watch = _Watch(patience)
+    runner = None
     try:
         runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
         runner.register_hook(watch)
@@ -89,8 +90,9 @@ def run_cell(cfg: Config, patience: int) -> Outcome:
     except Exception as error:  # whatever a model raises that has blown up
         traceback.print_exc()
         watch.look()
-        # Assigners and NMS refuse boxes that are no numbers: that is the divergence, not its cause.
-        outcome.status = DIVERGED if watch.streak else FAILED
+        # Losses, assigners and NMS refuse what is no number: that is the divergence, not its cause.
+        lost = watch.streak > 0 or (runner is not None and not _is_finite(runner.model))
+        outcome.status = DIVERGED if lost else FAILED
         outcome.error = f'{type(error).__name__}: {error}'.split('\n')[0][:300]
     outcome.metrics = watch.metrics
     outcome.iterations = watch.iteration
@@ -99,6 +101,11 @@ def run_cell(cfg: Config, patience: int) -> Outcome:
         outcome.nonfinite_from = watch.iteration - watch.streak + 1
     outcome.seconds = time.perf_counter() - start
     return outcome
+
+
+def _is_finite(model: nn.Module) -> bool:
+    """Whether all weights and running statistics are."""
+    return all(bool(t.isfinite().all()) for t in model.state_dict().values())
 
 
 def _skipped(runner: Runner) -> int:
