@@ -49,6 +49,30 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
+def print_tables(cells: list[dict[str, str]], table: list[dict[str, str]]) -> None:
+    """The best of each rule, and every training, for the README."""
+    rules = list(dict.fromkeys(row['rule'] for row in table))
+    print('| detector | ' + ' | '.join(rules) + ' |\n' + '|---' * (len(rules) + 1) + '|')
+    for detector in dict.fromkeys(row['detector'] for row in table):
+        found = {row['rule']: row for row in table if row['detector'] == detector}
+        top = max(float(row['mAP'] or 0) for row in found.values())
+        texts = []
+        for rule in rules:
+            row = found[rule]
+            text = f'{float(row["mAP"]):.3f}'
+            bold = '**' if float(row['mAP']) == top else ''
+            texts.append(f'{bold}{text}{bold} (lr {row["best_lr"]})')
+        print(f'| {detector} | ' + ' | '.join(texts) + ' |')
+    print('\n| detector | lr | ' + ' | '.join(rules) + ' |\n' + '|---' * (len(rules) + 2) + '|')
+    for detector, lr in dict.fromkeys((row['detector'], row['lr']) for row in cells):
+        found = {r['rule']: r for r in cells if (r['detector'], r['lr']) == (detector, lr)}
+        texts = [
+            f'{float(r["metric"]):.3f}' if r['status'] == 'trained' else r['status']
+            for r in (found[rule] for rule in rules)
+        ]
+        print(f'| {detector} | {lr} | ' + ' | '.join(texts) + ' |')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -80,8 +104,7 @@ def main() -> None:
             )
     write(HERE / 'cells.csv', [{k: v for k, v in row.items() if k != 'seconds'} for row in cells])
     write(HERE / 'table.csv', table)
-    for row in table:
-        print(row['detector'], row['rule'], row['best_lr'], row['mAP'])
+    print_tables(cells, table)
 
 
 if __name__ == '__main__':

@@ -1,10 +1,11 @@
 """Which learning rates each context survives under each rule: one table, one picture.
 
-Reads what ``tools/analysis/stability_sweep.py`` wrote to a folder for each context, and writes
-``stability.csv``, ``stability.png`` and, on the screen, the tables of the README.
+Reads what ``tools/analysis/stability_sweep.py`` wrote to folders whose names begin with that of a
+context, and writes ``stability.csv``, ``stability.png`` and, on the screen, the tables of the
+README.
 
 Example:
-    python results/scene_graph/stability.py work_dirs/sgstab
+    python results/scene_graph/stability.py work_dirs/sgstab/*
 """
 
 from __future__ import annotations
@@ -27,18 +28,24 @@ COLORS = {
     'none': 'black',
     'value': '#0072B2',
     'norm': '#D55E00',
+    'tight': '#E69F00',
     'agc': '#009E73',
     'zclip': '#CC79A7',
 }
+LABELS = {'none': 'no clipping', 'tight': 'norm, by hand', 'agc': 'AGC', 'zclip': 'ZClip'}
 Rows = list[dict[str, str]]
 
 
-def read(folder: Path) -> Rows:
-    with (folder / 'sweep.csv').open(newline='') as file:
-        rows = [{'context': folder.name, **row} for row in csv.DictReader(file)]
-    for row in rows:
-        del row['seconds']  # of a machine that did other work too
-    return rows
+def read(folders: list[Path]) -> dict[str, Rows]:
+    """The trainings of each context."""
+    tables: dict[str, Rows] = {name: [] for name in CONTEXTS}
+    for folder in folders:
+        with (folder / 'sweep.csv').open(newline='') as file:
+            for row in csv.DictReader(file):
+                del row['seconds']  # of a machine that did other work too
+                name = folder.name.partition('_')[0]
+                tables[name].append({'context': name, **row})
+    return tables
 
 
 def cells(rows: Rows) -> dict[tuple[str, float], list[float]]:
@@ -60,7 +67,10 @@ def print_table(rows: Rows) -> None:
     for rule in COLORS:
         texts = []
         for lr in lrs:
-            values = found[rule, lr]
+            values = found.get((rule, lr))
+            if values is None:
+                texts.append('')
+                continue
             lost = sum(
                 r['status'] == 'diverged'
                 for r in rows
@@ -69,7 +79,7 @@ def print_table(rows: Rows) -> None:
             spread = f' ± {statistics.stdev(values):.3f}' if len(values) > 1 and not lost else ''
             text = f'{statistics.mean(values):.3f}{spread}'
             texts.append(text + (f' ({lost}/{len(values)} diverged)' if lost else ''))
-        print(f'| {rule} | ' + ' | '.join(texts) + ' |')
+        print(f'| {LABELS.get(rule, rule)} | ' + ' | '.join(texts) + ' |')
 
 
 def draw(tables: dict[str, Rows], path: Path) -> None:
@@ -81,11 +91,12 @@ def draw(tables: dict[str, Rows], path: Path) -> None:
         lrs = sorted({lr for _, lr in found})
         for i, (rule, color) in enumerate(COLORS.items()):
             shift = 10.0 ** (0.035 * (i - (len(COLORS) - 1) / 2))
-            mean = [statistics.mean(found[rule, lr]) for lr in lrs]
-            low = [m - min(found[rule, lr]) for m, lr in zip(mean, lrs, strict=True)]
-            high = [max(found[rule, lr]) - m for m, lr in zip(mean, lrs, strict=True)]
+            tried = [lr for lr in lrs if (rule, lr) in found]
+            mean = [statistics.mean(found[rule, lr]) for lr in tried]
+            low = [m - min(found[rule, lr]) for m, lr in zip(mean, tried, strict=True)]
+            high = [max(found[rule, lr]) - m for m, lr in zip(mean, tried, strict=True)]
             axes.errorbar(
-                [lr * shift for lr in lrs],
+                [lr * shift for lr in tried],
                 mean,
                 yerr=[[max(x, 0) for x in low], [max(x, 0) for x in high]],
                 color=color,
@@ -93,7 +104,7 @@ def draw(tables: dict[str, Rows], path: Path) -> None:
                 ms=4,
                 capsize=3,
                 ls='--' if rule == 'none' else '-',
-                label='no clipping' if rule == 'none' else rule,
+                label=LABELS.get(rule, rule),
             )
             dead = [
                 float(r['lr']) * shift
@@ -115,12 +126,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('sweeps', type=Path, help='folder with a sweep for each context')
+    parser.add_argument('sweeps', type=Path, nargs='+', help='folders of sweeps')
     args = parser.parse_args()
-    missing = [name for name in CONTEXTS if not (args.sweeps / name / 'sweep.csv').is_file()]
-    if missing:
-        parser.error(f'no {args.sweeps / missing[0] / "sweep.csv"}')
-    tables = {name: read(args.sweeps / name) for name in CONTEXTS}
+    for folder in args.sweeps:
+        if folder.name.partition('_')[0] not in CONTEXTS:
+            parser.error(f'{folder} begins with none of {list(CONTEXTS)}')
+    tables = read(args.sweeps)
+    empty = [name for name, table in tables.items() if not table]
+    if empty:
+        parser.error(f'no sweep of {empty[0]}')
     rows = [row for table in tables.values() for row in table]
     with (HERE / 'stability.csv').open('w', newline='') as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')

@@ -1,5 +1,18 @@
 _base_ = ['./transformer_predcls_shapescenes.py']
 # Object labels need a classifier: the detector is trained on its own losses too.
-model = dict(protocol='sgcls', detector_loss=True)
+model = dict(
+    protocol='sgcls',
+    detector_loss=True,
+    # Half as many regions as elsewhere: the detector is not what this is about.
+    train_cfg=dict(rcnn=dict(sampler=dict(num=64))),
+)
 val_evaluator = dict(protocol='sgcls')
 test_evaluator = val_evaluator
+
+max_iters = 1000
+warmup_iters = 50
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=warmup_iters, end=max_iters, eta_min=0),
+]
