@@ -20,6 +20,7 @@ from .kernels import KernelCall, whole_tensors
 from .norms import combine, host
 
 if TYPE_CHECKING:
+    from .kernels.host import Scan
     from .routing import GradView
     from .rows import RowNorms
 
@@ -31,11 +32,13 @@ class Measure(NamedTuple):
         norm: 0-d, the norm of all gradients of the view, of order ``Clipper.norm_type``.
         parts: (N,) the norms of the rule's own parts (tensors or units), or None.
         rows: the norms of the rows of large gradients, if the rule has use for them, or None.
+        scan: what a pass over host memory has found outside the rule's range, or None.
     """
 
     norm: Tensor
     parts: Tensor | None = None
     rows: RowNorms | None = None
+    scan: Scan | None = None
 
 
 class Outcome(NamedTuple):
@@ -89,7 +92,7 @@ class Clipper(ABC):
 
     @abstractmethod
     def measure(self, view: GradView) -> Measure:
-        """Read the gradients; change nothing."""
+        """Read the gradients; change nothing, unless the view says that it may."""
 
     @abstractmethod
     def clip(self, view: GradView, measure: Measure, ok: Tensor | None) -> Outcome:

@@ -242,8 +242,11 @@ class GradClipEngine:
             self._footprint.set(grad_scale=None)
             scale = None
 
+        # A step that is left out drops its gradients, and nobody looks at them before.
+        disposable = can_fold and self.config.nonfinite == 'skip' and not self.observers
         for view in views:
             view.folds = folds and is_global(view)
+            view.is_disposable = disposable and len(views) == 1
         if views[0].folds and can_run_on(everything[0].device) and self._is_left_alone(True, views):
             decision = decide(views[0], scale, scaler_inf)
             if decision is not None:

@@ -138,6 +138,8 @@ class GradView:
         size: how many parameters the route has in all.
         folds: whether, in this step, a coefficient for all of them goes into the optimizer's own
             kernel, so that nobody sees clipped gradients to compare with another's.
+        is_disposable: whether, in this step, the gradients are of no use to anybody if they turn
+            out not to be finite, so that a rule may clip while it measures.
         cache: whatever the rule wants to keep for as long as the same gradients are present.
     """
 
@@ -159,6 +161,7 @@ class GradView:
         self.slots = slots
         self.size = size
         self.folds = False
+        self.is_disposable = False
         self.cache: dict[str, Any] = {}
 
     @property

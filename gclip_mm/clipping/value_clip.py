@@ -8,7 +8,8 @@ from torch import Tensor
 from .base import Clipper, Measure, Outcome
 from .carry import CarryState, carried, drop_what_passed
 from .checks import check_flag, check_number
-from .norms import combine
+from .kernels.host import host_tensors
+from .norms import combine, host
 from .outliers import OutlierEdit, measure_with_rows
 from .registry import CLIPPERS, ClipConfigError
 from .small_state import learns
@@ -19,7 +20,10 @@ class ValueClip(Clipper):
     """Clamp every element of every gradient into a range.
 
     ``clamp(g, -clip_value, clip_value)``, or ``clamp(g, min, max)`` for a range that is not
-    symmetric. Same bits as ``torch.nn.utils.clip_grad_value_``.
+    symmetric. Same bits as ``torch.nn.utils.clip_grad_value_``. On a CPU with Numba it clamps while
+    it measures (:mod:`gclip_mm.clipping.kernels.host`), so that in a step that is left out
+    (``nonfinite='skip'``) finite elements of the gradient may be clamped already; the others stay
+    as they are, and with a monitor or another observer attached all do.
 
     Good for: small nets and box regression losses in which a few elements explode. Bad for: the
     direction of the update, which changes; a threshold that suits one layer rarely suits the next.
@@ -90,11 +94,22 @@ class ValueClip(Clipper):
         return self.min, self.max
 
     def measure(self, view) -> Measure:
-        return measure_with_rows(view)
+        tensors = None if self.carry else host_tensors(view)
+        if tensors is None:
+            return measure_with_rows(view)
+        scan = tensors.scan(*self.bounds, write=view.is_disposable)
+        return Measure(combine(scan.norms), scan.norms, scan=scan)
 
     def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
         low, high = self.bounds
         threshold = float(max(abs(end) for end in (low, high) if end is not None))
+        scan = measure.scan
+        # What a scan makes of elements that are not finite is not what clamping makes of them.
+        if scan is not None and host(torch.isfinite(measure.norm)):
+            if not scan.written:
+                host_tensors(view).clamp(scan)
+            post = combine(scan.posts)
+            return Outcome(None, post, threshold, scan.changed, max(view.elements, 1))
         carries = self.carry and learns(ok)
         norms, rows = measure.parts, measure.rows
         if carries:

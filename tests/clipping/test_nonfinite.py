@@ -69,7 +69,7 @@ def test_a_skipped_step_has_not_happened(config, optimizer, fused, spoil):
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('case', CASES)
-def test_skip_leaves_gradients_and_everything_else(case, fused):
+def test_skip_leaves_gradients_and_everything_else(case, fused, without_host_kernels):
     config = CASES[case]
     params = make_params()
     optimizer = make_optimizer(config, params, fused=fused)

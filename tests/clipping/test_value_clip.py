@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from gclip_mm import attach
 
+pytestmark = pytest.mark.usefixtures('either_path')
+
 SHAPES = [(), (5,), (3, 4), (2, 3, 5), (4, 2, 3, 3), (2, 2, 3, 2, 3), (0,), (0, 3)]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

@@ -1,0 +1,19 @@
+import pytest
+
+from gclip_mm.clipping.kernels import host
+
+
+@pytest.fixture
+def without_host_kernels(monkeypatch):
+    """The ordinary path on the CPU, as where Numba is not installed."""
+    monkeypatch.setattr(host, '_load', lambda: None)
+
+
+@pytest.fixture(params=['compiled', 'torch'])
+def either_path(request):
+    """Both paths that value clipping has on a CPU, one after the other."""
+    if request.param == 'torch':
+        request.getfixturevalue('without_host_kernels')
+    else:
+        pytest.importorskip('numba')
+        assert host._library() is not None

@@ -1,0 +1,240 @@
+"""The compiled pass over host memory, against torch and NumPy in float64."""
+
+import math
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gclip_mm import attach
+from gclip_mm.clipping.kernels import host
+from gclip_mm.clipping.observer import StepObserver
+from tests.clipping.cases import CASES, equal, make_optimizer
+
+numba = pytest.importorskip('numba')
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = [0, 1, 5, 2047, 2048, 2049, 32768, 32769, 200_000]
+
+
+def make(sizes=SIZES, seed=0, scale=1.0):
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, generator=rng) * scale for size in sizes]
+
+
+def tensors_of(grads):
+    kernels = host.HostTensors([grad.numel() for grad in grads])
+    assert kernels.take(grads)
+    return kernels
+
+
+def norms64(tensors):
+    return np.array([np.linalg.norm(t.double().numpy().ravel()) for t in tensors])
+
+
+def check(grads, low, high, write):
+    """A scan of the gradients, and clamping after it, against torch."""
+    before = [grad.clone() for grad in grads]
+    clamped = [grad.clamp(low, high) for grad in grads]
+    kernels = tensors_of(grads)
+    scan = kernels.scan(low, high, write)
+    np.testing.assert_allclose(scan.norms.numpy(), norms64(before), rtol=2e-6)
+    np.testing.assert_allclose(scan.posts.numpy(), norms64(clamped), rtol=2e-6)
+    assert scan.changed == sum(int((a != b).sum()) for a, b in zip(before, clamped, strict=True))
+    assert equal(grads, clamped if write else before)
+    kernels.clamp(scan)
+    assert equal(grads, clamped)
+
+
+@pytest.mark.parametrize('write', [False, True])
+@pytest.mark.parametrize('bounds', [(-0.5, 0.5), (None, 1.0), (-0.3, None), (0.2, 0.4), (-9, 9)])
+def test_against_torch(bounds, write):
+    check(make(), *bounds, write)
+
+
+@pytest.mark.parametrize('write', [False, True])
+@pytest.mark.parametrize('size', [1e-42, 1e-30, 1e-22, 1e18, 1e25, 3e37])
+def test_squares_that_do_not_fit_float32(size, write):
+    grads = make(scale=size)
+    grads[-1][7] = 1.0
+    check(grads, -0.5 * size, 2 * size, write)
+
+
+@pytest.mark.parametrize('write', [False, True])
+def test_one_element_among_many(write):
+    for place in (0, 2047, 2048, 32767, 32768, 199_999):
+        grads = [torch.zeros(200_000)]
+        grads[0][place] = -3.0
+        check(grads, -1.0, 1.0, write)
+
+
+def test_as_many_threads_as_torch_and_the_same_numbers_with_any():
+    grads = make(seed=3)
+    kernels = tensors_of(grads)
+
+    def scan(threads):
+        usual = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return kernels.scan(-0.5, 0.5, False)
+        finally:
+            torch.set_num_threads(usual)
+
+    used = []
+    launch = numba.set_num_threads
+    with mock.patch.object(numba, 'set_num_threads', lambda n: (used.append(n), launch(n))):
+        one, two = scan(1), scan(2)
+    assert equal([one.norms, one.posts], [two.norms, two.posts])
+    assert used[0] == 1 and used[2] == min(2, numba.config.NUMBA_NUM_THREADS)
+
+
+@pytest.mark.parametrize('threads', [1, 2, 3, 7, 64])
+def test_every_item_has_one_thread(threads):
+    for sizes in ([], [0], [1], SIZES, [40_000] * 5):
+        cuts = host.HostTensors(sizes)._cuts(threads)
+        assert len(cuts) == threads + 1
+        assert cuts[0] == 0 and cuts[-1] == sum(-(-size // 32768) for size in sizes)
+        assert (np.diff(cuts) >= 0).all()
+
+
+def test_memory_in_any_order():
+    grads = [
+        torch.randn(64, 3, 7, 7).to(memory_format=torch.channels_last),
+        torch.randn(300, 200).t(),
+        torch.randn(400, 100)[100:200],
+    ]
+    check(grads, -0.5, 0.5, True)
+
+
+def test_what_it_cannot_take():
+    fine, other = torch.randn(10, 4), torch.randn(40)
+    kernels = host.HostTensors([40, 40])
+    assert kernels.take([fine, other])
+    assert not kernels.take([fine.double(), other])
+    assert not kernels.take([fine, torch.randn(80)[::2]])
+    assert not kernels.take([fine, fine])
+    assert not kernels.take([fine, fine.t()])
+    assert not kernels.take([fine, torch.nn.Parameter(other)])
+    assert kernels.take([other, fine])
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
+def test_elements_that_are_not_finite_stay(bad):
+    grads = make([5000, 100])
+    grads[0][3000] = bad
+    before = [grad.clone() for grad in grads]
+    scan = tensors_of(grads).scan(-0.1, 0.1, True)
+    assert not math.isfinite(scan.norms[0]) and math.isfinite(scan.norms[1])
+    assert equal(grads[0][2048:4096], before[0][2048:4096])
+    assert equal(grads[1], before[1].clamp(-0.1, 0.1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40),
+    st.floats(-(2.0**100), 2.0**100, width=32),
+    st.floats(0, 2.0**100, width=32),
+    st.booleans(),
+)
+def test_any_numbers(values, low, span, write):
+    check([torch.tensor(values)], low, max(low, float(np.float32(low + span))), write)
+
+
+EARLY = {'ValueClip': (-0.01, 0.01), 'ValueClip range': (-0.1, 0.3), 'ChainClip': (-0.1, 0.1)}
+
+
+@pytest.mark.parametrize('watched', [False, True])
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('case', EARLY)
+def test_a_step_that_is_left_out(case, fused, watched):
+    """Clamping has begun when it turns out; with an observer it has not."""
+    low, high = EARLY[case]
+    params = [torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(4))]
+    optimizer = make_optimizer(CASES[case], params, fused=fused)
+    handle = attach(optimizer, CASES[case])
+    if watched:
+        handle.engine.observers.append(StepObserver())
+    params[0].grad, params[1].grad = torch.randn(3, 2), torch.randn(4)
+    params[0].grad[1, 1] = math.nan
+    first, second = (p.grad.clone() for p in params)
+    optimizer.step()
+    assert handle.stats()['nonfinite'] == 1 and handle.stats()['clip_fraction'] == 0
+    assert all((p == 1).all() for p in params)
+    assert equal(params[0].grad, first)
+    assert equal(params[1].grad, second if watched else second.clamp(low, high))
+
+
+def test_clipping_goes_through_it():
+    p = torch.nn.Parameter(torch.zeros(70_000))
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    attach(optimizer, dict(type='ValueClip', clip_value=0.5))
+    p.grad = torch.randn(70_000)
+    expected = -p.grad.clamp(-0.5, 0.5)
+    with mock.patch.object(host.HostTensors, 'scan', autospec=True, wraps=None) as scan:
+        scan.side_effect = RuntimeError('asked for')
+        with pytest.raises(RuntimeError, match='asked for'):
+            optimizer.step()
+    optimizer.step()
+    assert equal(p.data, expected)
+
+
+def run(code, **env):
+    return subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=ROOT,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_it_can_be_turned_off_and_is_not_needed():
+    code = 'from gclip_mm.clipping.kernels import host; print(host._library() is None)'
+    assert run(code, GCLIP_NUMBA='0').stdout == 'True\n'
+    assert run('import sys; sys.modules["numba"] = None; ' + code).stdout == 'True\n'
+    assert run(code).stdout == 'False\n'
+
+
+def test_a_numba_that_does_not_work_is_said_once(monkeypatch):
+    host._load.cache_clear()
+    monkeypatch.setitem(sys.modules, 'gclip_mm.clipping.kernels.host_kernels', None)
+    monkeypatch.delattr('gclip_mm.clipping.kernels.host_kernels', raising=False)
+    try:
+        with pytest.warns(UserWarning, match='GCLIP_NUMBA=0'):
+            assert host._library() is None
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            assert host._library() is None
+    finally:
+        host._load.cache_clear()
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')
+def test_a_forked_child_goes_without():
+    """GNU's OpenMP would end it."""
+    code = """
+import os, torch
+from gclip_mm import attach
+torch.set_num_threads(2)
+p = torch.nn.Parameter(torch.zeros(100_000))
+optimizer = torch.optim.SGD([p], lr=1.0)
+attach(optimizer, dict(type='ValueClip', clip_value=0.5))
+p.grad = torch.ones(100_000)
+optimizer.step()
+child = os.fork()
+if not child:
+    torch.set_num_threads(1)
+    optimizer.step()
+    os._exit(0 if (p == -1).all() else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = run(code)
+    assert done.stdout == '0\n', done.stderr
