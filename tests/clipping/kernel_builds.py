@@ -2,7 +2,8 @@
 
 Run by ``test_kernels.py`` in a process of its own, since Triton is imported there as it is and not
 as its interpreter. A line of JSON: for each kernel, architecture and variant, the size of the
-binary, the atomic operations in it, and the operations in single precision.
+binary, the atomic operations in it, the operations in single precision, those that take subnormal
+numbers for 0, and the arguments whose values the kernel is not built for.
 """
 
 from __future__ import annotations
@@ -25,6 +26,17 @@ ARGUMENTS = {
         pointers='*i64', items='*i64', partials='*fp64', arrived='*i32', norms='*fp64'
     ),
     '_scale': dict(pointers='*i64', items='*i64', coefs='*fp64'),
+    '_clamp': dict(
+        pointers='*i64',
+        items='*i64',
+        low='i32',
+        high='i32',
+        partials='*fp64',
+        changed='*fp64',
+        arrived='*i32',
+        counts='*fp64',
+        norms='*fp64',
+    ),
 }
 #: What every kernel that decides gets, and the rules' own; a float comes as its bits, an int64, or
 #: an int32 where those are few.
@@ -62,6 +74,8 @@ def build(
         size=len(built.asm['cubin']),
         atomics=re.findall(r'\b((?:atom|red)\.\S+)', built.asm['ptx']),
         single=sorted(set(re.findall(r'\b(?:mul|add|div|sqrt)\S*\.f32', built.asm['ptx']))),
+        flushing=re.findall(r'\S+\.ftz\S*', built.asm['ptx']),
+        plain=[param.name for param in kernel.params if param.do_not_specialize],
     )
 
 

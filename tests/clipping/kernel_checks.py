@@ -215,22 +215,279 @@ def test_only_the_first_tensors_are_scaled():
     assert [float(t.sum()) for t in tensors] == [6, 6, 12, 12]
 
 
-@pytest.mark.skipif(not INTERPRETED, reason='protects memory of the host')
-def test_what_needs_no_clipping_is_not_written():
-    """It lies in memory that ends the process when it is written to."""
-    size = mmap.PAGESIZE
-    memory = mmap.mmap(-1, size)
-    memory.write(bytes(torch.arange(size // 4, dtype=torch.float32).numpy()))
+def protected(values: Tensor, size: int) -> Tensor:
+    """A copy whose first ``size`` bytes end the process when they are written to."""
+    memory = mmap.mmap(-1, values.numel() * 4)
+    memory.write(bytes(values.numpy()))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        protected = torch.frombuffer(memory, dtype=torch.float32)
+        tensor = torch.frombuffer(memory, dtype=torch.float32)
     libc = ctypes.CDLL(None, use_errno=True)
-    address = ctypes.c_void_p(protected.data_ptr())
+    address = ctypes.c_void_p(tensor.data_ptr())
     assert libc.mprotect(address, ctypes.c_size_t(size), mmap.PROT_READ) == 0
+    return tensor
+
+
+@pytest.mark.skipif(not INTERPRETED, reason='protects memory of the host')
+def test_what_needs_no_clipping_is_not_written():
+    count = mmap.PAGESIZE // 4
+    quiet = protected(torch.arange(count, dtype=torch.float32), mmap.PAGESIZE)
     other = torch.ones(4)
-    many = made([protected, other])
+    many = made([quiet, other])
     many.scale(torch.tensor([1.0, 0.25], dtype=torch.float64))
-    assert float(protected[-1]) == size // 4 - 1 and other.tolist() == [0.25] * 4
+    assert float(quiet[-1]) == count - 1 and other.tolist() == [0.25] * 4
+
+
+# -- clamping ----------------------------------------------------------------------------------
+
+
+#: As rules ask for them; float16 has none of the fractions, and the last two are without 0.
+RANGES = [(-0.5, 0.5), (None, 0.3), (-0.1, None), (-0.2, 1.5), (0.3, 2), (None, -0.7)]
+WORDS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """For comparing exactly, the sign of zero and NaN included."""
+    return tensor.cpu().contiguous().view(WORDS[tensor.dtype])
+
+
+def of_bits(words: list[int], dtype: torch.dtype) -> Tensor:
+    kind = WORDS[dtype]
+    size = torch.iinfo(kind).bits
+    return torch.tensor([w - (w >> (size - 1) << size) for w in words], dtype=kind).view(dtype)
+
+
+def legible(values: Tensor) -> Tensor:
+    """The interpreter misreads the bfloat16 numbers below the smallest normal one; 0 instead."""
+    if INTERPRETED and values.dtype == torch.bfloat16:
+        return torch.where(values.abs() < torch.finfo(values.dtype).tiny, 0.0, values)
+    return values
+
+
+def assert_clamped(
+    tensors: list[Tensor],
+    rows: list[int],
+    low: float | None,
+    high: float | None,
+    many: MultiTensor | None = None,
+) -> Tensor:
+    """As torch.clamp does it on the CPU; returns the counts."""
+    old = [tensor.cpu() if DEVICE.type == 'cuda' else tensor.clone() for tensor in tensors]
+    # A bound that the type does not hold is none; torch.clamp would refuse it.
+    right = []
+    for t in old:
+        most = torch.finfo(t.dtype).max
+        ends = [end if end is None or abs(end) <= most else None for end in (low, high)]
+        right.append(t.clone() if ends == [None, None] else torch.clamp(t, *ends))
+    many = many or made(tensors, rows)
+    counts, norms = many.clamp(low, high)
+    assert counts.dtype == norms.dtype == torch.float64
+    for tensor, was, expected in zip(tensors, old, right, strict=True):
+        # NaN keeps its bits; torch makes another NaN of a bfloat16's.
+        assert torch.equal(bits(tensor), torch.where(was.isnan(), bits(was), bits(expected)))
+    changed = [(a != b).double() for a, b in zip(old, right, strict=True)]
+    flat = [c.reshape(n, -1).sum(dim=1) for c, n in zip(changed, rows, strict=True)]
+    assert torch.equal(counts.cpu(), torch.cat(flat))
+    # Summed in the order in which they are measured; a compiler may fuse differently.
+    rtol = 0 if INTERPRETED else 1e-14
+    torch.testing.assert_close(norms, many.norms(), rtol=rtol, atol=0, equal_nan=True)
+    expected = norms64(right, rows)
+    torch.testing.assert_close(norms.cpu(), expected, rtol=1e-12, atol=0, equal_nan=True)
+    assert not many._arrived.any()
+    return counts
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize(('low', 'high'), RANGES)
+def test_clamped(low, high, dtype):
+    shapes = [(0,), (), (1,), (5,), (3, 1023), (2, 1024), (1025,), (3, 0), (2500,)]
+    tensors = [random(shape, dtype, seed) for seed, shape in enumerate(shapes)]
+    image = random((4, 6, 5, 5), dtype, 50).contiguous(memory_format=torch.channels_last)
+    volume = random((2, 3, 4, 2, 2), dtype, 51).contiguous(memory_format=torch.channels_last_3d)
+    counts = assert_clamped(
+        [*tensors, image, image.clone(), volume], [1] * len(shapes) + [4, 1, 1], low, high
+    )
+    assert counts[0] == 0 and counts[-1] > 0
+
+
+def test_units_that_are_rows_are_counted_each():
+    rows = torch.tensor([[1.0, 2, 3], [-1, -2, -3], [0.5, 0, -0.5]], device=DEVICE)
+    counts, norms = made([rows], [3]).clamp(-1.5, 2.5)
+    assert counts.tolist() == [1, 2, 0]
+    assert rows.tolist() == [[1, 2, 2.5], [-1, -1.5, -1.5], [0.5, 0, -0.5]]
+    right = torch.tensor([1 + 4 + 6.25, 1 + 2 * 2.25, 0.5], dtype=torch.float64).sqrt()
+    torch.testing.assert_close(norms.cpu(), right, rtol=1e-15, atol=0)
+
+
+def test_types_mixed_are_clamped_each_to_its_own_bound():
+    tensors = [random((k % 5 + 1, 7 * k + 1), DTYPES[k % 3], seed=k) for k in range(15)]
+    with count_launches() as launches:
+        made(tensors).clamp(-1.0, 1.0)
+        assert launches == {'_clamp': 3}
+    for shown in (0.1, 0.3):
+        rows = [len(t) if k % 2 else 1 for k, t in enumerate(tensors)]
+        assert_clamped([t * 2 for t in tensors], rows, -shown, shown)
+
+
+@pytest.mark.parametrize('chunk', [40, 100, 1500])
+def test_a_clamped_unit_shared_by_many_programs(chunk):
+    """At the smallest, more programs than a block has elements; again, with the same counters."""
+    tensors = [random((1601,), seed=1), random((2, 300), seed=2), random((3,), seed=3)]
+    rows = [1, 2, 1]
+    tensors[1][1].clamp_(-0.1, 0.1)
+    with mock.patch.object(multi_tensor, 'CHUNK', chunk):
+        many = made(tensors, rows)
+    with mock.patch.object(launch, 'BLOCK', 32 if chunk < 64 else 1024):
+        for low, high in ((-1.0, 1.5), (None, 0.2), (-0.15, None)):
+            counts = assert_clamped(tensors, rows, low, high, many)
+            assert counts[0] > 100 and counts[2] == 0
+
+
+def test_nobody_reports_before_all_have_arrived():
+    tensors = [random((500,))]
+    with mock.patch.object(multi_tensor, 'CHUNK', 100):
+        many = made(tensors)
+    (work,) = many._work.values()
+    out = [torch.full((1,), -1.0, dtype=torch.float64, device=DEVICE) for _ in range(2)]
+    scratch = work.partials, work.changed, many._arrived
+    launch.clamp(torch.float32, work.items[:4], many._pointers, -0.1, 0.1, *scratch, *out)
+    assert float(out[0]) == float(out[1]) == -1 and int(many._arrived) == 4
+    assert (tensors[0][:400].abs() <= 0.1).all() and (tensors[0][400:].abs() > 0.1).any()
+
+
+def test_the_real_chunk_clamped():
+    assert_clamped([random((2 * multi_tensor.CHUNK + 5,))], [1], -0.7, 0.4)
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize(
+    ('low', 'high'),
+    [*RANGES, (-0.0, 0.0), (0.0, None), (None, -0.0), (-math.inf, math.inf), (-1e6, 1e6)],
+)
+def test_what_is_no_ordinary_number(low, high, dtype):
+    """NaN of two kinds, infinities, the bounds themselves and their neighbours, two zeros."""
+    inf = torch.tensor(math.inf, dtype=dtype)
+    special = [math.inf, -math.inf, math.nan, 0.0, -0.0, torch.finfo(dtype).max]
+    values = [torch.tensor(value, dtype=dtype) for value in special]
+    values.append(-of_bits([0x7FC00123 if dtype == torch.float32 else 0x7FFD], dtype)[0])
+    for end in (low, high):
+        if end is not None:
+            held = torch.tensor(end, dtype=dtype)
+            values += [held, -held, held.nextafter(inf), held.nextafter(-inf)]
+    together = legible(torch.stack(values))
+    finite = together[together.isfinite()]
+    alone = together[:, None].expand(-1, 3).contiguous()
+    tensors = [t.to(DEVICE) for t in (together, finite, alone)]
+    assert_clamped(tensors, [1, 1, len(alone)], low, high)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_below_the_smallest_normal_number(dtype):
+    step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    steps = torch.tensor([0.0, 1, -1, 2, -2, 5, 7, -7, 100], dtype=torch.float64)
+    values = (steps * step).to(DEVICE, dtype)
+    assert values.cpu().unique().numel() == len(steps)
+    # A bound halfway between two numbers goes to the even one, which is how torch rounds.
+    for low, high, count in ((-1, 2, 5), (-2.5, 2.5, 4), (None, 1, 4), (2, None, 5)):
+        ends = [None if end is None else end * step for end in (low, high)]
+        assert assert_clamped([values.clone()], [1], *ends).tolist() == [count]
+
+
+@pytest.mark.parametrize(
+    ('bound', 'held'),
+    [
+        (0.1, 0.0999755859375),
+        (0.3, 0.300048828125),
+        # By way of float32, as torch does it: directly it would be the next number, 1 + 2**-10.
+        (1 + 2.0**-11 + 2.0**-30, 1.0),
+        (65519.0, 65504.0),
+    ],
+)
+def test_a_bound_is_rounded_to_float16(bound, held):
+    inf = torch.tensor(math.inf, dtype=torch.float16)
+    at = torch.tensor(held, dtype=torch.float16)
+    values = torch.stack([at, at.nextafter(inf), at.nextafter(-inf), -at, -at.nextafter(inf)])
+    tensor = values.to(DEVICE)
+    counts, _ = made([tensor]).clamp(-bound, bound)
+    assert tensor.tolist() == [held, held, float(values[2]), -held, -held]
+    assert counts.tolist() == [2]
+
+
+@pytest.mark.parametrize('size', [1e-38, 1e-20, 1e20, 3e38])
+def test_clamped_to_sizes_whose_squares_float32_does_not_hold(size):
+    tensors = [torch.full((4, 5), math.inf, device=DEVICE)]
+    counts, norms = made(tensors, [4]).clamp(None, size)
+    expected = torch.full((4,), math.sqrt(5) * size, dtype=torch.float64)
+    torch.testing.assert_close(norms.cpu(), expected, rtol=1e-6, atol=0)
+    assert counts.tolist() == [5] * 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), dtype=st.sampled_from(DTYPES))
+def test_any_bits_clamped_into_any_range(data, dtype):
+    limits = torch.finfo(dtype)
+    most = (1 << limits.bits) - 1
+    words = data.draw(st.lists(st.integers(0, most), min_size=1, max_size=40))
+    values = of_bits(words, dtype)
+    # Any double, where the type holds it, or a number that is there: what lies at a bound.
+    given_ones = [v for v in values.tolist() if math.isfinite(v)]
+    end = st.floats(-limits.max, limits.max)
+    end = end | st.sampled_from(given_ones) if given_ones else end
+    low, high = sorted(data.draw(st.tuples(end, end)))
+    values = legible(values)
+    low, high = (end if legible(torch.tensor(end, dtype=dtype)) else 0.0 for end in (low, high))
+    low, high = data.draw(st.sampled_from([(low, high), (None, high), (low, None)]))
+    with mock.patch.object(multi_tensor, 'CHUNK', 8), mock.patch.object(launch, 'BLOCK', 4):
+        assert_clamped([values.to(DEVICE)], [1], low, high)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason='protects memory of the host')
+def test_what_is_within_the_range_is_not_written():
+    """In a unit with an element outside as little as in one without."""
+    count = mmap.PAGESIZE // 4
+    old = torch.cat([torch.arange(count) % 7 - 3.0, torch.tensor([9.0, math.nan] * (count // 2))])
+    both = protected(old, mmap.PAGESIZE)
+    quiet = protected(torch.full((count,), -3.0), mmap.PAGESIZE)
+    counts, _ = made([quiet, both, both[:0]]).clamp(-3.0, 3.0)
+    assert counts.tolist() == [0, count, 0]
+    assert both[count::2].unique().tolist() == [3] and both[count + 1 :: 2].isnan().all()
+    assert torch.equal(both[:count], old[:count])
+
+
+def test_bounds_need_neither_a_copy_nor_a_read_nor_a_kernel_of_their_own():
+    """Whatever their size they come as an int32: they are no part of what a kernel is built for."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func.overloadpacket not in (
+                torch.ops.aten._local_scalar_dense,
+                torch.ops.aten._to_copy,
+                torch.ops.aten.copy_,
+            )
+            return func(*args, **(kwargs or {}))
+
+    many = made([random((5,), dtype) for dtype in DTYPES])
+    ends = [0.0, 1e-45, 1e-8, 0.1, 1, 16.0, 7e4, 3.4e38, 1e39, math.inf]
+    with mock.patch.object(launch, '_clamp', mock.MagicMock()) as kernel, Watch():
+        for end in ends:
+            many.clamp(-end, end)
+        many.clamp(0.0, None)
+        many.clamp(None, 0.0)
+    calls = kernel.__getitem__.return_value.call_args_list
+    assert len(calls) == 3 * (len(ends) + 2)
+    for call in calls:
+        for argument in call.args:
+            assert isinstance(argument, Tensor) or -(2**31) <= argument < 2**31
+        assert sum(isinstance(argument, int) for argument in call.args) == 2
+
+
+def test_bounds_are_rounded_on_the_host_whatever_the_default_device():
+    tensor = random((100,))
+    many = made([tensor])
+    with torch.device('meta'):
+        counts, norms = many.clamp(-0.5, 0.5)
+    assert counts.device.type == norms.device.type == DEVICE.type
+    assert float(tensor.abs().max()) == 0.5
 
 
 # -- what is taken -----------------------------------------------------------------------------

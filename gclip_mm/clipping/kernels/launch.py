@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import struct
 
 import torch
 import triton
@@ -54,9 +56,87 @@ def scale(dtype: torch.dtype, items: Tensor, pointers: Tensor, coefs: Tensor) ->
         )
 
 
+def clamp(
+    dtype: torch.dtype,
+    items: Tensor,
+    pointers: Tensor,
+    low: float | None,
+    high: float | None,
+    partials: Tensor,
+    changed: Tensor,
+    arrived: Tensor,
+    counts: Tensor,
+    norms: Tensor,
+) -> None:
+    """Clamp every unit in ``items`` in place, and write how many of its elements that changed.
+
+    Args:
+        dtype: type of the tensors' elements; the bounds are rounded to it.
+        items: (I, 6) int64, see :class:`~gclip_mm.clipping.kernels.multi_tensor._Work`.
+        pointers: (T,) int64, addresses of the tensors.
+        low: lower bound; None: there is none.
+        high: upper bound, at least ``low``; None: there is none.
+        partials: (I,) float64, scratch.
+        changed: (I,) float64, scratch.
+        arrived: (U,) int32, all 0; they are 0 again when the kernel is through.
+        counts: (U,) float64, written: elements changed, NaN among them.
+        norms: (U,) float64, written: 2-norm of the clamped unit.
+    """
+    with on_device(items.device):
+        _clamp[(len(items),)](
+            pointers,
+            items,
+            _bits(-math.inf if low is None else low, dtype),
+            _bits(math.inf if high is None else high, dtype),
+            partials,
+            changed,
+            arrived,
+            counts,
+            norms,
+            DTYPE=_TYPES[dtype],
+            BLOCK=BLOCK,
+            num_warps=_NUM_WARPS,
+        )
+
+
+def _bits(bound: float, dtype: torch.dtype) -> int:
+    """A bound as ``dtype`` has it, by its bits in float32, which holds that exactly.
+
+    Always an int32, so that no value of a schedule needs a kernel of its own; and not in a tensor,
+    since the copy would be one more thing to launch.
+    """
+    # On the host, whatever torch's default device is. What is too large for the type becomes inf.
+    held = torch.tensor(float(bound), dtype=dtype, device='cpu').tolist()
+    return struct.unpack('i', struct.pack('f', held))[0]
+
+
 def on_device(device: torch.device) -> contextlib.AbstractContextManager:
     """Triton launches on the current device, which need not be the tensors'."""
     return torch.cuda.device(device) if device.type == 'cuda' else contextlib.nullcontext()
+
+
+@triton.jit
+def _comes_last(arrived, unit, count):
+    """Whether all other programs of a unit have left their partial results in memory.
+
+    The barriers and the order of the atomic let the last one see the others' stores; nobody waits
+    for anybody.
+    """
+    tl.debug_barrier()
+    before = tl.atomic_add(arrived + unit, 1, sem='acq_rel', scope='gpu')
+    tl.debug_barrier()
+    return before == count - 1
+
+
+@triton.jit
+def _sum_of(partials, count, BLOCK: tl.constexpr):
+    """Sum of partial results, in the order of the items: it does not depend on who sums."""
+    sums = tl.zeros([BLOCK], dtype=tl.float64)
+    for start in range(0, count, BLOCK):
+        places = start + tl.arange(0, BLOCK)
+        # Not from the first cache, which does not know of the others' stores.
+        sums += tl.load(partials + places, mask=places < count, other=0.0, cache_modifier='.cg')
+    return tl.sum(sums, axis=0)
 
 
 @triton.jit
@@ -80,26 +160,10 @@ def _measure(pointers, items, partials, arrived, norms, DTYPE: tl.constexpr, BLO
     if count == 1:
         tl.store(norms + unit, tl.sqrt(total))
     else:
-        # Whoever comes last sums what all have left, in the order of the items, so that the result
-        # does not depend on who that is. The barriers and the order of the atomic let it see the
-        # others' stores; nobody waits for anybody.
         tl.store(partials + item, total)
-        tl.debug_barrier()
-        before = tl.atomic_add(arrived + unit, 1, sem='acq_rel', scope='gpu')
-        tl.debug_barrier()
-        if before == count - 1:
-            first = tl.load(row + 4)
-            sums = tl.zeros([BLOCK], dtype=tl.float64)
-            for start in range(0, count, BLOCK):
-                places = start + tl.arange(0, BLOCK)
-                # Not from the first cache, which does not know of the others' stores.
-                sums += tl.load(
-                    partials + first + places,
-                    mask=places < count,
-                    other=0.0,
-                    cache_modifier='.cg',
-                )
-            tl.store(norms + unit, tl.sqrt(tl.sum(sums, axis=0)))
+        if _comes_last(arrived, unit, count):
+            total = _sum_of(partials + tl.load(row + 4), count, BLOCK)
+            tl.store(norms + unit, tl.sqrt(total))
             tl.store(arrived + unit, 0)
 
 
@@ -117,3 +181,58 @@ def _scale(pointers, items, coefs, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
             # A coefficient below the smallest float32 still scales a large gradient to a number.
             scaled = values.to(tl.float32).to(tl.float64) * coef
             tl.store(base + columns, scaled.to(tl.float32).to(DTYPE), mask=inside)
+
+
+@triton.jit(do_not_specialize=['low', 'high'])
+def _clamp(
+    pointers,
+    items,
+    low,
+    high,
+    partials,
+    changed,
+    arrived,
+    counts,
+    norms,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    item = tl.program_id(0).to(tl.int64)
+    row = items + item * 6
+    base = tl.load(pointers + tl.load(row)).to(tl.pointer_type(DTYPE)) + tl.load(row + 1)
+    length = tl.load(row + 2).to(tl.int32)
+    unit = tl.load(row + 3)
+    count = tl.load(row + 5).to(tl.int32)
+    bottom = low.to(tl.float32, bitcast=True)
+    top = high.to(tl.float32, bitcast=True)
+
+    squares = tl.zeros([BLOCK], dtype=tl.float64)
+    hits = tl.zeros([BLOCK], dtype=tl.int32)
+    for start in range(0, length, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < length
+        values = tl.load(base + columns, mask=inside, other=0.0).to(tl.float32)
+        # Compared, which NaN is not: it stays what it is, as does -0 beside a bound of 0.
+        below = inside & (values < bottom)
+        above = inside & (values > top)
+        new = tl.where(below, bottom, tl.where(above, top, values))
+        # Nothing else is written: most blocks have nothing outside, and cost a read only.
+        tl.store(base + columns, new.to(DTYPE), mask=below | above)
+        # NaN is counted, since it does not equal what it becomes.
+        hits += (new != values).to(tl.int32)
+        wide = new.to(tl.float64)
+        squares += wide * wide
+    total = tl.sum(squares, axis=0)
+    hit = tl.sum(hits, axis=0).to(tl.float64)
+
+    if count == 1:
+        tl.store(counts + unit, hit)
+        tl.store(norms + unit, tl.sqrt(total))
+    else:
+        tl.store(partials + item, total)
+        tl.store(changed + item, hit)
+        if _comes_last(arrived, unit, count):
+            first = tl.load(row + 4)
+            tl.store(counts + unit, _sum_of(changed + first, count, BLOCK))
+            tl.store(norms + unit, tl.sqrt(_sum_of(partials + first, count, BLOCK)))
+            tl.store(arrived + unit, 0)

@@ -29,7 +29,7 @@ class Units(NamedTuple):
 
 
 class MultiTensor:
-    """Measures and scales the units of many tensors, in one launch each.
+    """Measures, scales and clamps the units of many tensors, in one launch each.
 
     There is one launch for each type of element among the tensors, which is one in most models. No
     call reads the device. Sums of squares are accumulated in float64, in an order that does not
@@ -105,13 +105,48 @@ class MultiTensor:
             if len(items):
                 launch.scale(dtype, items, self._pointers, coefs)
 
+    def clamp(self, low: float | None, high: float | None) -> tuple[Tensor, Tensor]:
+        """Clamp every element in place, as ``torch.clamp`` does; nothing else is written.
+
+        The bounds are rounded to each tensor's own type; one that is too large for it is none. NaN
+        stays NaN, and is counted.
+
+        Args:
+            low: lower bound; None: there is none.
+            high: upper bound, at least ``low``; None: there is none.
+
+        Returns:
+            (U,) float64, how many elements of each unit do not equal what they were; and (U,)
+            float64, the 2-norms of the clamped units. Of numbers that no unit has, what is there is
+            undefined.
+        """
+        from . import launch
+
+        counts = torch.empty(self._units, dtype=torch.float64, device=self._device)
+        norms = torch.empty_like(counts)
+        for dtype, work in self._work.items():
+            launch.clamp(
+                dtype,
+                work.items,
+                self._pointers,
+                low,
+                high,
+                work.partials,
+                work.changed,
+                self._arrived,
+                counts,
+                norms,
+            )
+        return counts, norms
+
 
 class _Work:
     """What the programs of a launch do: the tensors of one type, cut into items.
 
     ``items`` is an int64 table (I, 6), a row for each program: the place of the tensor, the offset
     of the item in it, its length, the number of its unit, the place of the unit's first item in
-    this table, and how many items the unit has. ``partials`` (I,) takes the items' sums of squares.
+    this table, and how many items the unit has. ``partials`` (I,) takes the items' sums of squares,
+    ``changed`` (I,) how many of their elements a clamp has changed; both float64.
     """
 
     def __init__(self, members: list[int], units: list[Units], dtype: torch.dtype) -> None:
@@ -124,10 +159,12 @@ class _Work:
             self._ends.append(start)
         self.items = torch.cat(tables)
         self.partials = torch.empty(start, dtype=torch.float64)
+        self.changed = torch.empty_like(self.partials)
 
     def move_to(self, device: torch.device) -> None:
         self.items = _upload(self.items, device)
         self.partials = self.partials.to(device)
+        self.changed = self.changed.to(device)
 
     def items_of_first(self, count: int) -> int:
         """How many items the first ``count`` of all tensors have; they come first in the table."""
