@@ -8,7 +8,7 @@ from torch import Tensor
 from .base import Clipper, Measure, Outcome
 from .carry import CarryState, carried, drop_what_passed
 from .checks import check_flag, check_number
-from .kernels.host import host_tensors
+from .kernels import HostTensors, whole_tensors
 from .norms import combine, host
 from .outliers import OutlierEdit, measure_with_rows
 from .registry import CLIPPERS, ClipConfigError
@@ -94,10 +94,10 @@ class ValueClip(Clipper):
         return self.min, self.max
 
     def measure(self, view) -> Measure:
-        tensors = None if self.carry else host_tensors(view)
-        if tensors is None:
+        kernels = None if self.carry else whole_tensors(view)
+        if not isinstance(kernels, HostTensors):
             return measure_with_rows(view)
-        scan = tensors.scan(*self.bounds, write=view.is_disposable)
+        scan = kernels.scan(*self.bounds, write=view.is_disposable)
         return Measure(combine(scan.norms), scan.norms, scan=scan)
 
     def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
@@ -107,7 +107,7 @@ class ValueClip(Clipper):
         # What a scan makes of elements that are not finite is not what clamping makes of them.
         if scan is not None and host(torch.isfinite(measure.norm)):
             if not scan.written:
-                host_tensors(view).clamp(scan)
+                whole_tensors(view).write(scan)
             post = combine(scan.posts)
             return Outcome(None, post, threshold, scan.changed, max(view.elements, 1))
         carries = self.carry and learns(ok)

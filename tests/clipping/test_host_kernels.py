@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gclip_mm import attach
-from gclip_mm.clipping.kernels import host
+from gclip_mm.clipping.kernels import Units, host
 from gclip_mm.clipping.observer import StepObserver
 from tests.clipping.cases import CASES, equal, make_optimizer
 
@@ -30,7 +30,8 @@ def make(sizes=SIZES, seed=0, scale=1.0):
 
 
 def tensors_of(grads):
-    kernels = host.HostTensors([grad.numel() for grad in grads])
+    units = [Units(k, 1, grad.numel()) for k, grad in enumerate(grads)]
+    kernels = host.HostTensors(units, grads)
     assert kernels.take(grads)
     return kernels
 
@@ -49,7 +50,7 @@ def check(grads, low, high, write):
     np.testing.assert_allclose(scan.posts.numpy(), norms64(clamped), rtol=2e-6)
     assert scan.changed == sum(int((a != b).sum()) for a, b in zip(before, clamped, strict=True))
     assert equal(grads, clamped if write else before)
-    kernels.clamp(scan)
+    kernels.write(scan)
     assert equal(grads, clamped)
 
 
@@ -98,31 +99,60 @@ def test_as_many_threads_as_torch_and_the_same_numbers_with_any():
 @pytest.mark.parametrize('threads', [1, 2, 3, 7, 64])
 def test_every_item_has_one_thread(threads):
     for sizes in ([], [0], [1], SIZES, [40_000] * 5):
-        cuts = host.HostTensors(sizes)._cuts(threads)
+        units = [Units(k, 1, size) for k, size in enumerate(sizes)]
+        cuts = host.HostTensors(units, make(sizes))._cuts(threads)
         assert len(cuts) == threads + 1
         assert cuts[0] == 0 and cuts[-1] == sum(-(-size // 32768) for size in sizes)
         assert (np.diff(cuts) >= 0).all()
 
 
-def test_memory_in_any_order():
+def test_memory_layouts():
     grads = [
         torch.randn(64, 3, 7, 7).to(memory_format=torch.channels_last),
-        torch.randn(300, 200).t(),
         torch.randn(400, 100)[100:200],
     ]
     check(grads, -0.5, 0.5, True)
 
 
 def test_what_it_cannot_take():
-    fine, other = torch.randn(10, 4), torch.randn(40)
-    kernels = host.HostTensors([40, 40])
-    assert kernels.take([fine, other])
-    assert not kernels.take([fine.double(), other])
-    assert not kernels.take([fine, torch.randn(80)[::2]])
-    assert not kernels.take([fine, fine])
-    assert not kernels.take([fine, fine.t()])
-    assert not kernels.take([fine, torch.nn.Parameter(other)])
-    assert kernels.take([other, fine])
+    fine, other, empty = torch.randn(10, 4), torch.randn(40), torch.empty(0)
+    units = [Units(0, 1, 40), Units(1, 1, 40), Units(2, 1, 0), Units(3, 1, 0)]
+    kernels = host.HostTensors(units, [fine, other, empty, empty])
+    for second in (other.double(), torch.randn(80)[::2], fine, torch.randn(4, 10).t()):
+        assert not kernels.take([fine, second, empty, empty])
+    assert kernels.take([other, torch.nn.Parameter(fine), empty, empty])
+
+
+@pytest.mark.parametrize('size', [1.0, 1e-42, 1e-22, 1e25])
+def test_units(size):
+    """Rows shorter and longer than a block and an item, numbered with gaps; some are scaled."""
+    shapes = [(5, 3), (2, 70_000), (0, 4), (3, 0), (7, 2048), (1, 1)]
+    grads = make([math.prod(shape) for shape in shapes], scale=size)
+    grads = [grad.view(shape) for grad, shape in zip(grads, shapes, strict=True)]
+    firsts = [10, 0, 20, 2, 30, 40]
+    units = [Units(first, *grad.shape) for first, grad in zip(firsts, grads, strict=True)]
+    kernels = host.HostTensors(units, grads, 50)
+    assert kernels.take(grads)
+    norms = kernels.norms()
+    assert norms.dtype == torch.float64 and norms.shape == (50,)
+    coefs = torch.ones(50, dtype=torch.float64)
+    coefs[[0, 11, 33, 40]] = torch.tensor([0.5, 0.1, 1e-3, 0.0], dtype=torch.float64)
+    before = [grad.clone() for grad in grads]
+    kernels.scale(coefs, 5)
+    for first, grad, old in zip(firsts, grads, before, strict=True):
+        rows = slice(first, first + len(grad))
+        expected = np.linalg.norm(old.double().numpy(), axis=1)
+        np.testing.assert_allclose(norms[rows].numpy(), expected, rtol=2e-6)
+        # The last tensor is not among the first five.
+        used = coefs[rows] if first != 40 else torch.ones(1)
+        assert equal(grad, (old.double() * used[:, None]).float())
+
+
+def test_what_is_not_finite_is_seen():
+    grads = make([5000, 100, 40_000])
+    grads[0][4000], grads[2][39_000] = math.inf, math.nan
+    norms = tensors_of(grads).norms()
+    assert norms[0] == math.inf and math.isfinite(norms[1]) and math.isnan(norms[2])
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])

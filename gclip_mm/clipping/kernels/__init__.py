@@ -8,7 +8,8 @@ launch makes the decision (:mod:`gclip_mm.clipping.kernels.decision`), and a fus
 They need Triton (it comes with PyTorch's CUDA builds) and gradients that lie in memory as the
 kernels expect (:class:`~gclip_mm.clipping.kernels.multi_tensor.MultiTensor`). Where either is
 missing the ordinary path is taken; it gives the same numbers within rounding, and is what the tests
-compare with. ``GCLIP_TRITON=0`` in the environment turns the kernels off.
+compare with. ``GCLIP_TRITON=0`` in the environment turns the kernels off. For gradients in host
+memory :mod:`gclip_mm.clipping.kernels.host` has the like, but for the decisions.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .host import HostTensors, can_take
 from .multi_tensor import MultiTensor, Units
 from .unit_kernels import UnitKernels
 
@@ -47,29 +49,44 @@ class KernelCall(NamedTuple):
     constants: dict[str, Any]
 
 
-def whole_tensors(view: GradView) -> MultiTensor | None:
-    """The kernels for the gradients of this step, each a unit; None: take the ordinary path."""
-    if view.sharding is not None or not can_run_on(view.grads[0].device):
+def whole_tensors(view: GradView, exact: bool = False) -> MultiTensor | HostTensors | None:
+    """The kernels for the gradients of this step, each a unit; None: take the ordinary path.
+
+    Args:
+        view: the gradients.
+        exact: norms are wanted to torch's bits where the ordinary path gives them.
+    """
+    kind = _kind(view)
+    if kind is None or (exact and kind is HostTensors):
         return None
-    kernels = view.cache.get('whole_tensors')
+    kernels = view.cache.get(('whole_tensors', kind))
     if kernels is None:
         units = [Units(k, 1, grad.numel()) for k, grad in enumerate(view.grads)]
-        kernels = view.cache['whole_tensors'] = MultiTensor(units, view.grads)
+        kernels = view.cache['whole_tensors', kind] = kind(units, view.grads)
     return kernels if kernels.take(view.grads) else None
 
 
 def units(view: GradView, order: list[int]) -> UnitKernels | None:
     """The kernels for the units of this step's gradients; None: take the ordinary path."""
-    if view.sharding is not None or not can_run_on(view.grads[0].device):
+    kind = _kind(view)
+    if kind is None:
         return None
-    kernels = view.cache.get('units')
+    kernels = view.cache.get(('units', kind))
     if kernels is None:
-        kernels = view.cache['units'] = UnitKernels(view, order)
+        kernels = view.cache['units', kind] = UnitKernels(view, order, kind)
     return kernels if kernels.take(view) else None
 
 
+def _kind(view: GradView) -> type[MultiTensor] | type[HostTensors] | None:
+    if view.sharding is not None:
+        return None
+    if can_run_on(view.grads[0].device):
+        return MultiTensor
+    return HostTensors if can_take(view.grads[0]) else None
+
+
 def can_run_on(device: torch.device) -> bool:
-    """Whether there are kernels for a device."""
+    """Whether there are Triton kernels for a device."""
     return device.type in _device_types and _works_on(device)
 
 

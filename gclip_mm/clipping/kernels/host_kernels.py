@@ -80,6 +80,14 @@ def _wide_sums(address, count, low, high):
 
 
 @_compiled(nogil=True)
+def _scale(address, count, coef):
+    values = carray(_pointer(address), (count,))
+    for i in range(count):
+        # A coefficient below the smallest float32 still scales a large gradient to a number.
+        values[i] = np.float32(np.float64(values[i]) * coef)
+
+
+@_compiled(nogil=True)
 def _clamp(address, count, low, high):
     values = carray(_pointer(address), (count,))
     for i in range(count):
@@ -91,6 +99,13 @@ def _clamp(address, count, low, high):
 @_compiled(nogil=True)
 def _is_safe(total):
     return total > _SMALLEST and total <= _LARGEST
+
+
+@_compiled(parallel=True)
+def scale(addresses, counts, coefs):
+    """Multiply each item in place by its coefficient (I,) float64."""
+    for i in prange(len(addresses)):
+        _scale(addresses[i], counts[i], coefs[i])
 
 
 @_compiled(parallel=True)
@@ -129,7 +144,7 @@ def scan(addresses, counts, cuts, low, high, write, results):
 
 @_compiled(parallel=True)
 def clamp(addresses, counts, low, high):
-    """Clamp the items; arguments as :func:`scan` has them."""
+    """Clamp the items in place; arguments as :func:`scan` has them."""
     for i in prange(len(addresses)):
         _clamp(addresses[i], counts[i], low, high)
 

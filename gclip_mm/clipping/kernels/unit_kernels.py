@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .multi_tensor import MultiTensor, Units
+from .multi_tensor import Units
 
 if TYPE_CHECKING:
     from ..routing import GradView
+    from .host import HostTensors
+    from .multi_tensor import MultiTensor
 
 
 class UnitKernels:
@@ -24,9 +26,12 @@ class UnitKernels:
     Args:
         view: the gradients and their unit layouts.
         order: the places in the view of the N gradients, in the order that numbers the units.
+        kind: what does the work, by where the gradients are.
     """
 
-    def __init__(self, view: GradView, order: list[int]) -> None:
+    def __init__(
+        self, view: GradView, order: list[int], kind: type[MultiTensor] | type[HostTensors]
+    ) -> None:
         self._layouts = view.layouts
         sizes = [math.prod(view.layouts[i].shape(view.params[i])) for i in order]
         starts = [0, *itertools.accumulate(sizes)]
@@ -45,7 +50,7 @@ class UnitKernels:
         of_weights = [unit._replace(first=total + unit.first) for unit in of_grads]
         self._multi = None
         if self._places:
-            self._multi = MultiTensor(of_grads + of_weights, self._fitting(view), 2 * total)
+            self._multi = kind(of_grads + of_weights, self._fitting(view), 2 * total)
         self._total = total
         #: Norms of the weights' units (U,) float64, set by :meth:`measure`.
         self.weights: Tensor | None = None
