@@ -20,7 +20,7 @@ from .kernels import KernelCall, whole_tensors
 from .norms import combine, host
 
 if TYPE_CHECKING:
-    from .kernels.host import Scan
+    from .kernels.host_tensors import Scan
     from .routing import GradView
     from .rows import RowNorms
 

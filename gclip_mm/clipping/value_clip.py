@@ -8,7 +8,7 @@ from torch import Tensor
 from .base import Clipper, Measure, Outcome
 from .carry import CarryState, carried, drop_what_passed
 from .checks import check_flag, check_number
-from .kernels import HostTensors, whole_tensors
+from .kernels import HostTensors, MultiTensor, whole_tensors
 from .norms import combine, host
 from .outliers import OutlierEdit, measure_with_rows
 from .registry import CLIPPERS, ClipConfigError
@@ -21,7 +21,7 @@ class ValueClip(Clipper):
 
     ``clamp(g, -clip_value, clip_value)``, or ``clamp(g, min, max)`` for a range that is not
     symmetric. Same bits as ``torch.nn.utils.clip_grad_value_``. On a CPU with Numba it clamps while
-    it measures (:mod:`gclip_mm.clipping.kernels.host`), so that in a step that is left out
+    it measures (:mod:`gclip_mm.clipping.kernels.host_tensors`), so that in a step that is left out
     (``nonfinite='skip'``) finite elements of the gradient may be clamped already; the others stay
     as they are, and with a monitor or another observer attached all do.
 
@@ -94,20 +94,29 @@ class ValueClip(Clipper):
         return self.min, self.max
 
     def measure(self, view) -> Measure:
-        kernels = None if self.carry else whole_tensors(view)
-        if not isinstance(kernels, HostTensors):
+        kernels = self._kernels(view)
+        if kernels is None:
             return measure_with_rows(view)
-        scan = kernels.scan(*self.bounds, write=view.is_disposable)
-        return Measure(combine(scan.norms), scan.norms, scan=scan)
+        if isinstance(kernels, HostTensors):
+            scan = kernels.scan(*self.bounds, write=view.is_disposable)
+            return Measure(combine(scan.norms), scan.norms, scan=scan)
+        norms = kernels.norms()
+        return Measure(combine(norms), norms)
+
+    def _kernels(self, view) -> MultiTensor | HostTensors | None:
+        return None if self.carry else whole_tensors(view)
 
     def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
         low, high = self.bounds
         threshold = float(max(abs(end) for end in (low, high) if end is not None))
-        scan = measure.scan
+        kernels, scan = self._kernels(view), measure.scan
+        if isinstance(kernels, MultiTensor):
+            counts, posts = kernels.clamp(low, high)
+            return Outcome(None, combine(posts), threshold, counts.sum(), max(view.elements, 1))
         # What a scan makes of elements that are not finite is not what clamping makes of them.
         if scan is not None and host(torch.isfinite(measure.norm)):
             if not scan.written:
-                whole_tensors(view).write(scan)
+                kernels.write(scan)
             post = combine(scan.posts)
             return Outcome(None, post, threshold, scan.changed, max(view.elements, 1))
         carries = self.carry and learns(ok)

@@ -1,12 +1,12 @@
 import pytest
 
-from gclip_mm.clipping.kernels import host
+from gclip_mm.clipping.kernels import host_tensors
 
 
 @pytest.fixture
 def without_host_kernels(monkeypatch):
     """The ordinary path on the CPU, as where Numba is not installed."""
-    monkeypatch.setattr(host, '_load', lambda: None)
+    monkeypatch.setattr(host_tensors, '_load', lambda: None)
 
 
 @pytest.fixture(params=['compiled', 'torch'])
@@ -16,4 +16,4 @@ def either_path(request):
         request.getfixturevalue('without_host_kernels')
     else:
         pytest.importorskip('numba')
-        assert host._library() is not None
+        assert host_tensors._library() is not None

@@ -52,6 +52,8 @@ RULES = {
     'BlockRMSClip': dict(type='BlockRMSClip', threshold=0.2),
     'AdaGC': dict(type='AdaGC', warmup_steps=2, rel=1.01, beta=0.9),
     'GradientStabilizer': dict(type='GradientStabilizer'),
+    'ValueClip': dict(type='ValueClip', clip_value=0.05),
+    'ValueClip range': dict(type='ValueClip', min=-0.01),
     'chain': dict(
         type='ChainClip',
         clips=[
@@ -87,7 +89,10 @@ SHAPES = [
 @contextlib.contextmanager
 def with_kernels(yes: bool = True) -> Iterator[None]:
     """Have the rules take the kernels, or the ordinary path, whatever the device."""
-    with mock.patch.object(kernels, '_device_types', {DEVICE.type} if yes else set()):
+    with (
+        mock.patch.object(kernels, '_device_types', {DEVICE.type} if yes else set()),
+        mock.patch.object(kernels.host_tensors, '_load', lambda: None),
+    ):
         yield
 
 
@@ -627,7 +632,7 @@ def test_a_rule_does_the_same_with_kernels_as_without(name):
     assert_same_steps(RULES[name], model, steps, rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', ['AGC', 'AdaGC', 'BlockRMSClip'])
+@pytest.mark.parametrize('name', ['AGC', 'AdaGC', 'BlockRMSClip', 'ValueClip'])
 @pytest.mark.skipif(not INTERPRETED, reason='stands in for a device')
 def test_as_on_a_device_whose_memory_the_host_cannot_see(name):
     torch.manual_seed(0)
@@ -716,7 +721,7 @@ def test_steps_that_are_not_finite(bad, policy):
     model = Net().to(DEVICE)
     steps = [gradients(model, step) for step in range(3)]
     steps[1][place_of(model, model.conv.weight)][1, 2, 0, 1] = bad
-    for name in ('AGC', 'AdaGC'):
+    for name in ('AGC', 'AdaGC', 'ValueClip'):
         assert_same_steps(dict(**RULES[name], nonfinite=policy), model, steps, rtol=1e-6)
 
 
@@ -808,8 +813,19 @@ def test_two_launches_a_step(name):
     assert counts == {'_measure': 2, '_scale': 2}
 
 
+def test_value_clipping_is_two_launches_a_step():
+    model = nn.ModuleList(nn.Linear(k + 1, 3) for k in range(12)).to(DEVICE)
+    steps = [gradients(model, step) for step in range(2)]
+    with count_launches() as counts:
+        ours, *_ = run_rule(RULES['ValueClip'], model, steps, True)
+    assert counts == {'_measure': 2, '_clamp': 2}
+    for seen, grads in zip(ours, steps, strict=True):
+        for a, b in zip(seen, grads, strict=True):
+            assert torch.equal(a, b.clamp(-0.05, 0.05))
+
+
 @pytest.mark.skipif(not INTERPRETED, reason='on a GPU torch itself watches: tests/gpu')
-@pytest.mark.parametrize('name', ['AGC', 'ParamNormClip', 'BlockRMSClip', 'AdaGC'])
+@pytest.mark.parametrize('name', ['AGC', 'ParamNormClip', 'BlockRMSClip', 'AdaGC', 'ValueClip'])
 def test_nothing_around_the_kernels_reads_the_device(name):
     """The interpreter itself reads everything, so the launches are left out."""
 
@@ -829,6 +845,7 @@ def test_nothing_around_the_kernels_reads_the_device(name):
         on_device(),
         mock.patch.object(launch, 'measure', measure),
         mock.patch.object(launch, 'scale', lambda *_: None),
+        mock.patch.object(launch, 'clamp', lambda *args: [out.fill_(1.0) for out in args[-2:]]),
         attach(optimizer, config) as handle,
     ):
         for step in range(3):

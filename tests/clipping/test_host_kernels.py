@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gclip_mm import attach
-from gclip_mm.clipping.kernels import Units, host
+from gclip_mm.clipping.kernels import Units, host_tensors
 from gclip_mm.clipping.observer import StepObserver
 from tests.clipping.cases import CASES, equal, make_optimizer
 
@@ -31,7 +31,7 @@ def make(sizes=SIZES, seed=0, scale=1.0):
 
 def tensors_of(grads):
     units = [Units(k, 1, grad.numel()) for k, grad in enumerate(grads)]
-    kernels = host.HostTensors(units, grads)
+    kernels = host_tensors.HostTensors(units, grads)
     assert kernels.take(grads)
     return kernels
 
@@ -100,7 +100,7 @@ def test_as_many_threads_as_torch_and_the_same_numbers_with_any():
 def test_every_item_has_one_thread(threads):
     for sizes in ([], [0], [1], SIZES, [40_000] * 5):
         units = [Units(k, 1, size) for k, size in enumerate(sizes)]
-        cuts = host.HostTensors(units, make(sizes))._cuts(threads)
+        cuts = host_tensors.HostTensors(units, make(sizes))._cuts(threads)
         assert len(cuts) == threads + 1
         assert cuts[0] == 0 and cuts[-1] == sum(-(-size // 32768) for size in sizes)
         assert (np.diff(cuts) >= 0).all()
@@ -117,7 +117,7 @@ def test_memory_layouts():
 def test_what_it_cannot_take():
     fine, other, empty = torch.randn(10, 4), torch.randn(40), torch.empty(0)
     units = [Units(0, 1, 40), Units(1, 1, 40), Units(2, 1, 0), Units(3, 1, 0)]
-    kernels = host.HostTensors(units, [fine, other, empty, empty])
+    kernels = host_tensors.HostTensors(units, [fine, other, empty, empty])
     for second in (other.double(), torch.randn(80)[::2], fine, torch.randn(4, 10).t()):
         assert not kernels.take([fine, second, empty, empty])
     assert kernels.take([other, torch.nn.Parameter(fine), empty, empty])
@@ -131,7 +131,7 @@ def test_units(size):
     grads = [grad.view(shape) for grad, shape in zip(grads, shapes, strict=True)]
     firsts = [10, 0, 20, 2, 30, 40]
     units = [Units(first, *grad.shape) for first, grad in zip(firsts, grads, strict=True)]
-    kernels = host.HostTensors(units, grads, 50)
+    kernels = host_tensors.HostTensors(units, grads, 50)
     assert kernels.take(grads)
     norms = kernels.norms()
     assert norms.dtype == torch.float64 and norms.shape == (50,)
@@ -207,7 +207,7 @@ def test_clipping_goes_through_it():
     attach(optimizer, dict(type='ValueClip', clip_value=0.5))
     p.grad = torch.randn(70_000)
     expected = -p.grad.clamp(-0.5, 0.5)
-    with mock.patch.object(host.HostTensors, 'scan', autospec=True, wraps=None) as scan:
+    with mock.patch.object(host_tensors.HostTensors, 'scan', autospec=True, wraps=None) as scan:
         scan.side_effect = RuntimeError('asked for')
         with pytest.raises(RuntimeError, match='asked for'):
             optimizer.step()
@@ -227,24 +227,24 @@ def run(code, **env):
 
 
 def test_it_can_be_turned_off_and_is_not_needed():
-    code = 'from gclip_mm.clipping.kernels import host; print(host._library() is None)'
+    code = 'from gclip_mm.clipping.kernels import host_tensors as t; print(t._library() is None)'
     assert run(code, GCLIP_NUMBA='0').stdout == 'True\n'
     assert run('import sys; sys.modules["numba"] = None; ' + code).stdout == 'True\n'
     assert run(code).stdout == 'False\n'
 
 
 def test_a_numba_that_does_not_work_is_said_once(monkeypatch):
-    host._load.cache_clear()
+    host_tensors._load.cache_clear()
     monkeypatch.setitem(sys.modules, 'gclip_mm.clipping.kernels.host_kernels', None)
     monkeypatch.delattr('gclip_mm.clipping.kernels.host_kernels', raising=False)
     try:
         with pytest.warns(UserWarning, match='GCLIP_NUMBA=0'):
-            assert host._library() is None
+            assert host_tensors._library() is None
         with warnings.catch_warnings():
             warnings.simplefilter('error')
-            assert host._library() is None
+            assert host_tensors._library() is None
     finally:
-        host._load.cache_clear()
+        host_tensors._load.cache_clear()
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')

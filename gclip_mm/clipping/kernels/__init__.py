@@ -1,15 +1,16 @@
 """Kernels that measure and scale many tensors in a launch, and that decide in another.
 
 On a GPU the ordinary path launches a kernel or two for each parameter, and one for each operation
-on a single number. Here all norms are measured in one launch and all gradients scaled in another,
-and a unit that keeps its size is not written. Of a rule with one coefficient for all gradients, one
-launch makes the decision (:mod:`gclip_mm.clipping.kernels.decision`), and a fused optimizer scales.
+on a single number. Here all norms are measured in one launch and all gradients scaled or clamped in
+another, and what keeps its value is not written. Of a rule with one coefficient for all gradients,
+one launch makes the decision (:mod:`gclip_mm.clipping.kernels.decision`), and a fused optimizer
+scales.
 
 They need Triton (it comes with PyTorch's CUDA builds) and gradients that lie in memory as the
 kernels expect (:class:`~gclip_mm.clipping.kernels.multi_tensor.MultiTensor`). Where either is
 missing the ordinary path is taken; it gives the same numbers within rounding, and is what the tests
 compare with. ``GCLIP_TRITON=0`` in the environment turns the kernels off. For gradients in host
-memory :mod:`gclip_mm.clipping.kernels.host` has the like, but for the decisions.
+memory :mod:`gclip_mm.clipping.kernels.host_tensors` has the like, but for the decisions.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .host import HostTensors, can_take
+from .host_tensors import HostTensors, can_take
 from .multi_tensor import MultiTensor, Units
 from .unit_kernels import UnitKernels
 
@@ -110,6 +111,7 @@ def _works_on(device: torch.device) -> bool:
         kernels = MultiTensor([Units(0, 1, 1)], one)
         kernels.take(one)
         kernels.scale(kernels.norms())
+        kernels.clamp(None, None)
     except Exception as error:
         warnings.warn(
             f"Triton cannot run gclip_mm's kernels on {device} ({type(error).__name__}: {error}); "

@@ -13,7 +13,7 @@ from .multi_tensor import Units
 
 if TYPE_CHECKING:
     from ..routing import GradView
-    from .host import HostTensors
+    from .host_tensors import HostTensors
     from .multi_tensor import MultiTensor
 
 
