@@ -1,4 +1,4 @@
-"""The loops of :mod:`~gclip_mm.clipping.kernels.host_tensors`, compiled by Numba, which has to be there.
+"""The loops of ``HostTensors``, compiled by Numba, which has to be there to import this module.
 
 Each block of elements is read from memory once: its sums are taken, and if it has to be changed it
 is still in the core's first cache. Sums within a block are in float32, in as many parts as a vector
