@@ -109,16 +109,22 @@ class ValueClip(Clipper):
     def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
         low, high = self.bounds
         threshold = float(max(abs(end) for end in (low, high) if end is not None))
-        kernels, scan = self._kernels(view), measure.scan
-        if isinstance(kernels, MultiTensor):
-            counts, posts = kernels.clamp(low, high)
-            return Outcome(None, combine(posts), threshold, counts.sum(), max(view.elements, 1))
+        elements = max(view.elements, 1)
+        scan = measure.scan
         # What a scan makes of elements that are not finite is not what clamping makes of them.
         if scan is not None and host(torch.isfinite(measure.norm)):
             if not scan.written:
-                kernels.write(scan)
-            post = combine(scan.posts)
-            return Outcome(None, post, threshold, scan.changed, max(view.elements, 1))
+                self._kernels(view).write(scan)
+            return Outcome(None, combine(scan.posts), threshold, scan.changed, elements)
+        kernels = None if scan is not None else self._kernels(view)
+        if isinstance(kernels, MultiTensor):
+            counts, posts = kernels.clamp(low, high)
+            return Outcome(None, combine(posts), threshold, counts.sum(), elements)
+        parts, clipped = self._edit(view, measure, ok)
+        return Outcome(None, combine(parts), threshold, clipped, elements)
+
+    def _edit(self, view, measure: Measure, ok: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The ordinary path: the norms (N,) after clipping, and how many elements were clipped."""
         carries = self.carry and learns(ok)
         norms, rows = measure.parts, measure.rows
         if carries:
@@ -128,12 +134,11 @@ class ValueClip(Clipper):
                 grad.copy_(total)
             norms, rows = view.norms(), None
         edit = OutlierEdit(view.grads, norms, rows)
-        edit.apply_to_all(low, high, self._clamp)
+        edit.apply_to_all(*self.bounds, self._clamp)
         if carries:
             drop_what_passed(sums, view, ok)
         parts = edit.norms() if view.sharding is None else view.norms()
-        clipped = view.sum(edit.counts).sum()
-        return Outcome(None, combine(parts), threshold, clipped, max(view.elements, 1))
+        return parts, view.sum(edit.counts).sum()
 
     def _clamp(self, values: Tensor, out: Tensor) -> None:
         torch.clamp(values, *self.bounds, out=out)
