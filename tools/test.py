@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 from copy import deepcopy
@@ -12,7 +11,6 @@ from pathlib import Path
 # A checkout works without being installed, and before an installed copy.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch.distributed as dist  # noqa: E402
 from mmdet.engine.hooks.utils import trigger_visualization_hook  # noqa: E402
 from mmdet.evaluation import DumpDetResults  # noqa: E402
 from mmdet.utils import setup_cache_size_limit_of_dynamo  # noqa: E402
@@ -21,7 +19,7 @@ from mmengine.registry import RUNNERS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 import gclip_mm  # noqa: E402  registers what a config of this package names
-from gclip_mm.engine.dist import set_up_cpu_distributed  # noqa: E402
+from gclip_mm.engine.dist import close_distributed, set_up_cpu_distributed  # noqa: E402
 from gclip_mm.engine.launch import LaunchError, explain_missing_data, load_config  # noqa: E402
 
 
@@ -119,12 +117,8 @@ def test(args: argparse.Namespace) -> None:
         if args.out is not None:
             runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
         runner.test()
-    if dist.is_initialized():
-        # DDP's reducer must not be the last to hold the process group: it would tear gloo's threads
-        # down without letting go of the GIL, which one of them may be waiting for.
-        del runner
-        gc.collect()
-        dist.destroy_process_group()
+    del runner
+    close_distributed()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 from pathlib import Path
@@ -11,14 +10,13 @@ from pathlib import Path
 # A checkout works without being installed, and before an installed copy.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch.distributed as dist  # noqa: E402
 from mmdet.utils import setup_cache_size_limit_of_dynamo  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 from mmengine.registry import RUNNERS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 import gclip_mm  # noqa: E402  registers the wrappers and hooks, so that stock configs find them
-from gclip_mm.engine.dist import set_up_cpu_distributed  # noqa: E402
+from gclip_mm.engine.dist import close_distributed, set_up_cpu_distributed  # noqa: E402
 from gclip_mm.engine.launch import (  # noqa: E402
     LaunchError,
     check_clipping,
@@ -114,12 +112,8 @@ def train(args: argparse.Namespace) -> None:
     with explain_missing_data(cfg), explain_amp_on_cpu(args.amp):
         runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
         runner.train()
-    if dist.is_initialized():
-        # DDP's reducer must not be the last to hold the process group: it would tear gloo's threads
-        # down without letting go of the GIL, which one of them may be waiting for.
-        del runner
-        gc.collect()
-        dist.destroy_process_group()
+    del runner
+    close_distributed()
 
 
 def main(argv: list[str] | None = None) -> None:

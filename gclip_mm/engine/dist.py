@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 
 import torch.distributed as dist
@@ -53,6 +54,17 @@ def set_up_cpu_distributed(cfg: Config) -> bool:
     wrapper['device_ids'] = None
     cfg.model_wrapper_cfg = wrapper
     return True
+
+
+def close_distributed() -> None:
+    """End the process group, if there is one, once nobody refers to the Runner any more.
+
+    DDP's reducer must not be the last to hold the group: it would tear gloo's threads down without
+    letting go of the GIL, which one of them may be waiting for.
+    """
+    if dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
 
 
 def _adapt_strategy(cfg: Config) -> None:

@@ -5,10 +5,8 @@ and the clipping state of each. Without torchrun the same job is the reference: 
 whole batch.
 """
 
-import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -211,26 +209,10 @@ def require_equal_ranks(params: dict[str, torch.Tensor]) -> None:
                 raise AssertionError(f'the ranks differ in {name}')
 
 
-def main() -> None:
-    jobs, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    torch.set_num_threads(1)
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-        dist.init_process_group('gloo')
-    results = {}
-    for name, job in jobs.items():
-        try:
-            results[name] = train(job)
-        except gclip_mm.ClipConfigError as error:
-            results[name] = {'error': str(error)}
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        torch.save(results, out)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 if __name__ == '__main__':
     import mmengine.config.config
+    from worker import main  # beside this file, whose folder a script finds its modules in
 
     # Laying the config dump out takes longer than such a run.
     mmengine.config.config.FormatCode = lambda text, **_: (text, True)
-    main()
+    main(train)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -225,7 +226,8 @@ def run(case: dict) -> dict:
     return {**found, 'half': half}
 
 
-def main() -> None:
+def main(run: Callable[[dict], dict]) -> None:
+    """Do what the command line asks for: a JSON file of cases, and where to save their results."""
     cases, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     torch.set_num_threads(1)
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
@@ -243,4 +245,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(run)
