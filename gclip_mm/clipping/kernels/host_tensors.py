@@ -34,7 +34,7 @@ _ITEM = 1 << 15
 #: Threads are worth waking for this many elements.
 _FEW = 1 << 15
 
-# Whether this process was forked off one in which the kernels may have run.
+# Whether this process was forked off one in which the kernels have run.
 _forked = False
 
 
@@ -245,9 +245,10 @@ def _load() -> ModuleType | None:
 
 
 def _after_fork() -> None:
-    # GNU's OpenMP does not survive a fork: Numba ends the child that uses it.
+    # GNU's OpenMP does not survive a fork: Numba ends the child that uses it again. What only
+    # serves to fork processes from, as multiprocessing's fork server, has not used it.
     global _forked
-    _forked = True
+    _forked = _forked or _load.cache_info().currsize > 0
 
 
 if hasattr(os, 'register_at_fork'):
