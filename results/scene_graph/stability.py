@@ -2,10 +2,10 @@
 
 Reads what ``tools/analysis/stability_sweep.py`` wrote to folders whose names begin with that of a
 context, and writes ``stability.csv``, ``stability.png`` and, on the screen, the tables of the
-README.
+README. What a later folder has of a rule at a learning rate takes the place of an earlier one's.
 
 Example:
-    python results/scene_graph/stability.py work_dirs/sgstab/*
+    python results/scene_graph/stability.py work_dirs/sgstab/* work_dirs/sgnorm/*
 """
 
 from __future__ import annotations
@@ -40,11 +40,14 @@ def read(folders: list[Path]) -> dict[str, Rows]:
     """The trainings of each context."""
     tables: dict[str, Rows] = {name: [] for name in CONTEXTS}
     for folder in folders:
+        name = folder.name.partition('_')[0]
         with (folder / 'sweep.csv').open(newline='') as file:
-            for row in csv.DictReader(file):
-                del row['seconds']  # of a machine that did other work too
-                name = folder.name.partition('_')[0]
-                tables[name].append({'context': name, **row})
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            del row['seconds']  # of a machine that did other work too
+        news = {(row['rule'], row['lr']) for row in rows}
+        kept = [row for row in tables[name] if (row['rule'], row['lr']) not in news]
+        tables[name] = kept + [{'context': name, **row} for row in rows]
     return tables
 
 
