@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .base import Clipper, Measure, Outcome
 from .checks import check_number
-from .kernels import units
+from .kernels import mark_written, units
 from .norms import accumulate_dtype, combine, host, np, tensor_norms
 from .registry import CLIPPERS
 from .routing import GradView
@@ -92,6 +92,7 @@ class AGC(Clipper):
         coefs = torch.where(over, limits / norms.clamp(min=1e-6), 1.0)
         if kernels is not None:
             kernels.scale(view, coefs)
+            mark_written(view.grads)
         else:
             plan.scale(view.grads, coefs)
         if plan.reduction is not None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .kernels import KernelCall, whole_tensors
+from .kernels import KernelCall, mark_written, whole_tensors
 from .norms import combine, host
 
 if TYPE_CHECKING:
@@ -218,6 +218,7 @@ class TensorClipper(Clipper):
             scale_each(view.grads, coefs)
         else:
             kernels.scale(coefs)
+            mark_written(view.grads)
         if isinstance(bounds, Tensor):
             bounds = combine(bounds, self.norm_type)
         post = combine(norms * coefs, self.norm_type)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .base import Clipper, Measure, Outcome
 from .carry import CarryState, carried, drop_what_passed
 from .checks import check_flag, check_number
-from .kernels import HostTensors, MultiTensor, whole_tensors
+from .kernels import HostTensors, MultiTensor, mark_written, whole_tensors
 from .norms import combine, host
 from .outliers import OutlierEdit, measure_with_rows
 from .registry import CLIPPERS, ClipConfigError
@@ -99,6 +99,8 @@ class ValueClip(Clipper):
             return measure_with_rows(view)
         if isinstance(kernels, HostTensors):
             scan = kernels.scan(*self.bounds, write=view.is_disposable)
+            if scan.written:
+                mark_written(view.grads)
             return Measure(combine(scan.norms), scan.norms, scan=scan)
         norms = kernels.norms()
         return Measure(combine(norms), norms)
@@ -115,10 +117,12 @@ class ValueClip(Clipper):
         if scan is not None and host(torch.isfinite(measure.norm)):
             if not scan.written:
                 self._kernels(view).write(scan)
+                mark_written(view.grads)
             return Outcome(None, combine(scan.posts), threshold, scan.changed, elements)
         kernels = None if scan is not None else self._kernels(view)
         if isinstance(kernels, MultiTensor):
             counts, posts = kernels.clamp(low, high)
+            mark_written(view.grads)
             return Outcome(None, combine(posts), threshold, counts.sum(), elements)
         parts, clipped = self._edit(view, measure, ok)
         return Outcome(None, combine(parts), threshold, clipped, elements)

@@ -6,7 +6,7 @@ from gclip_mm.clipping.kernels import host_tensors
 @pytest.fixture
 def without_host_kernels(monkeypatch):
     """The ordinary path on the CPU, as where Numba is not installed."""
-    monkeypatch.setattr(host_tensors, '_load', lambda: None)
+    monkeypatch.setattr(host_tensors, '_library', lambda: None)
 
 
 @pytest.fixture(params=['compiled', 'torch'])

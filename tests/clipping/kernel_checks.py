@@ -91,7 +91,7 @@ def with_kernels(yes: bool = True) -> Iterator[None]:
     """Have the rules take the kernels, or the ordinary path, whatever the device."""
     with (
         mock.patch.object(kernels, '_device_types', {DEVICE.type} if yes else set()),
-        mock.patch.object(kernels.host_tensors, '_load', lambda: None),
+        mock.patch.object(kernels.host_tensors, '_library', lambda: None),
     ):
         yield
 

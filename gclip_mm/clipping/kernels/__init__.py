@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import inspect
 import os
 import warnings
 from collections.abc import Iterator
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     from ..routing import GradView
 
 _device_types = {'cuda'}
+
+# Older ones take one tensor at a time.
+_MARKS_SEVERAL = 'Iterable' in str(
+    inspect.signature(torch.autograd.graph.increment_version).parameters['tensor'].annotation
+)
 
 
 class KernelCall(NamedTuple):
@@ -61,7 +67,7 @@ def whole_tensors(view: GradView, exact: bool = False) -> MultiTensor | HostTens
     if kind is None or (exact and kind is HostTensors):
         return None
     kernels = view.cache.get(('whole_tensors', kind))
-    if kernels is None:
+    if kernels is None or not kernels.fits(view.grads):
         units = [Units(k, 1, grad.numel()) for k, grad in enumerate(view.grads)]
         kernels = view.cache['whole_tensors', kind] = kind(units, view.grads)
     return kernels if kernels.take(view.grads) else None
@@ -73,9 +79,18 @@ def units(view: GradView, order: list[int]) -> UnitKernels | None:
     if kind is None:
         return None
     kernels = view.cache.get(('units', kind))
-    if kernels is None:
+    if kernels is None or not kernels.fits(view):
         kernels = view.cache['units', kind] = UnitKernels(view, order, kind)
     return kernels if kernels.take(view) else None
+
+
+def mark_written(tensors: list[Tensor]) -> None:
+    """Tell autograd that the kernels have changed tensors in place, as torch's operations do."""
+    if _MARKS_SEVERAL:
+        torch.autograd.graph.increment_version(tensors)
+    else:
+        for tensor in tensors:
+            torch.autograd.graph.increment_version(tensor)
 
 
 def _kind(view: GradView) -> type[MultiTensor] | type[HostTensors] | None:

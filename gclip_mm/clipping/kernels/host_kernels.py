@@ -4,20 +4,28 @@ Each block of elements is read from memory once: its sums are taken, and if it h
 is still in the core's first cache. Sums within a block are in float32, in as many parts as a vector
 register has lanes and more, and from block to block in float64; where a square may have over- or
 underflowed, the block is summed again in float64.
+
+Each kernel is a C function of one argument, the address of a ``JOB``, for several threads to call
+at once: each takes the next part of the work until none is left. Not by Numba's own ``parallel``,
+which starts threads beside torch's, or sets how many torch has, for the rest of the process.
 """
 
 from __future__ import annotations
 
-import contextlib
-
-import numba
 import numpy as np
-from numba import carray, njit, prange, types
+from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
 #: Elements that are taken at a time: 8 KiB, so that a second look at them costs next to nothing.
 BLOCK = 2048
-#: What an item's row of the results holds: the sum of squares before and after, how many changed.
+#: What a job is, int64 each: the next part to be taken, how many parts there are, and addresses:
+#: of the items, int64, each the address of a run of float32 in memory; of how many elements each
+#: has, int64; of the first item of each part, and behind the last the number of items, int64; of
+#: the numbers in, and the numbers out. Which those are every kernel says.
+JOB = ('next', 'parts', 'items', 'counts', 'cuts', 'given', 'results', 'write')
+NEXT, PARTS, ITEMS, COUNTS, CUTS, GIVEN, RESULTS, WRITE = range(len(JOB))
+#: What an item's row of a scan's results holds: the sum of squares before and after, how many
+#: elements have changed.
 BEFORE, AFTER, CHANGED = range(3)
 
 # Sums may be taken in any order, which is what lets them be vectorised. NaN and inf must stay what
@@ -28,32 +36,48 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 _SMALLEST, _LARGEST = np.float32(1e-30), np.float32(np.finfo(np.float32).max)
 
 
-def _compiled(**options):
-    """``numba.njit``, kept on disk from one process to the next where there is a place for it."""
+def _kept_on_disk(decorator, *arguments, **options):
+    """A decorator of Numba's; what it compiles is kept for other processes where there is room."""
 
-    def compiled(function):
+    def decorate(function):
         try:
-            return njit(cache=True, **options)(function)
+            return decorator(*arguments, cache=True, **options)(function)
         except RuntimeError:
             # Neither the package's folder nor the user's can be written to.
-            return njit(**options)(function)
+            return decorator(*arguments, **options)(function)
 
-    return compiled
+    return decorate
+
+
+def _pointer_to(kind):
+    @intrinsic
+    def pointer(typing, address):
+        def generate(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(types.int64), generate
+
+    return pointer
+
+
+_float32, _float64, _int64 = map(_pointer_to, (types.float32, types.float64, types.int64))
 
 
 @intrinsic
-def _pointer(typing, address):
-    """The address, an integer, as a pointer to float32."""
+def _take_next(typing, address):
+    """The int64 at the address, which is one more for whoever asks next."""
 
     def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+        place = builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(types.int64)))
+        one = context.get_constant(types.int64, 1)
+        return builder.atomic_rmw('add', place, one, 'acq_rel')
 
-    return types.CPointer(types.float32)(types.int64), generate
+    return types.int64(types.int64), generate
 
 
-@_compiled(nogil=True, fastmath=_REORDER)
+@_kept_on_disk(njit, fastmath=_REORDER)
 def _sums(address, count, low, high):
-    values = carray(_pointer(address), (count,))
+    values = carray(_float32(address), (count,))
     before, after, changed = _ZERO, _ZERO, _ZERO
     for i in range(count):
         old = values[i]
@@ -66,9 +90,9 @@ def _sums(address, count, low, high):
     return before, after, changed
 
 
-@_compiled(nogil=True, fastmath=_REORDER)
+@_kept_on_disk(njit, fastmath=_REORDER)
 def _wide_sums(address, count, low, high):
-    values = carray(_pointer(address), (count,))
+    values = carray(_float32(address), (count,))
     before, after = 0.0, 0.0
     for i in range(count):
         old = values[i]
@@ -79,81 +103,93 @@ def _wide_sums(address, count, low, high):
     return before, after
 
 
-@_compiled(nogil=True)
-def _scale(address, count, coef):
-    values = carray(_pointer(address), (count,))
-    for i in range(count):
-        # A coefficient below the smallest float32 still scales a large gradient to a number.
-        values[i] = np.float32(np.float64(values[i]) * coef)
-
-
-@_compiled(nogil=True)
+@_kept_on_disk(njit)
 def _clamp(address, count, low, high):
-    values = carray(_pointer(address), (count,))
+    values = carray(_float32(address), (count,))
     for i in range(count):
         old = values[i]
         new = low if old < low else old
         values[i] = high if new > high else new
 
 
-@_compiled(nogil=True)
+@_kept_on_disk(njit)
+def _scale(address, count, coef):
+    values = carray(_float32(address), (count,))
+    for i in range(count):
+        # A coefficient below the smallest float32 still scales a large gradient to a number.
+        values[i] = np.float32(np.float64(values[i]) * coef)
+
+
+@_kept_on_disk(njit)
 def _is_safe(total):
     return total > _SMALLEST and total <= _LARGEST
 
 
-@_compiled(parallel=True)
-def scale(addresses, counts, coefs):
-    """Multiply each item in place by its coefficient (I,) float64."""
-    for i in prange(len(addresses)):
-        _scale(addresses[i], counts[i], coefs[i])
+@_kept_on_disk(njit)
+def _scan(address, length, low, high, write, row):
+    before, after, changed = 0.0, 0.0, 0.0
+    for start in range(0, length, BLOCK):
+        count = min(BLOCK, length - start)
+        place = address + 4 * start
+        old, new, found = _sums(place, count, low, high)
+        wide_old, wide_new = np.float64(old), np.float64(new)
+        if not (_is_safe(old) and _is_safe(new)):
+            wide_old, wide_new = _wide_sums(place, count, low, high)
+        if write and found > 0 and wide_old < np.inf:
+            _clamp(place, count, low, high)
+        before += wide_old
+        after += wide_new
+        changed += found
+    row[BEFORE], row[AFTER], row[CHANGED] = before, after, changed
 
 
-@_compiled(parallel=True)
-def scan(addresses, counts, cuts, low, high, write, results):
-    """Sums over each of I items, and their clamped values in place if asked for.
+@_kept_on_disk(njit)
+def _unpacked(job):
+    fields = carray(_int64(job), (len(JOB),))
+    cuts = carray(_int64(fields[CUTS]), (fields[PARTS] + 1,))
+    total = (cuts[fields[PARTS]],)
+    return fields, cuts, carray(_int64(fields[ITEMS]), total), carray(_int64(fields[COUNTS]), total)
 
-    Args:
-        addresses: (I,) int64, where the items begin: each a run of float32 in memory.
-        counts: (I,) int64, elements of each.
-        cuts: (T + 1,) int64: thread t takes the items from ``cuts[t]`` on, up to ``cuts[t + 1]``.
-        low: float32, lower end of the range.
-        high: float32, upper end of the range.
-        write: whether to write the clamped values. A block with an element that is not finite is
-            left as it is.
-        results: (I, 3) float64, written: see ``BEFORE``.
+
+_kernel = (types.void(types.int64),)
+
+
+@_kept_on_disk(cfunc, *_kernel)
+def scan(job):
+    """Sums over each of I items, and their clamped values in place if ``WRITE`` is not 0.
+
+    A block with an element that is not finite is left as it is. ``GIVEN``: (2,) float32, the lower
+    and upper end of the range. ``RESULTS``: (I, 3) float64, see ``BEFORE``.
     """
-    for t in prange(len(cuts) - 1):
-        for i in range(cuts[t], cuts[t + 1]):
-            before, after, changed = 0.0, 0.0, 0.0
-            for start in range(0, counts[i], BLOCK):
-                count = min(BLOCK, counts[i] - start)
-                place = addresses[i] + 4 * start
-                old, new, found = _sums(place, count, low, high)
-                wide_old, wide_new = np.float64(old), np.float64(new)
-                if not (_is_safe(old) and _is_safe(new)):
-                    wide_old, wide_new = _wide_sums(place, count, low, high)
-                if write and found > 0 and wide_old < np.inf:
-                    _clamp(place, count, low, high)
-                before += wide_old
-                after += wide_new
-                changed += found
-            results[i, BEFORE] = before
-            results[i, AFTER] = after
-            results[i, CHANGED] = changed
+    fields, cuts, items, counts = _unpacked(job)
+    low, high = carray(_float32(fields[GIVEN]), (2,))
+    results = carray(_float64(fields[RESULTS]), (len(items), 3))
+    part = _take_next(job)
+    while part < fields[PARTS]:
+        for i in range(cuts[part], cuts[part + 1]):
+            _scan(items[i], counts[i], low, high, fields[WRITE] != 0, results[i])
+        part = _take_next(job)
 
 
-@_compiled(parallel=True)
-def clamp(addresses, counts, low, high):
-    """Clamp the items in place; arguments as :func:`scan` has them."""
-    for i in prange(len(addresses)):
-        _clamp(addresses[i], counts[i], low, high)
+@_kept_on_disk(cfunc, *_kernel)
+def clamp(job):
+    """Clamp the items in place; ``GIVEN`` as :func:`scan` has it."""
+    fields, cuts, items, counts = _unpacked(job)
+    low, high = carray(_float32(fields[GIVEN]), (2,))
+    part = _take_next(job)
+    while part < fields[PARTS]:
+        for i in range(cuts[part], cuts[part + 1]):
+            _clamp(items[i], counts[i], low, high)
+        part = _take_next(job)
 
 
-# GNU's OpenMP is also what torch computes with. After an operation its threads go on spinning for a
-# while, ready for the next one: this way they are the ones that get it, instead of being in the way
-# of threads of Numba's own. A layer that has been chosen otherwise is left.
-if numba.config.THREADING_LAYER == 'default':
-    with contextlib.suppress(ImportError):
-        from numba.np.ufunc import omppool  # noqa: F401  not there where it was built without OpenMP
-
-        numba.config.THREADING_LAYER = 'omp'
+@_kept_on_disk(cfunc, *_kernel)
+def scale(job):
+    """Multiply each item in place by its coefficient. ``GIVEN``: (I,) float64."""
+    fields, cuts, items, counts = _unpacked(job)
+    coefs = carray(_float64(fields[GIVEN]), (len(items),))
+    part = _take_next(job)
+    while part < fields[PARTS]:
+        for i in range(cuts[part], cuts[part + 1]):
+            _scale(items[i], counts[i], coefs[i])
+        part = _take_next(job)

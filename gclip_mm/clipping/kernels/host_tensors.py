@@ -11,16 +11,15 @@ seconds, and kept on disk.
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import functools
 import importlib.util
-import itertools
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from operator import attrgetter
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,9 +32,10 @@ from .multi_tensor import Units, is_run
 _ITEM = 1 << 15
 #: Threads are worth waking for this many elements.
 _FEW = 1 << 15
-
-# Whether this process was forked off one in which the kernels have run.
-_forked = False
+#: Parts for each thread: several, so that one that was late does not keep the others waiting.
+_PARTS = 4
+_KINDS = {Tensor, Parameter}
+_NOTHING = torch.empty(0)
 
 
 class Scan(NamedTuple):
@@ -47,7 +47,7 @@ class Scan(NamedTuple):
         changed: float, how many elements are outside the range.
         written: whether the clamped values have been written.
         hot: the items that have elements outside.
-        bounds: the range, as float32.
+        bounds: (2,) float32, the range.
     """
 
     norms: Tensor
@@ -55,7 +55,7 @@ class Scan(NamedTuple):
     changed: float
     written: bool
     hot: np.ndarray
-    bounds: tuple[np.float32, np.float32]
+    bounds: np.ndarray
 
 
 class HostTensors:
@@ -84,10 +84,15 @@ class HostTensors:
         self._counts = np.minimum(length - part * _ITEM, _ITEM)
         self._unit = first[self._tensor] + row
         self._heads = np.flatnonzero(part == 0)
-        self._is_filled = [tensor.numel() > 0 for tensor in tensors]
+        self._sizes = np.array([tensor.numel() for tensor in tensors], dtype=np.int64)
+        self._shapes = [tensor.shape for tensor in tensors]
         self._cuts_for: dict[int, np.ndarray] = {}
         self._taken: list[int] = []
         self._addresses = self._offsets
+
+    def fits(self, tensors: list[Tensor]) -> bool:
+        """Whether these have the shapes that the tables were made for."""
+        return list(map(attrgetter('shape'), tensors)) == self._shapes
 
     def take(self, tensors: list[Tensor]) -> bool:
         """Work on these tensors from now on; False: they cannot be worked on.
@@ -95,23 +100,30 @@ class HostTensors:
         They can if all are float32 in host memory, lie there as ``MultiTensor`` asks for, and no
         two share their memory. Whoever calls keeps them alive.
         """
-        for tensor in tensors:
-            if (
-                tensor.dtype is not torch.float32
-                or tensor.get_device() != -1
-                or not is_run(tensor)
-                or type(tensor) not in (Tensor, Parameter)
-            ):
-                return False
-        addresses = [tensor.data_ptr() for tensor in tensors]
+        # Asked for one by one, all this would take longer than the norms of small tensors.
+        if (
+            not _KINDS.issuperset(map(type, tensors))
+            or not {torch.float32}.issuperset(map(attrgetter('dtype'), tensors))
+            or not {-1}.issuperset(map(Tensor.get_device, tensors))
+            or not (all(map(Tensor.is_contiguous, tensors)) or all(map(is_run, tensors)))
+            or any(map(Tensor.is_neg, tensors))
+        ):
+            return False
+        addresses = list(map(Tensor.data_ptr, tensors))
         if addresses != self._taken:
-            filled = list(itertools.compress(addresses, self._is_filled))
-            if len(set(filled)) < len(filled):
+            starts = np.array(addresses, dtype=np.int64)
+            if not self._are_apart(starts):
                 return False
             self._taken = addresses
-            starts = np.array(addresses, dtype=np.int64)
             self._addresses = starts[self._tensor] + self._offsets
         return True
+
+    def _are_apart(self, starts: np.ndarray) -> bool:
+        """Whether each tensor has memory, which begins there, and none has any of another's."""
+        filled = np.flatnonzero(self._sizes)
+        order = filled[np.argsort(starts[filled])]
+        starts, ends = starts[order], starts[order] + 4 * self._sizes[order]
+        return bool((starts > 0).all() and (starts[1:] >= ends[:-1]).all())
 
     def norms(self) -> Tensor:
         """2-norm of every unit, (U,) float64; inf or NaN where an element is."""
@@ -130,8 +142,7 @@ class HostTensors:
         hot = np.flatnonzero(each != 1)
         if len(hot):
             counts = self._counts[hot]
-            with _threads(counts):
-                _library().scale(self._addresses[hot], counts, each[hot])
+            _run(_library().scale, self._addresses[hot], counts, _shares(counts), each[hot])
 
     def scan(self, low: float | None, high: float | None, write: bool) -> Scan:
         """What there is, and what would be, or is, left of it when clamped.
@@ -142,15 +153,15 @@ class HostTensors:
             write: whether to clamp at once. Elements that are not finite stay as they are then, and
                 so may some near them.
         """
+        bounds = np.array([-math.inf if low is None else low, math.inf if high is None else high])
         with np.errstate(over='ignore'):
-            bounds = (
-                np.float32(-math.inf if low is None else low),
-                np.float32(math.inf if high is None else high),
-            )
+            bounds = bounds.astype(np.float32)
         results = np.empty((len(self._counts), 3))
-        with _threads(self._counts) as count:
-            cuts = self._cuts(count)
-            _library().scan(self._addresses, self._counts, cuts, *bounds, write, results)
+        threads = torch.get_num_threads()
+        if threads not in self._cuts_for:
+            self._cuts_for[threads] = _shares(self._counts)
+        cuts = self._cuts_for[threads]
+        _run(_library().scan, self._addresses, self._counts, cuts, bounds, results, write)
         before, after, changed = results.T
         return Scan(
             self._of_units(before),
@@ -165,19 +176,7 @@ class HostTensors:
         """Write the clamped values where a scan has found that they differ."""
         if len(scan.hot):
             counts = self._counts[scan.hot]
-            with _threads(counts):
-                _library().clamp(self._addresses[scan.hot], counts, *scan.bounds)
-
-    def _cuts(self, threads: int) -> np.ndarray:
-        """Where the items of one thread end and those of the next begin, (threads + 1,)."""
-        cuts = self._cuts_for.get(threads)
-        if cuts is None:
-            ends = np.cumsum(self._counts)
-            total = ends[-1] if len(ends) else 0
-            shares = total * np.arange(1, threads) // threads
-            cuts = np.concatenate([[0], np.searchsorted(ends, shares), [len(ends)]])
-            self._cuts_for[threads] = cuts = cuts.astype(np.int64)
-        return cuts
+            _run(_library().clamp, self._addresses[scan.hot], counts, _shares(counts), scan.bounds)
 
     def _of_units(self, squares: np.ndarray) -> Tensor:
         """The norms of the units, (U,), given the sums of squares of the items."""
@@ -189,51 +188,76 @@ class HostTensors:
 
 def can_take(tensor: Tensor) -> bool:
     """Whether there are kernels for a tensor of this type, where it lies."""
-    if tensor.dtype is not torch.float32 or host(tensor) is None:
+    if tensor.dtype is not torch.float32 or type(tensor) not in _KINDS or host(_NOTHING) is None:
         return False
-    return _library() is not None
+    return tensor.device.type == 'cpu' and _library() is not None
 
 
-@contextlib.contextmanager
-def _threads(counts: np.ndarray) -> Iterator[int]:
-    """Run Numba on as many threads as torch uses, or on one where there is little to do."""
-    import numba
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Parts of items (counts: elements of each) for the threads that torch uses now.
 
-    usual = numba.get_num_threads()
-    wanted = torch.get_num_threads() if counts.sum() >= _FEW else 1
-    count = min(wanted, numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(count)
-    try:
-        yield count
-    finally:
-        numba.set_num_threads(usual)
+    Returns:
+        The first item of each part, and behind the last how many there are. One part where there is
+        too little to do for several threads.
+    """
+    threads = torch.get_num_threads()
+    ends = np.cumsum(counts)
+    total = ends[-1] if len(ends) else 0
+    parts = 1 if threads == 1 or total < _FEW else threads * _PARTS
+    inner = np.searchsorted(ends, total * np.arange(1, parts) // parts)
+    return np.concatenate([[0], inner, [len(counts)]]).astype(np.int64)
 
 
-def _library() -> ModuleType | None:
-    """The kernels, or None where there are none."""
-    return None if _forked else _load()
+def _run(
+    kernel: Any,
+    items: np.ndarray,
+    counts: np.ndarray,
+    cuts: np.ndarray,
+    given: np.ndarray,
+    results: np.ndarray | None = None,
+    write: bool = False,
+) -> None:
+    """Have a kernel do a job; see ``host_kernels.JOB``."""
+    arrays = (items, counts, cuts, given)
+    addresses = [array.ctypes.data for array in arrays]
+    addresses.append(0 if results is None else results.ctypes.data)
+    job = np.array([0, len(cuts) - 1, *addresses, write], dtype=np.int64)
+    if len(cuts) == 2:
+        kernel.ctypes(job.ctypes.data)
+    else:
+        _threads().GOMP_parallel(kernel.address, job.ctypes.data, torch.get_num_threads(), 0)
 
 
 @functools.cache
-def _load() -> ModuleType | None:
-    if (
-        np is None
-        or os.environ.get('GCLIP_NUMBA') == '0'
-        or importlib.util.find_spec('numba') is None
-    ):
+def _threads() -> ctypes.CDLL | None:
+    """The OpenMP library that torch computes with, if it is GNU's.
+
+    Its threads go on spinning for a while after each of torch's operations, ready for the next.
+    Threads of anybody else's would have to share the cores with them.
+    """
+    try:
+        library = ctypes.CDLL('libgomp.so.1')
+        if library.omp_get_max_threads() != torch.get_num_threads():
+            return None
+        arguments = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        library.GOMP_parallel.argtypes = arguments
+        library.GOMP_parallel.restype = None
+    except (OSError, AttributeError):
+        return None
+    return library
+
+
+@functools.cache
+def _library() -> ModuleType | None:
+    """The kernels, or None where there are none."""
+    if np is None or os.environ.get('GCLIP_NUMBA') == '0' or _threads() is None:
         return None
     try:
+        if importlib.util.find_spec('numba') is None:
+            return None
         from . import host_kernels
 
-        one = np.ones(1, dtype=np.float32)
-        place, count = np.array([one.ctypes.data]), np.ones(1, dtype=np.int64)
-        bounds = np.float32(-1), np.float32(0.5)
-        cuts = np.array([0, 1])
-        host_kernels.scan(place, count, cuts, *bounds, False, np.empty((1, 3)))
-        host_kernels.clamp(place, count, *bounds)
-        host_kernels.scale(place, count, np.full(1, 0.5))
-        if one[0] != 0.25:
-            raise RuntimeError(f'half of 1 clamped to 0.5 is {one[0]}')
+        _try(host_kernels)
     except Exception as error:
         warnings.warn(
             f"Numba cannot run gclip_mm's kernels ({type(error).__name__}: {error}); clipping goes "
@@ -244,12 +268,14 @@ def _load() -> ModuleType | None:
     return host_kernels
 
 
-def _after_fork() -> None:
-    # GNU's OpenMP does not survive a fork: Numba ends the child that uses it again. What only
-    # serves to fork processes from, as multiprocessing's fork server, has not used it.
-    global _forked
-    _forked = _forked or _load.cache_info().currsize > 0
-
-
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_after_fork)
+def _try(kernels: ModuleType) -> None:
+    """Whether they compute what they should, for two items in a part each."""
+    values = np.ones(2, dtype=np.float32)
+    items = values.ctypes.data + np.array([0, 4])
+    counts, cuts = np.ones(2, dtype=np.int64), np.array([0, 1, 2])
+    bounds, results = np.array([-1, 0.5], dtype=np.float32), np.empty((2, 3))
+    _run(kernels.scan, items, counts, cuts, bounds, results)
+    _run(kernels.clamp, items, counts, cuts, bounds)
+    _run(kernels.scale, items, counts, cuts, np.full(2, 0.5))
+    if results.tolist() != [[1.0, 0.25, 1.0]] * 2 or values.tolist() != [0.25, 0.25]:
+        raise RuntimeError(f'wrong results: {results.tolist()}, {values.tolist()}')

@@ -43,6 +43,7 @@ class MultiTensor:
 
     def __init__(self, units: list[Units], tensors: list[Tensor], size: int | None = None) -> None:
         self._dtypes = [tensor.dtype for tensor in tensors]
+        self._shapes = [tensor.shape for tensor in tensors]
         self._device = tensors[0].device
         self._units = sum(unit.rows for unit in units) if size is None else size
         self._arrived = torch.zeros(self._units, dtype=torch.int32, device=self._device)
@@ -54,6 +55,10 @@ class MultiTensor:
             work.move_to(self._device)
         self._addresses: list[int] = []
         self._pointers: Tensor | None = None
+
+    def fits(self, tensors: list[Tensor]) -> bool:
+        """Whether these have the shapes that the tables were made for."""
+        return [tensor.shape for tensor in tensors] == self._shapes
 
     def take(self, tensors: list[Tensor]) -> bool:
         """Work on these tensors from now on; False: they cannot be worked on.

@@ -59,6 +59,10 @@ class UnitKernels:
         params = view.params
         return [view.grads[i] for i in self._places] + [params[i] for i in self._places]
 
+    def fits(self, view: GradView) -> bool:
+        """Whether gradients and weights have the shapes that this was made for."""
+        return self._multi is None or self._multi.fits(self._fitting(view))
+
     def take(self, view: GradView) -> bool:
         """Whether the kernels can work on the gradients that are in the view now."""
         return self._multi is not None and self._multi.take(self._fitting(view))
