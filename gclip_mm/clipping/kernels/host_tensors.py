@@ -237,7 +237,9 @@ def _threads() -> ctypes.CDLL | None:
     """
     try:
         library = ctypes.CDLL('libgomp.so.1')
-        if library.omp_get_max_threads() != torch.get_num_threads():
+        # torch sets it when it is first asked.
+        threads = torch.get_num_threads()
+        if library.omp_get_max_threads() != threads:
             return None
         arguments = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         library.GOMP_parallel.argtypes = arguments
