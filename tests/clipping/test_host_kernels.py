@@ -116,7 +116,7 @@ def test_every_item_is_in_one_part(count):
             cuts = host_tensors._shares(np.array(sizes, dtype=np.int64))
             assert cuts[0] == 0 and cuts[-1] == len(sizes) and (np.diff(cuts) >= 0).all()
             few = count == 1 or sum(sizes) < 1 << 15
-            assert len(cuts) == (2 if few else 4 * count + 1)
+            assert len(cuts) == (2 if few else 16 * count + 1)
 
 
 def test_threads_stay_as_many_as_they_were():

@@ -164,11 +164,12 @@ def scan(job):
     fields, cuts, items, counts = _unpacked(job)
     low, high = carray(_float32(fields[GIVEN]), (2,))
     results = carray(_float64(fields[RESULTS]), (len(items), 3))
-    part = _take_next(job)
-    while part < fields[PARTS]:
+    # The last part first: the optimizer begins with the first, and finds it in the cache.
+    part = fields[PARTS] - 1 - _take_next(job)
+    while part >= 0:
         for i in range(cuts[part], cuts[part + 1]):
             _scan(items[i], counts[i], low, high, fields[WRITE] != 0, results[i])
-        part = _take_next(job)
+        part = fields[PARTS] - 1 - _take_next(job)
 
 
 @_kept_on_disk(cfunc, *_kernel)

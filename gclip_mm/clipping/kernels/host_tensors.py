@@ -33,7 +33,7 @@ _ITEM = 1 << 15
 #: Threads are worth waking for this many elements.
 _FEW = 1 << 15
 #: Parts for each thread: several, so that one that was late does not keep the others waiting.
-_PARTS = 4
+_PARTS = 16
 _KINDS = {Tensor, Parameter}
 _NOTHING = torch.empty(0)
 
