@@ -128,7 +128,8 @@ class HostTensors:
     def norms(self) -> Tensor:
         """2-norm of every unit, (U,) float64; inf or NaN where an element is."""
         # A loop that only squares is no faster, nor is memory.
-        return self.scan(None, None, write=False).norms
+        before, _, _ = self._sums(np.array([-np.inf, np.inf], dtype=np.float32), write=False)
+        return self._of_units(before)
 
     def scale(self, coefs: Tensor, count: int | None = None) -> None:
         """Multiply every unit in place by its coefficient; where that is 1, nothing is written.
@@ -156,13 +157,7 @@ class HostTensors:
         bounds = np.array([-math.inf if low is None else low, math.inf if high is None else high])
         with np.errstate(over='ignore'):
             bounds = bounds.astype(np.float32)
-        results = np.empty((len(self._counts), 3))
-        threads = torch.get_num_threads()
-        if threads not in self._cuts_for:
-            self._cuts_for[threads] = _shares(self._counts)
-        cuts = self._cuts_for[threads]
-        _run(_library().scan, self._addresses, self._counts, cuts, bounds, results, write)
-        before, after, changed = results.T
+        before, after, changed = self._sums(bounds, write)
         return Scan(
             self._of_units(before),
             self._of_units(after),
@@ -171,6 +166,16 @@ class HostTensors:
             np.flatnonzero(changed),
             bounds,
         )
+
+    def _sums(self, bounds: np.ndarray, write: bool) -> np.ndarray:
+        """Of each item the sums of squares before and after, and how many changed: (3, I)."""
+        results = np.empty((len(self._counts), 3))
+        threads = torch.get_num_threads()
+        if threads not in self._cuts_for:
+            self._cuts_for[threads] = _shares(self._counts)
+        cuts = self._cuts_for[threads]
+        _run(_library().scan, self._addresses, self._counts, cuts, bounds, results, write)
+        return results.T
 
     def write(self, scan: Scan) -> None:
         """Write the clamped values where a scan has found that they differ."""

@@ -9,10 +9,9 @@ other rules it holds for most of the units, in the median step (the rest are uni
 weights yet, which have to move far): nine in ten by value, nineteen in twenty by norm. So every
 threshold falls as one over the learning rate.
 
-Nine in ten would do by norm for detectors, in which all units take part. In a scene-graph model up
-to half of them get next to no gradient, and a bound that nine in ten keep to is kept by those that
-do not matter: nothing was lost to NaN with it, and little learned
-(``results/scene_graph/README.md``).
+By norm nine in ten did for most detectors that were tried. For scene-graph models it is too loose
+a bound: nothing was lost to NaN with it, and little learned. Their units are more unequal, which
+may be why (``results/scene_graph/README.md``).
 
 Where the gradients keep to that bound by themselves, the threshold is set above all that was seen,
 by ``MARGIN``: clipping then acts on spikes alone. A clamp is set lower still: when everything
