@@ -227,8 +227,8 @@ class TensorClipper(Clipper):
 
 def norm_of_each(view: GradView, p: float, exact: bool = False) -> Tensor:
     """:meth:`GradView.norms`, in one launch or one pass where there is a kernel for it."""
-    kernels = whole_tensors(view, exact) if p == 2 else None
-    return view.norms(p, exact) if kernels is None else kernels.norms()
+    kernels = whole_tensors(view, exact, p)
+    return view.norms(p, exact) if kernels is None else kernels.norms(p)
 
 
 def scale_each(grads: list[Tensor], coefs: Tensor) -> None:

@@ -23,7 +23,12 @@ from gclip_mm.clipping.kernels import decision_kernels, launch
 ARCHITECTURES = (75, 80, 90)
 ARGUMENTS = {
     '_measure': dict(
-        pointers='*i64', items='*i64', partials='*fp64', arrived='*i32', norms='*fp64'
+        pointers='*i64',
+        items='*i64',
+        partials='*fp64',
+        arrived='*i32',
+        norms='*fp64',
+        order='i64',
     ),
     '_scale': dict(pointers='*i64', items='*i64', coefs='*fp64'),
     '_clamp': dict(
@@ -41,8 +46,15 @@ ARGUMENTS = {
 #: What every kernel that decides gets, and the rules' own; a float comes as its bits, an int64, or
 #: an int32 where those are few.
 COMMON = dict(
-    norms='*fp64', count='i32', scale='*fp32', scaler_inf='*fp32', fold='*fp32', record='*fp64'
+    norms='*fp64',
+    count='i32',
+    order='i64',
+    scale='*fp32',
+    scaler_inf='*fp32',
+    fold='*fp32',
+    record='*fp64',
 )
+KINDS = ('absolute', 'squares', 'largest', 'powers')
 DECISIONS = {
     'norm_clip': dict(max_norm='i64', min_norm='i32'),
     'zclip': dict(
@@ -80,20 +92,22 @@ def build(
 
 
 def multi_tensor_builds() -> list[dict]:
-    return [
-        build(getattr(launch, name), arguments, dict(DTYPE=dtype, BLOCK=launch.BLOCK), architecture)
-        for name, arguments in ARGUMENTS.items()
-        for architecture in ARCHITECTURES
-        for dtype in launch._TYPES.values()
-    ]
+    builds = []
+    for name, arguments in ARGUMENTS.items():
+        kinds = [dict(KIND=kind) for kind in KINDS] if name == '_measure' else [{}]
+        for kind, dtype in itertools.product(kinds, launch._TYPES.values()):
+            constants = {**kind, 'DTYPE': dtype, 'BLOCK': launch.BLOCK}
+            kernel = getattr(launch, name)
+            builds += [build(kernel, arguments, constants, a) for a in ARCHITECTURES]
+    return builds
 
 
 def decision_builds() -> list[dict]:
     """Of each kernel, with a loss scale and without, the variants that a rule asks for."""
     own = {
-        'norm_clip': [dict(LARGEST=False), dict(LARGEST=True)],
-        'zclip': [dict(LARGEST=False, MODE=mode) for mode in ('reciprocal', 'mean', 'percentile')],
-        'autoclip': [dict(LARGEST=False)],
+        'norm_clip': [dict(KIND=kind) for kind in KINDS],
+        'zclip': [dict(KIND='squares', MODE=mode) for mode in ('reciprocal', 'mean', 'percentile')],
+        'autoclip': [dict(KIND='squares')],
     }
     builds = []
     for name, arguments in DECISIONS.items():

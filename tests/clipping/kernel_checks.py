@@ -42,6 +42,7 @@ needs_kernels = pytest.mark.skipif(
 )
 pytestmark = needs_kernels
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+ORDERS = [1.0, 2.0, 3.0, 0.5, math.inf]
 #: A rounding to the type, and one more where a product was rounded before.
 ROUNDING = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 RULES = {
@@ -112,8 +113,8 @@ def made(tensors: list[Tensor], rows: list[int] | None = None) -> MultiTensor:
     return many
 
 
-def norms64(tensors: list[Tensor], rows: list[int]) -> Tensor:
-    parts = [t.double().reshape(n, -1).norm(dim=1) for t, n in zip(tensors, rows, strict=True)]
+def norms64(tensors: list[Tensor], rows: list[int], p: float = 2.0) -> Tensor:
+    parts = [t.double().reshape(n, -1).norm(p, dim=1) for t, n in zip(tensors, rows, strict=True)]
     return torch.cat(parts)
 
 
@@ -130,16 +131,17 @@ def test_norms_of_rows(columns, dtype):
     torch.testing.assert_close(found, norms64(tensors, rows), rtol=1e-12, atol=0)
 
 
-def test_many_tensors_of_every_type_at_once():
+@pytest.mark.parametrize('p', ORDERS)
+def test_many_tensors_of_every_type_at_once(p):
     tensors = [random((k % 7 + 1, k + 1), DTYPES[k % 3], seed=k) for k in range(60)]
     rows = [len(t) if k % 2 else 1 for k, t in enumerate(tensors)]
-    torch.testing.assert_close(
-        made(tensors, rows).norms(), norms64(tensors, rows), rtol=1e-12, atol=0
-    )
+    expected = norms64(tensors, rows, p)
+    torch.testing.assert_close(made(tensors, rows).norms(p), expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize('p', ORDERS)
 @pytest.mark.parametrize('chunk', [8, 100, 1500])
-def test_a_unit_shared_by_many_programs(chunk):
+def test_a_unit_shared_by_many_programs(chunk, p):
     """At the smallest, more programs than a block has elements; twice, with the same counters."""
     tensors = [random((2001,), seed=1), random((2, 700), seed=2), random((3,), seed=3)]
     rows = [1, 2, 1]
@@ -147,7 +149,8 @@ def test_a_unit_shared_by_many_programs(chunk):
         many = made(tensors, rows)
     with mock.patch.object(launch, 'BLOCK', 64 if chunk < 64 else 1024):
         for _ in range(2):
-            torch.testing.assert_close(many.norms(), norms64(tensors, rows), rtol=1e-12, atol=0)
+            expected = norms64(tensors, rows, p)
+            torch.testing.assert_close(many.norms(p), expected, rtol=1e-12, atol=0)
             tensors[0].mul_(3)
     assert not many._arrived.any()
 
@@ -168,23 +171,49 @@ def test_the_real_chunk():
     torch.testing.assert_close(made(tensors).norms(), norms64(tensors, [1]), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize('p', [*ORDERS, 40.0, 1e4])
 @pytest.mark.parametrize('size', [1e-38, 1e-20, 1e20, 3e38])
-def test_sizes_whose_squares_float32_does_not_hold(size):
-    tensors = [random((4, 5)).sign() * size]
-    expected = torch.full((4,), math.sqrt(5) * size, dtype=torch.float64)
-    torch.testing.assert_close(made(tensors, [4]).norms().cpu(), expected, rtol=1e-6, atol=0)
+def test_sizes_whose_powers_float32_does_not_hold(size, p):
+    """Nor float64, of the higher orders; the smaller numbers count as well."""
+    tensors = [random((4, 6)).sign() * size * torch.tensor([1, 0.5] * 3, device=DEVICE)]
+    right = size * (3 + 3 * 0.5**p) ** (1 / p) if p < math.inf else size
+    expected = torch.full((4,), right, dtype=torch.float64)
+    torch.testing.assert_close(made(tensors, [4]).norms(p).cpu(), expected, rtol=1e-6, atol=0)
 
 
-def test_zeros_inf_nan_and_nothing():
+@pytest.mark.parametrize('p', ORDERS)
+def test_zeros_inf_nan_and_nothing(p):
     rows = torch.ones(5, 1100, device=DEVICE)
     rows[0] = 0
     rows[1, 7] = math.inf
     rows[2, 1099] = math.nan
+    rows[2, 5] = math.inf
     rows[3, 3] = -math.inf
     nothing = torch.zeros(0, device=DEVICE)
-    found = made([rows, nothing], [5, 1]).norms().cpu()
-    expected = torch.tensor([0, math.inf, math.nan, math.inf, 1100**0.5, 0], dtype=torch.float64)
-    torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-14, atol=0)
+    for chunk in (multi_tensor.CHUNK, 300):
+        with mock.patch.object(multi_tensor, 'CHUNK', chunk):
+            found = made([rows, nothing], [5, 1]).norms(p).cpu()
+        usual = 1100 ** (1 / p) if p < math.inf else 1.0
+        expected = [0, math.inf, math.nan, math.inf, usual, 0]
+        expected = torch.tensor(expected, dtype=torch.float64)
+        torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-12, atol=0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    values=st.lists(st.floats(width=32), min_size=1, max_size=40),
+    p=st.one_of(st.floats(0.3, 50.0), st.sampled_from(ORDERS)),
+)
+def test_any_numbers_and_any_order(values, p):
+    """By the definition, on Python's floats."""
+    sizes = [abs(value) for value in values]
+    top = math.nan if any(map(math.isnan, sizes)) else max(sizes)
+    if p < math.inf and 0 < top < math.inf:
+        top *= math.fsum((size / top) ** p for size in sizes) ** (1 / p)
+    tensor = torch.tensor(values, device=DEVICE)
+    with mock.patch.object(multi_tensor, 'CHUNK', 7):
+        found = float(made([tensor]).norms(p))
+    assert found == pytest.approx(top, rel=1e-12, nan_ok=True)
 
 
 # -- scaling -----------------------------------------------------------------------------------
@@ -499,24 +528,48 @@ def test_bounds_are_rounded_on_the_host_whatever_the_default_device():
 
 
 @pytest.mark.parametrize(
-    ('layout', 'fits'),
+    ('layout', 'fits_whole', 'fits_rows'),
     [
-        (lambda t: t, True),
-        (lambda t: t.contiguous(memory_format=torch.channels_last), True),
-        (lambda t: t.transpose(0, 1), False),
-        (lambda t: t[:, :, ::2], False),
-        (lambda t: t[:1].expand(4, -1, -1, -1), False),
-        (lambda t: t[1:], True),
+        (lambda t: t, True, True),
+        (lambda t: t.contiguous(memory_format=torch.channels_last), True, True),
+        (lambda t: t.transpose(1, 3), True, True),
+        (lambda t: t.transpose(0, 1), True, False),
+        (lambda t: t.permute(3, 1, 0, 2), True, False),
+        (lambda t: t.permute(3, 1, 0, 2)[:1], False, False),
+        (lambda t: t.transpose(0, 1)[:3], False, False),
+        (lambda t: t[:, :, ::2], False, False),
+        (lambda t: t[:1].expand(4, -1, -1, -1), False, False),
+        (lambda t: t[1:], True, True),
+        (lambda t: t.transpose(1, 3)[2:3], True, True),
     ],
-    ids=['contiguous', 'channels-last', 'transposed', 'strided', 'expanded', 'a part'],
+    ids=[
+        'contiguous',
+        'channels-last',
+        'transposed within',
+        'transposed',
+        'permuted',
+        'a part of permuted',
+        'a part of transposed',
+        'strided',
+        'expanded',
+        'a part',
+        'one row',
+    ],
 )
-def test_layouts(layout, fits):
+def test_layouts(layout, fits_whole, fits_rows):
     tensor = layout(random((4, 6, 4, 4)))
-    many = MultiTensor([Units(0, len(tensor), tensor[0].numel())], [tensor])
-    assert many.take([tensor]) == fits
-    if fits:
-        right = tensor.double().flatten(1).norm(dim=1)
+    for rows, fits in ((1, fits_whole), (len(tensor), fits_rows)):
+        many = MultiTensor([Units(0, rows, tensor.numel() // rows)], [tensor])
+        assert many.take([tensor]) == fits
+        if not fits:
+            continue
+        right = tensor.double().reshape(rows, -1).norm(dim=1)
         torch.testing.assert_close(many.norms(), right, rtol=1e-12, atol=0)
+        old = tensor.clone()
+        coefs = torch.arange(1.0, rows + 1, dtype=torch.float64, device=DEVICE)
+        many.scale(coefs)
+        expected = old * coefs.float().view(-1, *[1] * (old.ndim - 1))
+        torch.testing.assert_close(tensor, expected, rtol=1e-6, atol=0)
 
 
 def test_types_and_shared_memory():
@@ -773,9 +826,10 @@ def test_any_shapes_and_sizes(shapes, seed, exponent, dtype, name):
                 param.grad = grad.clone()
             optimizer.step()
             out[use] = optimizer.seen, handle.stats()
-    tiny = torch.finfo(dtype).tiny
-    torch.testing.assert_close(out[True][0], out[False][0], rtol=2 * ROUNDING[dtype], atol=tiny)
-    assert out[True][1] == pytest.approx(out[False][1], rel=2 * ROUNDING[dtype])
+    # The ordinary path also rounds norms and coefficients to float32.
+    tiny, rtol = torch.finfo(dtype).tiny, 2 * ROUNDING[dtype] + 2 * ROUNDING[torch.float32]
+    torch.testing.assert_close(out[True][0], out[False][0], rtol=rtol, atol=tiny)
+    assert out[True][1] == pytest.approx(out[False][1], rel=rtol)
 
 
 # -- launches and reads ------------------------------------------------------------------------
@@ -834,7 +888,7 @@ def test_nothing_around_the_kernels_reads_the_device(name):
             assert func is not torch.ops.aten._local_scalar_dense.default
             return func(*args, **(kwargs or {}))
 
-    def measure(dtype, items, pointers, partials, arrived, norms):
+    def measure(dtype, items, pointers, partials, arrived, norms, p):
         norms.fill_(2.0)
 
     model = nn.ModuleList(nn.Linear(k + 1, 3) for k in range(4))

@@ -168,7 +168,7 @@ def test_what_it_cannot_take():
     for first, second in [
         (fine, other.double()),
         (fine, torch.randn(80)[::2]),
-        (fine, torch.randn(4, 10).t()),
+        (fine, torch.randn(4, 12).t()[:10]),
         (fine, fine),
         (memory[:40].view(10, 4), memory[30:70]),
         (fine, torch._neg_view(other)),
@@ -179,6 +179,16 @@ def test_what_it_cannot_take():
         assert not kernels.take([first, second, empty, empty])
     assert not kernels.fits([other, other, empty, empty])
     assert kernels.take([other, torch.nn.Parameter(fine), empty, empty])
+    with pytest.raises(ValueError, match='order 3'):
+        kernels.norms(3.0)
+
+
+def test_axes_in_any_order_unless_rows_are_torn():
+    tensor = torch.randn(4, 10).t()
+    whole = host_tensors.HostTensors([Units(0, 1, 40)], [tensor])
+    assert whole.take([tensor])
+    torch.testing.assert_close(whole.norms(), tensor.double().norm().reshape(1))
+    assert not host_tensors.HostTensors([Units(0, 10, 4)], [tensor]).take([tensor])
 
 
 @pytest.mark.parametrize('size', [1.0, 1e-42, 1e-22, 1e25])

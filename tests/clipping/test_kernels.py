@@ -64,7 +64,7 @@ def test_built_for_gpus_that_are_not_here(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     builds = json.loads(done.stdout)
-    assert len(builds) == 27 + 36 and all(build['size'] > 1000 for build in builds)
+    assert len(builds) == 54 + 48 and all(build['size'] > 1000 for build in builds)
     for build in builds:
         # Decided in double precision throughout: a rounding to single would not be seen elsewhere.
         assert build['kernel'].startswith('_') or not build['single'], build
@@ -72,10 +72,13 @@ def test_built_for_gpus_that_are_not_here(tmp_path):
         # would differ between processes.
         shares = build['kernel'] in ('_measure', '_clamp')
         assert build['atomics'] == ['atom.global.gpu.acq_rel.add.u32'] * shares, build
-        # A subnormal gradient is compared with its bound, and measured, as what it is.
-        assert build['flushing'] == [], build
+        # A subnormal gradient is compared with its bound, and measured, as what it is. What exp and
+        # log begin with, a guess and the size of a half of a number, may flush.
+        starts = {'rcp.approx.ftz.f64', 'abs.ftz.f32'} if 'powers' in build['variant'] else set()
+        assert set(build['flushing']) <= starts, build
         # A schedule may change these in every step.
         assert build['kernel'] != '_clamp' or build['plain'] == ['low', 'high'], build
+        assert build['kernel'] != '_measure' or build['plain'] == ['order'], build
 
 
 @pytest.fixture

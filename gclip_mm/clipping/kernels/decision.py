@@ -4,21 +4,12 @@ A rule with one coefficient, folded into a fused optimizer, has to come from N n
 and the ``found_inf`` of the optimizer and to the record of the step. By torch's operators that is
 22 small launches for ``NormClip``, 47 for ``AutoClip``, 70 for ``ZClip``; here it is one
 (:mod:`gclip_mm.clipping.kernels.decision_kernels`), and one before it to measure, whatever the
-number of tensors. That road stays as the fallback, and as the oracle of the tests.
-
-Measuring by torch instead, where the gradients do not fit the kernel or the norm is of another
-order, takes more. For the 156 tensors and 41.5M weights of the ResNet-50-FPN Faster R-CNN,
-``torch._foreach_norm`` fills two buffers, launches 3 times to read (at most 110 tensors, or 320
-chunks of 65536 elements, at a time; once where torch is built for CUDA 13, which takes seven times
-as many) and once to sum up, for orders 1, 2 and inf; making one tensor of 156 numbers takes 2 more
-(128 in one launch). With the decision that is 9 (7 with CUDA 13), and another one for an order that
-is neither 2 nor inf. These are the rules of torch's source, not a measurement.
+number of tensors and the order of the norm. That road stays as the fallback, and as the oracle of
+the tests. Where gradients do not fit the kernels torch measures, in more launches (docs/gpu.md).
 """
 
 from __future__ import annotations
 
-import math
-import struct
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ..base import Measure, Outcome
-from ..norms import combine
 from . import KernelCall
 
 if TYPE_CHECKING:
@@ -76,14 +66,11 @@ def decide(view: GradView, scale: Tensor | None, scaler_inf: Tensor | None) -> D
     if call is None or call.name in _broken or any(t.device != device for t in given):
         return None
 
-    parts = norms = rule.norms(view)
-    p = rule.norm_type
-    if p not in (2, math.inf):
-        norms = combine(parts, p).reshape(1)
+    parts = rule.norms(view)
     fold = torch.empty(2, dtype=torch.float32, device=device)
     record = torch.empty(6, dtype=torch.float64, device=device)
     try:
-        _launch(call, norms, p != 2, scale, scaler_inf, fold, record)
+        _launch(call, parts, rule.norm_type, scale, scaler_inf, fold, record)
     except Exception as error:
         _broken.add(call.name)
         warnings.warn(
@@ -102,7 +89,7 @@ def decide(view: GradView, scale: Tensor | None, scaler_inf: Tensor | None) -> D
 def _launch(
     call: KernelCall,
     norms: Tensor,
-    largest: bool,
+    p: float,
     scale: Tensor | None,
     scaler_inf: Tensor | None,
     fold: Tensor,
@@ -113,7 +100,7 @@ def _launch(
     Args:
         call: the rule's kernel.
         norms: (N,), which the loss scale is still in.
-        largest: the norm of all is the largest of them, not the root of the sum of their squares.
+        p: their order.
         scale: as :func:`decide` has it.
         scaler_inf: the same.
         fold: float32.
@@ -121,26 +108,22 @@ def _launch(
     """
     from . import decision_kernels
     from .launch import on_device
+    from .orders import bits_of, kind_of
 
-    # By their bits, since Triton hands a Python float over as float32. Not in a tensor: a schedule
-    # may change them in every step, and the copy would be one more thing to launch.
-    own = [_bits(value) if isinstance(value, float) else value for value in call.arguments]
+    own = [bits_of(value) if isinstance(value, float) else value for value in call.arguments]
     with on_device(norms.device):
         getattr(decision_kernels, call.name)[(1,)](
             norms,
             len(norms),
+            bits_of(p),
             norms if scale is None else scale,
             norms if scaler_inf is None else scaler_inf,
             fold,
             record,
             *own,
-            LARGEST=largest,
+            KIND=kind_of(p),
             HAS_SCALE=scale is not None,
             HAS_INF=scaler_inf is not None,
             BLOCK=decision_kernels.BLOCK,
             **call.constants,
         )
-
-
-def _bits(value: float) -> int:
-    return struct.unpack('q', struct.pack('d', value))[0]

@@ -11,45 +11,29 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .orders import joint_norm, number
+
 #: Numbers that the program takes at a time.
 BLOCK = 1024
 #: Arguments whose values say nothing about the code to be built.
-_PLAIN = ['count', 'max_norm', 'min_norm', 'alpha', 'z_threshold', 'warmup', 'fraction', 'window']
-
-
-@triton.jit
-def _number(bits):
-    """The float64 that a rule has given as its bits: Triton hands Python's over as float32."""
-    return bits.to(tl.int64).to(tl.float64, bitcast=True)
+_PLAIN = ['count', 'order', 'max_norm', 'min_norm', 'alpha', 'z_threshold', 'warmup', 'fraction']
+_PLAIN += ['window']
 
 
 @triton.jit
 def _total(
     norms,
     count,
+    order,
     scale,
     scaler_inf,
-    LARGEST: tl.constexpr,
+    KIND: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     HAS_INF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The norm of everything, without the loss scale, and whether the step is a finite one."""
-    sums = tl.zeros([BLOCK], dtype=tl.float64)
-    for start in range(0, count, BLOCK):
-        places = start + tl.arange(0, BLOCK)
-        values = tl.load(norms + places, mask=places < count, other=0.0).to(tl.float64)
-        if LARGEST:
-            sums = tl.where((values > sums) | (values != values), values, sums)
-        else:
-            sums += values * values
-    if LARGEST:
-        # The largest of numbers that may be NaN need not be NaN for the compiler.
-        bad = tl.sum((sums != sums).to(tl.int32), axis=0)
-        norm = tl.max(tl.where(sums == sums, sums, 0.0), axis=0)
-        norm = tl.where(bad > 0, float('nan'), norm)
-    else:
-        norm = tl.sqrt(tl.sum(sums, axis=0))
+    norm = joint_norm(norms, count, order, KIND, '', BLOCK)
     if HAS_SCALE:
         norm = norm / tl.load(scale).to(tl.float64)
     finite = norm < float('inf')
@@ -78,19 +62,20 @@ def _hand_over(norm, coef, threshold, finite, scale, fold, record, HAS_SCALE: tl
 def norm_clip(
     norms,
     count,
+    order,
     scale,
     scaler_inf,
     fold,
     record,
     max_norm,
     min_norm,
-    LARGEST: tl.constexpr,
+    KIND: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     HAS_INF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    norm, finite = _total(norms, count, scale, scaler_inf, LARGEST, HAS_SCALE, HAS_INF, BLOCK)
-    most, least = _number(max_norm), _number(min_norm)
+    norm, finite = _total(norms, count, order, scale, scaler_inf, KIND, HAS_SCALE, HAS_INF, BLOCK)
+    most, least = number(max_norm), number(min_norm)
     coef = most / (norm + 1e-6)
     # Compared so that NaN stays NaN.
     coef = tl.where(coef > 1.0, 1.0, coef)
@@ -104,6 +89,7 @@ def norm_clip(
 def zclip(
     norms,
     count,
+    order,
     scale,
     scaler_inf,
     fold,
@@ -115,15 +101,15 @@ def zclip(
     z_threshold,
     warmup,
     max_norm,
-    LARGEST: tl.constexpr,
+    KIND: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     HAS_INF: tl.constexpr,
     BLOCK: tl.constexpr,
     MODE: tl.constexpr,
 ):
     steps, m, v = tl.load(seen), tl.load(mean), tl.load(var)
-    norm, finite = _total(norms, count, scale, scaler_inf, LARGEST, HAS_SCALE, HAS_INF, BLOCK)
-    a, z, bound = _number(alpha), _number(z_threshold), _number(max_norm)
+    norm, finite = _total(norms, count, order, scale, scaler_inf, KIND, HAS_SCALE, HAS_INF, BLOCK)
+    a, z, bound = number(alpha), number(z_threshold), number(max_norm)
     warming = steps < warmup
     std = tl.sqrt(v)
     excess = norm - m
@@ -169,6 +155,7 @@ def _keys(history, start, window, place, norm, BLOCK: tl.constexpr):
 def autoclip(
     norms,
     count,
+    order,
     scale,
     scaler_inf,
     fold,
@@ -177,18 +164,18 @@ def autoclip(
     seen,
     window,
     fraction,
-    LARGEST: tl.constexpr,
+    KIND: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     HAS_INF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     steps = tl.load(seen)
-    norm, finite = _total(norms, count, scale, scaler_inf, LARGEST, HAS_SCALE, HAS_INF, BLOCK)
+    norm, finite = _total(norms, count, order, scale, scaler_inf, KIND, HAS_SCALE, HAS_INF, BLOCK)
     # Any other NaN would not be the last in the order of the bits.
     norm = tl.where(norm == norm, norm, float('nan'))
     place = steps % window
     known = tl.minimum(steps + 1, window)
-    rank = _number(fraction) * (known - 1).to(tl.float64)
+    rank = number(fraction) * (known - 1).to(tl.float64)
     below = rank.to(tl.int64)
     above = tl.minimum(below + 1, known - 1)
 

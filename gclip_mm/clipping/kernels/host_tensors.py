@@ -86,6 +86,7 @@ class HostTensors:
         self._heads = np.flatnonzero(part == 0)
         self._sizes = np.array([tensor.numel() for tensor in tensors], dtype=np.int64)
         self._shapes = [tensor.shape for tensor in tensors]
+        self._rows = [unit.rows for unit in units]
         self._cuts_for: dict[int, np.ndarray] = {}
         self._taken: list[int] = []
         self._addresses = self._offsets
@@ -105,7 +106,9 @@ class HostTensors:
             not _KINDS.issuperset(map(type, tensors))
             or not {torch.float32}.issuperset(map(attrgetter('dtype'), tensors))
             or not {-1}.issuperset(map(Tensor.get_device, tensors))
-            or not (all(map(Tensor.is_contiguous, tensors)) or all(map(is_run, tensors)))
+            or not (
+                all(map(Tensor.is_contiguous, tensors)) or all(map(is_run, tensors, self._rows))
+            )
             or any(map(Tensor.is_neg, tensors))
         ):
             return False
@@ -125,8 +128,14 @@ class HostTensors:
         starts, ends = starts[order], starts[order] + 4 * self._sizes[order]
         return bool((starts > 0).all() and (starts[1:] >= ends[:-1]).all())
 
-    def norms(self) -> Tensor:
-        """2-norm of every unit, (U,) float64; inf or NaN where an element is."""
+    def norms(self, p: float = 2.0) -> Tensor:
+        """2-norm of every unit, (U,) float64; inf or NaN where an element is.
+
+        Raises:
+            ValueError: ``p``, the order, is another.
+        """
+        if p != 2:
+            raise ValueError(f'there is no kernel for norms of order {p} in host memory')
         # A loop that only squares is no faster, nor is memory.
         before, _, _ = self._sums(np.array([-np.inf, np.inf], dtype=np.float32), write=False)
         return self._of_units(before)

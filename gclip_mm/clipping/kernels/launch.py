@@ -11,9 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .orders import bits_of, joint_norm, kind_of
+
 #: Elements that a program handles at a time.
 BLOCK = 1024
 _NUM_WARPS = 4
+# What other programs have left is not loaded from the first cache, which does not know of it.
+_SHARED = tl.constexpr('.cg')
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
@@ -24,8 +28,9 @@ def measure(
     partials: Tensor,
     arrived: Tensor,
     norms: Tensor,
+    p: float = 2.0,
 ) -> None:
-    """Write the 2-norm of every unit in ``items``.
+    """Write the p-norm of every unit in ``items``.
 
     Args:
         dtype: type of the tensors' elements.
@@ -34,6 +39,7 @@ def measure(
         partials: (I,) float64, scratch.
         arrived: (U,) int32, all 0; they are 0 again when the kernel is through.
         norms: (U,) float64, written.
+        p: order of the norm, greater than 0, or ``math.inf``.
     """
     with on_device(items.device):
         _measure[(len(items),)](
@@ -42,6 +48,8 @@ def measure(
             partials,
             arrived,
             norms,
+            bits_of(p),
+            KIND=kind_of(p),
             DTYPE=_TYPES[dtype],
             BLOCK=BLOCK,
             num_warps=_NUM_WARPS,
@@ -128,19 +136,18 @@ def _comes_last(arrived, unit, count):
     return before == count - 1
 
 
-@triton.jit
-def _sum_of(partials, count, BLOCK: tl.constexpr):
-    """Sum of partial results, in the order of the items: it does not depend on who sums."""
-    sums = tl.zeros([BLOCK], dtype=tl.float64)
-    for start in range(0, count, BLOCK):
-        places = start + tl.arange(0, BLOCK)
-        # Not from the first cache, which does not know of the others' stores.
-        sums += tl.load(partials + places, mask=places < count, other=0.0, cache_modifier='.cg')
-    return tl.sum(sums, axis=0)
-
-
-@triton.jit
-def _measure(pointers, items, partials, arrived, norms, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=['order'])
+def _measure(
+    pointers,
+    items,
+    partials,
+    arrived,
+    norms,
+    order,
+    KIND: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     item = tl.program_id(0).to(tl.int64)
     row = items + item * 6
     base = tl.load(pointers + tl.load(row)).to(tl.pointer_type(DTYPE)) + tl.load(row + 1)
@@ -148,22 +155,14 @@ def _measure(pointers, items, partials, arrived, norms, DTYPE: tl.constexpr, BLO
     unit = tl.load(row + 3)
     count = tl.load(row + 5).to(tl.int32)
 
-    squares = tl.zeros([BLOCK], dtype=tl.float64)
-    for start in range(0, length, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        values = tl.load(base + columns, mask=columns < length, other=0.0)
-        # In float64 the square of a finite float32 is finite, and nothing is lost of a small one.
-        wide = values.to(tl.float32).to(tl.float64)
-        squares += wide * wide
-    total = tl.sum(squares, axis=0)
-
+    norm = joint_norm(base, length, order, KIND, '', BLOCK)
     if count == 1:
-        tl.store(norms + unit, tl.sqrt(total))
+        tl.store(norms + unit, norm)
     else:
-        tl.store(partials + item, total)
+        tl.store(partials + item, norm)
         if _comes_last(arrived, unit, count):
-            total = _sum_of(partials + tl.load(row + 4), count, BLOCK)
-            tl.store(norms + unit, tl.sqrt(total))
+            first = partials + tl.load(row + 4)
+            tl.store(norms + unit, joint_norm(first, count, order, KIND, _SHARED, BLOCK))
             tl.store(arrived + unit, 0)
 
 
@@ -222,17 +221,20 @@ def _clamp(
         hits += (new != values).to(tl.int32)
         wide = new.to(tl.float64)
         squares += wide * wide
-    total = tl.sum(squares, axis=0)
+    norm = tl.sqrt(tl.sum(squares, axis=0))
     hit = tl.sum(hits, axis=0).to(tl.float64)
 
     if count == 1:
         tl.store(counts + unit, hit)
-        tl.store(norms + unit, tl.sqrt(total))
+        tl.store(norms + unit, norm)
     else:
-        tl.store(partials + item, total)
+        tl.store(partials + item, norm)
         tl.store(changed + item, hit)
         if _comes_last(arrived, unit, count):
+            # The 1-norm of counts is their sum.
             first = tl.load(row + 4)
-            tl.store(counts + unit, _sum_of(changed + first, count, BLOCK))
-            tl.store(norms + unit, tl.sqrt(_sum_of(partials + first, count, BLOCK)))
+            total = joint_norm(changed + first, count, 0, 'absolute', _SHARED, BLOCK)
+            norm = joint_norm(partials + first, count, 0, 'squares', _SHARED, BLOCK)
+            tl.store(counts + unit, total)
+            tl.store(norms + unit, norm)
             tl.store(arrived + unit, 0)

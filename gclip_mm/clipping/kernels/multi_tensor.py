@@ -44,6 +44,7 @@ class MultiTensor:
     def __init__(self, units: list[Units], tensors: list[Tensor], size: int | None = None) -> None:
         self._dtypes = [tensor.dtype for tensor in tensors]
         self._shapes = [tensor.shape for tensor in tensors]
+        self._rows = [unit.rows for unit in units]
         self._device = tensors[0].device
         self._units = sum(unit.rows for unit in units) if size is None else size
         self._arrived = torch.zeros(self._units, dtype=torch.int32, device=self._device)
@@ -63,12 +64,11 @@ class MultiTensor:
     def take(self, tensors: list[Tensor]) -> bool:
         """Work on these tensors from now on; False: they cannot be worked on.
 
-        They can if each fills a stretch of memory without gaps, the first axis outermost
-        (contiguous or channels-last), is of a type in ``DTYPES``, on the one device, and if no two
-        share their memory.
+        They can if each fills a stretch of memory without gaps (:func:`is_run`), is of a type in
+        ``DTYPES``, on the one device, and if no two share their memory.
         """
-        for tensor, dtype in zip(tensors, self._dtypes, strict=True):
-            if tensor.dtype is not dtype or not is_run(tensor):
+        for tensor, dtype, rows in zip(tensors, self._dtypes, self._rows, strict=True):
+            if tensor.dtype is not dtype or not is_run(tensor, rows):
                 return False
         addresses = [tensor.data_ptr() for tensor in tensors]
         if addresses == self._addresses:
@@ -83,16 +83,20 @@ class MultiTensor:
         self._pointers = _upload(torch.tensor(addresses, dtype=torch.int64), self._device)
         return True
 
-    def norms(self) -> Tensor:
-        """2-norm of every unit, (U,) float64; inf or NaN where an element is.
+    def norms(self, p: float = 2.0) -> Tensor:
+        """p-norm of every unit, (U,) float64; inf or NaN where an element is.
 
         Of numbers that no unit has, what is there is undefined.
+
+        Args:
+            p: order of the norm, greater than 0, or ``math.inf``.
         """
         from . import launch
 
         norms = torch.empty(self._units, dtype=torch.float64, device=self._device)
         for dtype, work in self._work.items():
-            launch.measure(dtype, work.items, self._pointers, work.partials, self._arrived, norms)
+            where = work.items, self._pointers, work.partials, self._arrived
+            launch.measure(dtype, *where, norms, p)
         return norms
 
     def scale(self, coefs: Tensor, count: int | None = None) -> None:
@@ -150,7 +154,7 @@ class _Work:
 
     ``items`` is an int64 table (I, 6), a row for each program: the place of the tensor, the offset
     of the item in it, its length, the number of its unit, the place of the unit's first item in
-    this table, and how many items the unit has. ``partials`` (I,) takes the items' sums of squares,
+    this table, and how many items the unit has. ``partials`` (I,) takes the norms of the items,
     ``changed`` (I,) how many of their elements a clamp has changed; both float64.
     """
 
@@ -194,13 +198,25 @@ def _cut(place: int, units: Units, start: int) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def is_run(tensor: Tensor) -> bool:
-    """Whether the elements fill a stretch of memory, those of each first index together."""
+def is_run(tensor: Tensor, rows: int) -> bool:
+    """Whether the elements fill a stretch of memory, in any order.
+
+    Args:
+        tensor: of any strides.
+        rows: if more than 1, whether those of each first index lie together, too.
+    """
     if tensor.is_contiguous():
         return True
-    if tensor.ndim == 4:
-        return tensor.is_contiguous(memory_format=torch.channels_last)
-    return tensor.ndim == 5 and tensor.is_contiguous(memory_format=torch.channels_last_3d)
+    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return True
+    expected = 1
+    # An axis of one element has any stride.
+    axes = [(step, n) for step, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
+    for step, n in sorted(axes):
+        if step != expected:
+            return False
+        expected *= n
+    return rows == 1 or tensor.shape[0] == 1 or tensor.stride(0) == max(axes)[0]
 
 
 def _upload(table: Tensor, device: torch.device) -> Tensor:
