@@ -36,6 +36,7 @@ _FEW = 1 << 15
 _PARTS = 16
 _KINDS = {Tensor, Parameter}
 _NOTHING = torch.empty(0)
+_NO_ITEMS = [] if np is None else np.empty(0, dtype=np.int64)
 
 
 class Scan(NamedTuple):
@@ -46,7 +47,7 @@ class Scan(NamedTuple):
         posts: (U,) float64, the same of their clamped values.
         changed: float, how many elements are outside the range.
         written: whether the clamped values have been written.
-        hot: the items that have elements outside.
+        hot: the items that still have elements outside.
         bounds: (2,) float32, the range.
     """
 
@@ -136,9 +137,9 @@ class HostTensors:
         """
         if p != 2:
             raise ValueError(f'there is no kernel for norms of order {p} in host memory')
-        # A loop that only squares is no faster, nor is memory.
-        before, _, _ = self._sums(np.array([-np.inf, np.inf], dtype=np.float32), write=False)
-        return self._of_units(before)
+        squares = np.empty(len(self._counts))
+        _run(_library().measure, self._addresses, self._counts, self._cuts(), None, squares)
+        return self._of_units(squares)
 
     def scale(self, coefs: Tensor, count: int | None = None) -> None:
         """Multiply every unit in place by its coefficient; where that is 1, nothing is written.
@@ -166,25 +167,19 @@ class HostTensors:
         bounds = np.array([-math.inf if low is None else low, math.inf if high is None else high])
         with np.errstate(over='ignore'):
             bounds = bounds.astype(np.float32)
-        before, after, changed = self._sums(bounds, write)
-        return Scan(
-            self._of_units(before),
-            self._of_units(after),
-            float(changed.sum()),
-            write,
-            np.flatnonzero(changed),
-            bounds,
-        )
-
-    def _sums(self, bounds: np.ndarray, write: bool) -> np.ndarray:
-        """Of each item the sums of squares before and after, and how many changed: (3, I)."""
         results = np.empty((len(self._counts), 3))
+        cuts = self._cuts()
+        _run(_library().scan, self._addresses, self._counts, cuts, bounds, results, write)
+        norms, changed = self._of_units(results[:, :2]), results[:, 2]
+        hot = _NO_ITEMS if write else np.flatnonzero(changed)
+        return Scan(norms[:, 0], norms[:, 1], float(changed.sum()), write, hot, bounds)
+
+    def _cuts(self) -> np.ndarray:
+        """How all items are shared among the threads that torch uses now."""
         threads = torch.get_num_threads()
         if threads not in self._cuts_for:
             self._cuts_for[threads] = _shares(self._counts)
-        cuts = self._cuts_for[threads]
-        _run(_library().scan, self._addresses, self._counts, cuts, bounds, results, write)
-        return results.T
+        return self._cuts_for[threads]
 
     def write(self, scan: Scan) -> None:
         """Write the clamped values where a scan has found that they differ."""
@@ -193,8 +188,8 @@ class HostTensors:
             _run(_library().clamp, self._addresses[scan.hot], counts, _shares(counts), scan.bounds)
 
     def _of_units(self, squares: np.ndarray) -> Tensor:
-        """The norms of the units, (U,), given the sums of squares of the items."""
-        norms = np.zeros(self._size)
+        """The norms of the units, (U, ...), given the sums of squares (I, ...) of the items."""
+        norms = np.zeros((self._size, *squares.shape[1:]))
         if len(self._heads):
             norms[self._unit[self._heads]] = np.sqrt(np.add.reduceat(squares, self._heads))
         return torch.from_numpy(norms)
@@ -227,14 +222,13 @@ def _run(
     items: np.ndarray,
     counts: np.ndarray,
     cuts: np.ndarray,
-    given: np.ndarray,
+    given: np.ndarray | None,
     results: np.ndarray | None = None,
     write: bool = False,
 ) -> None:
     """Have a kernel do a job; see ``host_kernels.JOB``."""
-    arrays = (items, counts, cuts, given)
-    addresses = [array.ctypes.data for array in arrays]
-    addresses.append(0 if results is None else results.ctypes.data)
+    arrays = (items, counts, cuts, given, results)
+    addresses = [0 if array is None else array.ctypes.data for array in arrays]
     job = np.array([0, len(cuts) - 1, *addresses, write], dtype=np.int64)
     if len(cuts) == 2:
         kernel.ctypes(job.ctypes.data)
@@ -290,8 +284,11 @@ def _try(kernels: ModuleType) -> None:
     items = values.ctypes.data + np.array([0, 4])
     counts, cuts = np.ones(2, dtype=np.int64), np.array([0, 1, 2])
     bounds, results = np.array([-1, 0.5], dtype=np.float32), np.empty((2, 3))
+    squares = np.empty(2)
+    _run(kernels.measure, items, counts, cuts, None, squares)
     _run(kernels.scan, items, counts, cuts, bounds, results)
     _run(kernels.clamp, items, counts, cuts, bounds)
     _run(kernels.scale, items, counts, cuts, np.full(2, 0.5))
-    if results.tolist() != [[1.0, 0.25, 1.0]] * 2 or values.tolist() != [0.25, 0.25]:
-        raise RuntimeError(f'wrong results: {results.tolist()}, {values.tolist()}')
+    found = squares.tolist(), results.tolist(), values.tolist()
+    if found != ([1.0] * 2, [[1.0, 0.25, 1.0]] * 2, [0.25] * 2):
+        raise RuntimeError(f'wrong results: {found}')
