@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gclip_mm import attach
-from gclip_mm.clipping.kernels import Units, host_tensors
+from gclip_mm.clipping.kernels import Units, host_tensors, host_threads
 from gclip_mm.clipping.observer import StepObserver
 from tests.clipping.cases import CASES, equal, make_optimizer
 
@@ -88,35 +88,80 @@ def threads(count):
         torch.set_num_threads(usual)
 
 
+def launched_by(launch):
+    """``launch`` in place of the function that has all threads run a kernel."""
+    host_threads._whoami()
+    return mock.patch.object(host_threads, 'library', lambda: mock.Mock(GOMP_parallel=launch))
+
+
 def test_the_same_numbers_with_any_number_of_threads():
     grads = make(seed=3)
     kernels = tensors_of(grads)
-    library, used = host_tensors._threads(), []
+    parallel, used = host_threads.library().GOMP_parallel, []
 
     def launch(kernel, job, count, flags):
         used.append(count)
-        library.GOMP_parallel(kernel, job, count, flags)
+        parallel(kernel, job, count, flags)
 
-    stand_in = mock.Mock(GOMP_parallel=launch)
     scans = []
-    with mock.patch.object(host_tensors, '_threads', lambda: stand_in):
+    with launched_by(launch):
         for count in (1, 2, 5):
             with threads(count):
-                scans.append(kernels.scan(-0.5, 0.5, False))
-    assert used == [2, 5]
-    for scan in scans[1:]:
-        assert equal([scan.norms, scan.posts], [scans[0].norms, scans[0].posts])
-        assert scan.changed == scans[0].changed
+                scans.append((kernels.scan(-0.5, 0.5, False), kernels.norms()))
+    assert used == [2, 2, 5, 5]
+    (first, norms), *others = scans
+    for scan, again in others:
+        assert equal([scan.norms, scan.posts, again], [first.norms, first.posts, norms])
+        assert scan.changed == first.changed
+
+
+@pytest.mark.parametrize('come', [1, 2])
+def test_the_work_of_threads_that_do_not_come_is_done(come):
+    """OpenMP may give fewer than were asked for."""
+    grads = make(seed=4)
+    expected = [grad.double().norm() for grad in grads]
+    parallel = host_threads.library().GOMP_parallel
+
+    def launch(kernel, job, count, flags):
+        parallel(kernel, job, come, flags)
+
+    with launched_by(launch), threads(4):
+        scan = tensors_of(grads).scan(-0.5, 0.5, True)
+    torch.testing.assert_close(scan.norms, torch.stack(expected), rtol=1e-6, atol=0)
+    assert all(grad.abs().max() <= 0.5 for grad in grads if grad.numel())
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 7, 64])
 def test_every_item_is_in_one_part(count):
+    generator = np.random.default_rng(0)
     with threads(count):
         for sizes in ([], [1], [512], [40_000] * 5, [5, 100_000, 3], [1] * 100_000):
-            cuts = host_tensors._shares(np.array(sizes, dtype=np.int64))
-            assert cuts[0] == 0 and cuts[-1] == len(sizes) and (np.diff(cuts) >= 0).all()
-            few = count == 1 or sum(sizes) < 1 << 15
-            assert len(cuts) == (2 if few else 16 * count + 1)
+            counts, places = np.array(sizes, dtype=np.int64), generator.random(len(sizes))
+            crew = host_threads.Crew(counts, places)
+            for chosen in (None, np.zeros(len(sizes), dtype=bool), places < 0.7):
+                share = crew.shares(chosen)
+                wanted = np.arange(len(sizes)) if chosen is None else np.flatnonzero(chosen)
+                assert sorted(share.order) == wanted.tolist()
+                cuts = share.cuts
+                assert cuts[0] == 0 and cuts[-1] == len(wanted) and (np.diff(cuts) >= 0).all()
+                few = count == 1 or counts[wanted].sum() < 1 << 15
+                assert share.threads == (1 if few else count)
+                assert len(cuts) == (2 if few else 16 * count + 1)
+
+
+def test_each_thread_begins_with_what_torch_has_it_work_on():
+    """Stretches of a large tensor, the first for the first; small ones where they come."""
+    sizes = [1000, 400_000, 1000, 1000]
+    grads = [torch.randn(size) for size in sizes]
+    kernels = tensors_of(grads)
+    with threads(4):
+        share = kernels._crew.shares()
+    owners = np.empty(len(share.order), dtype=int)
+    for thread in range(4):
+        owners[share.order[share.cuts[16 * thread] : share.cuts[16 * thread + 16]]] = thread
+    middles = (kernels._offsets / 4 + kernels._counts / 2)[kernels._tensor == 1]
+    assert owners[kernels._tensor == 1].tolist() == (middles // 100_000).astype(int).tolist()
+    assert [owners[kernels._tensor == k].tolist() for k in (0, 2, 3)] == [[0], [3], [3]]
 
 
 def test_threads_stay_as_many_as_they_were():

@@ -6,8 +6,9 @@ register has lanes and more, and from block to block in float64; where a square 
 underflowed, the block is summed again in float64.
 
 Each kernel is a C function of one argument, the address of a ``JOB``, for several threads to call
-at once: each takes the next part of the work until none is left. Not by Numba's own ``parallel``,
-which starts threads beside torch's, or sets how many torch has, for the rest of the process.
+at once (:mod:`~gclip_mm.clipping.kernels.host_threads`): each takes part after part of the work
+until none is left. Not by Numba's own ``parallel``, which starts threads beside torch's, or sets
+how many torch has, for the rest of the process.
 """
 
 from __future__ import annotations
@@ -20,12 +21,17 @@ from numba.extending import intrinsic
 #: Elements taken at a time. A second look at so few costs next to nothing; with four times as many,
 #: writing back holds up reading.
 BLOCK = 512
-#: What a job is, int64 each: the next part to be taken, how many parts there are, and addresses:
-#: of the items, int64, each the address of a run of float32 in memory; of how many elements each
-#: has, int64; of the first item of each part, and behind the last the number of items, int64; of
-#: the numbers in, and the numbers out. Which those are every kernel says.
-JOB = ('next', 'parts', 'items', 'counts', 'cuts', 'given', 'results', 'write')
-NEXT, PARTS, ITEMS, COUNTS, CUTS, GIVEN, RESULTS, WRITE = range(len(JOB))
+#: What a job is, int64 each. First addresses, of int64 unless a kernel says otherwise: of items,
+#: each the address of a run of float32 in memory; of how many elements each has; of the places of
+#: those to be done, in the order in which they are; of the first place in that order of each part,
+#: and behind the last the number of places; of a counter for each thread, ``_APART`` bytes from the
+#: next, of how many of the parts that it begins with have been taken; of the numbers in, and of the
+#: numbers out. Then how many items there are, threads, and parts for each; whether to write, and to
+#: begin with the last part; and the address of what tells a thread its number.
+JOB = ('items', 'counts', 'order', 'cuts', 'taken', 'given', 'results')
+JOB += ('size', 'threads', 'parts', 'write', 'backwards', 'whoami')
+ITEMS, COUNTS, ORDER, CUTS, TAKEN, GIVEN, RESULTS = range(7)
+SIZE, THREADS, PARTS, WRITE, BACKWARDS, WHOAMI = range(7, len(JOB))
 #: What an item's row of a scan's results holds: the sum of squares before and after, how many
 #: elements have changed.
 BEFORE, AFTER, CHANGED = range(3)
@@ -35,6 +41,8 @@ BEFORE, AFTER, CHANGED = range(3)
 _REORDER = {'reassoc', 'contract', 'nsz'}
 # Bytes that memory hands over at a time.
 _LINE = 64
+# Bytes from one thread's counter to the next's.
+_APART = 64
 _ZERO, _ONE = np.float32(0), np.float32(1)
 # Sums of squares between these have lost nothing.
 _SMALLEST, _LARGEST = np.float32(1e-30), np.float32(np.finfo(np.float32).max)
@@ -75,6 +83,18 @@ def _take_next(typing, address):
         place = builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(types.int64)))
         one = context.get_constant(types.int64, 1)
         return builder.atomic_rmw('add', place, one, 'acq_rel')
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _call(typing, address):
+    """What the C function ``int f(void)`` at the address returns."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.IntType(32), []).as_pointer()
+        result = builder.call(builder.inttoptr(arguments[0], kind), [])
+        return builder.sext(result, ir.IntType(64))
 
     return types.int64(types.int64), generate
 
@@ -196,9 +216,29 @@ def _scan(address, length, low, high, write, row):
 @_kept_on_disk(njit)
 def _unpacked(job):
     fields = carray(_int64(job), (len(JOB),))
-    cuts = carray(_int64(fields[CUTS]), (fields[PARTS] + 1,))
-    total = (cuts[fields[PARTS]],)
-    return fields, cuts, carray(_int64(fields[ITEMS]), total), carray(_int64(fields[COUNTS]), total)
+    cuts = carray(_int64(fields[CUTS]), (fields[THREADS] * fields[PARTS] + 1,))
+    order = carray(_int64(fields[ORDER]), (cuts[-1],))
+    size = (fields[SIZE],)
+    items, counts = carray(_int64(fields[ITEMS]), size), carray(_int64(fields[COUNTS]), size)
+    me = _call(fields[WHOAMI]) if fields[THREADS] > 1 else 0
+    return fields, cuts, order, items, counts, me
+
+
+@_kept_on_disk(njit)
+def _next_part(fields, me, through):
+    """The next part for this thread, of its own or of another's; below 0: none is left.
+
+    ``through``: with how many threads' parts it is through, which is returned as well.
+    """
+    while through < fields[THREADS]:
+        owner = (me + through) % fields[THREADS]
+        place = _take_next(fields[TAKEN] + _APART * owner)
+        if place < fields[PARTS]:
+            if fields[BACKWARDS]:
+                place = fields[PARTS] - 1 - place
+            return owner * fields[PARTS] + place, through
+        through += 1
+    return -1, through
 
 
 _kernel = (types.void(types.int64),)
@@ -206,54 +246,56 @@ _kernel = (types.void(types.int64),)
 
 @_kept_on_disk(cfunc, *_kernel)
 def measure(job):
-    """Sums of squares over each of I items. ``RESULTS``: (I,) float64."""
-    fields, cuts, items, counts = _unpacked(job)
-    results = carray(_float64(fields[RESULTS]), (len(items),))
-    # The last part first: the optimizer begins with the first, and finds it in the cache.
-    part = fields[PARTS] - 1 - _take_next(job)
+    """Sums of squares over each item. ``RESULTS``: (I,) float64."""
+    fields, cuts, order, items, counts, me = _unpacked(job)
+    results = carray(_float64(fields[RESULTS]), (fields[SIZE],))
+    part, through = _next_part(fields, me, 0)
     while part >= 0:
-        for i in range(cuts[part], cuts[part + 1]):
+        for k in range(cuts[part], cuts[part + 1]):
+            i = order[k]
             results[i] = _measure(items[i], counts[i])
-        part = fields[PARTS] - 1 - _take_next(job)
+        part, through = _next_part(fields, me, through)
 
 
 @_kept_on_disk(cfunc, *_kernel)
 def scan(job):
-    """Sums over each of I items, and their clamped values in place if ``WRITE`` is not 0.
+    """Sums over each item, and their clamped values in place if ``WRITE`` is not 0.
 
     A block with an element that is not finite is left as it is. ``GIVEN``: (2,) float32, the lower
     and upper end of the range. ``RESULTS``: (I, 3) float64, see ``BEFORE``.
     """
-    fields, cuts, items, counts = _unpacked(job)
+    fields, cuts, order, items, counts, me = _unpacked(job)
     low, high = carray(_float32(fields[GIVEN]), (2,))
-    results = carray(_float64(fields[RESULTS]), (len(items), 3))
-    # As there.
-    part = fields[PARTS] - 1 - _take_next(job)
+    results = carray(_float64(fields[RESULTS]), (fields[SIZE], 3))
+    part, through = _next_part(fields, me, 0)
     while part >= 0:
-        for i in range(cuts[part], cuts[part + 1]):
+        for k in range(cuts[part], cuts[part + 1]):
+            i = order[k]
             _scan(items[i], counts[i], low, high, fields[WRITE] != 0, results[i])
-        part = fields[PARTS] - 1 - _take_next(job)
+        part, through = _next_part(fields, me, through)
 
 
 @_kept_on_disk(cfunc, *_kernel)
 def clamp(job):
     """Clamp the items in place; ``GIVEN`` as :func:`scan` has it."""
-    fields, cuts, items, counts = _unpacked(job)
+    fields, cuts, order, items, counts, me = _unpacked(job)
     low, high = carray(_float32(fields[GIVEN]), (2,))
-    part = _take_next(job)
-    while part < fields[PARTS]:
-        for i in range(cuts[part], cuts[part + 1]):
+    part, through = _next_part(fields, me, 0)
+    while part >= 0:
+        for k in range(cuts[part], cuts[part + 1]):
+            i = order[k]
             _clamp(items[i], counts[i], low, high)
-        part = _take_next(job)
+        part, through = _next_part(fields, me, through)
 
 
 @_kept_on_disk(cfunc, *_kernel)
 def scale(job):
     """Multiply each item in place by its coefficient. ``GIVEN``: (I,) float64."""
-    fields, cuts, items, counts = _unpacked(job)
-    coefs = carray(_float64(fields[GIVEN]), (len(items),))
-    part = _take_next(job)
-    while part < fields[PARTS]:
-        for i in range(cuts[part], cuts[part + 1]):
+    fields, cuts, order, items, counts, me = _unpacked(job)
+    coefs = carray(_float64(fields[GIVEN]), (fields[SIZE],))
+    part, through = _next_part(fields, me, 0)
+    while part >= 0:
+        for k in range(cuts[part], cuts[part + 1]):
+            i = order[k]
             _scale(items[i], counts[i], coefs[i])
-        part = _take_next(job)
+        part, through = _next_part(fields, me, through)

@@ -11,7 +11,6 @@ seconds, and kept on disk.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.util
 import math
@@ -26,17 +25,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ..norms import host, np
+from . import host_threads
+from .host_threads import FEW, Crew, run
 from .multi_tensor import Units, is_run
 
 #: Elements of an item at most: enough of them to share out evenly among threads.
 _ITEM = 1 << 15
-#: Threads are worth waking for this many elements.
-_FEW = 1 << 15
-#: Parts for each thread: several, so that one that was late does not keep the others waiting.
-_PARTS = 16
 _KINDS = {Tensor, Parameter}
 _NOTHING = torch.empty(0)
-_NO_ITEMS = [] if np is None else np.empty(0, dtype=np.int64)
 
 
 class Scan(NamedTuple):
@@ -47,7 +43,7 @@ class Scan(NamedTuple):
         posts: (U,) float64, the same of their clamped values.
         changed: float, how many elements are outside the range.
         written: whether the clamped values have been written.
-        hot: the items that still have elements outside.
+        hot: (I,) bool, the items that have elements outside.
         bounds: (2,) float32, the range.
     """
 
@@ -88,9 +84,20 @@ class HostTensors:
         self._sizes = np.array([tensor.numel() for tensor in tensors], dtype=np.int64)
         self._shapes = [tensor.shape for tensor in tensors]
         self._rows = [unit.rows for unit in units]
-        self._cuts_for: dict[int, np.ndarray] = {}
+        self._crew = Crew(self._counts, self._places())
         self._taken: list[int] = []
         self._addresses = self._offsets
+
+    def _places(self) -> np.ndarray:
+        """Where in its tensor the middle of each item is, of 1.
+
+        Of tensors too small for PyTorch to share them out: where it is in all the memory there is.
+        """
+        middles = self._offsets // 4 + self._counts // 2
+        sizes = self._sizes[self._tensor]
+        before = np.concatenate([[0], np.cumsum(self._sizes)])
+        everywhere = (before[self._tensor] + middles) / max(before[-1], 1)
+        return np.where(sizes < FEW, everywhere, middles / np.maximum(sizes, 1))
 
     def fits(self, tensors: list[Tensor]) -> bool:
         """Whether these have the shapes that the tables were made for."""
@@ -138,7 +145,8 @@ class HostTensors:
         if p != 2:
             raise ValueError(f'there is no kernel for norms of order {p} in host memory')
         squares = np.empty(len(self._counts))
-        _run(_library().measure, self._addresses, self._counts, self._cuts(), None, squares)
+        # The last ones first: the optimizer begins with the first, and finds them in the cache.
+        self._run(_library().measure, results=squares, backwards=True)
         return self._of_units(squares)
 
     def scale(self, coefs: Tensor, count: int | None = None) -> None:
@@ -148,12 +156,9 @@ class HostTensors:
             coefs: (U,), or as many as there are units in the tensors to be scaled.
             count: scale the first ``count`` tensors only; None: all.
         """
-        items = slice(self._starts[-1 if count is None else count])
-        each = coefs.to(torch.float64).numpy()[self._unit[items]]
-        hot = np.flatnonzero(each != 1)
-        if len(hot):
-            counts = self._counts[hot]
-            _run(_library().scale, self._addresses[hot], counts, _shares(counts), each[hot])
+        each, end = np.ones(len(self._counts)), self._starts[-1 if count is None else count]
+        each[:end] = coefs.to(torch.float64).numpy()[self._unit[:end]]
+        self._run(_library().scale, each, chosen=each != 1)
 
     def scan(self, low: float | None, high: float | None, write: bool) -> Scan:
         """What there is, and what would be, or is, left of it when clamped.
@@ -168,24 +173,26 @@ class HostTensors:
         with np.errstate(over='ignore'):
             bounds = bounds.astype(np.float32)
         results = np.empty((len(self._counts), 3))
-        cuts = self._cuts()
-        _run(_library().scan, self._addresses, self._counts, cuts, bounds, results, write)
+        self._run(_library().scan, bounds, results, write=write, backwards=True)
         norms, changed = self._of_units(results[:, :2]), results[:, 2]
-        hot = _NO_ITEMS if write else np.flatnonzero(changed)
-        return Scan(norms[:, 0], norms[:, 1], float(changed.sum()), write, hot, bounds)
-
-    def _cuts(self) -> np.ndarray:
-        """How all items are shared among the threads that torch uses now."""
-        threads = torch.get_num_threads()
-        if threads not in self._cuts_for:
-            self._cuts_for[threads] = _shares(self._counts)
-        return self._cuts_for[threads]
+        return Scan(norms[:, 0], norms[:, 1], float(changed.sum()), write, changed > 0, bounds)
 
     def write(self, scan: Scan) -> None:
         """Write the clamped values where a scan has found that they differ."""
-        if len(scan.hot):
-            counts = self._counts[scan.hot]
-            _run(_library().clamp, self._addresses[scan.hot], counts, _shares(counts), scan.bounds)
+        self._run(_library().clamp, scan.bounds, chosen=scan.hot)
+
+    def _run(
+        self,
+        kernel: Any,
+        given: np.ndarray | None = None,
+        results: np.ndarray | None = None,
+        chosen: np.ndarray | None = None,
+        **options: bool,
+    ) -> None:
+        """Have a kernel work on all items, or on those that are chosen, (I,) bool."""
+        shares = self._crew.shares(chosen)
+        if len(shares.order):
+            run(kernel, shares, self._addresses, self._counts, given, results, **options)
 
     def _of_units(self, squares: np.ndarray) -> Tensor:
         """The norms of the units, (U, ...), given the sums of squares (I, ...) of the items."""
@@ -202,65 +209,10 @@ def can_take(tensor: Tensor) -> bool:
     return tensor.device.type == 'cpu' and _library() is not None
 
 
-def _shares(counts: np.ndarray) -> np.ndarray:
-    """Parts of items (counts: elements of each) for the threads that torch uses now.
-
-    Returns:
-        The first item of each part, and behind the last how many there are. One part where there is
-        too little to do for several threads.
-    """
-    threads = torch.get_num_threads()
-    ends = np.cumsum(counts)
-    total = ends[-1] if len(ends) else 0
-    parts = 1 if threads == 1 or total < _FEW else threads * _PARTS
-    inner = np.searchsorted(ends, total * np.arange(1, parts) // parts)
-    return np.concatenate([[0], inner, [len(counts)]]).astype(np.int64)
-
-
-def _run(
-    kernel: Any,
-    items: np.ndarray,
-    counts: np.ndarray,
-    cuts: np.ndarray,
-    given: np.ndarray | None,
-    results: np.ndarray | None = None,
-    write: bool = False,
-) -> None:
-    """Have a kernel do a job; see ``host_kernels.JOB``."""
-    arrays = (items, counts, cuts, given, results)
-    addresses = [0 if array is None else array.ctypes.data for array in arrays]
-    job = np.array([0, len(cuts) - 1, *addresses, write], dtype=np.int64)
-    if len(cuts) == 2:
-        kernel.ctypes(job.ctypes.data)
-    else:
-        _threads().GOMP_parallel(kernel.address, job.ctypes.data, torch.get_num_threads(), 0)
-
-
-@functools.cache
-def _threads() -> ctypes.CDLL | None:
-    """The OpenMP library that torch computes with, if it is GNU's.
-
-    Its threads go on spinning for a while after each of torch's operations, ready for the next.
-    Threads of anybody else's would have to share the cores with them.
-    """
-    try:
-        library = ctypes.CDLL('libgomp.so.1')
-        # torch sets it when it is first asked.
-        threads = torch.get_num_threads()
-        if library.omp_get_max_threads() != threads:
-            return None
-        arguments = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        library.GOMP_parallel.argtypes = arguments
-        library.GOMP_parallel.restype = None
-    except (OSError, AttributeError):
-        return None
-    return library
-
-
 @functools.cache
 def _library() -> ModuleType | None:
     """The kernels, or None where there are none."""
-    if np is None or os.environ.get('GCLIP_NUMBA') == '0' or _threads() is None:
+    if np is None or os.environ.get('GCLIP_NUMBA') == '0' or host_threads.library() is None:
         return None
     try:
         if importlib.util.find_spec('numba') is None:
@@ -279,16 +231,22 @@ def _library() -> ModuleType | None:
 
 
 def _try(kernels: ModuleType) -> None:
-    """Whether they compute what they should, for two items in a part each."""
+    """Whether they compute what they should, for two items, each for a thread of its own.
+
+    Raises:
+        RuntimeError: they do not.
+    """
     values = np.ones(2, dtype=np.float32)
-    items = values.ctypes.data + np.array([0, 4])
-    counts, cuts = np.ones(2, dtype=np.int64), np.array([0, 1, 2])
+    items, counts = values.ctypes.data + np.array([0, 4]), np.ones(2, dtype=np.int64)
+    threads = torch.get_num_threads()
+    parts = np.minimum(np.arange(threads + 1), 2) if threads > 1 else np.array([0, 2])
+    shares = host_threads.Shares(np.arange(2), parts, threads)
     bounds, results = np.array([-1, 0.5], dtype=np.float32), np.empty((2, 3))
     squares = np.empty(2)
-    _run(kernels.measure, items, counts, cuts, None, squares)
-    _run(kernels.scan, items, counts, cuts, bounds, results)
-    _run(kernels.clamp, items, counts, cuts, bounds)
-    _run(kernels.scale, items, counts, cuts, np.full(2, 0.5))
+    run(kernels.measure, shares, items, counts, results=squares)
+    run(kernels.scan, shares, items, counts, bounds, results)
+    run(kernels.clamp, shares, items, counts, bounds)
+    run(kernels.scale, shares, items, counts, np.full(2, 0.5))
     found = squares.tolist(), results.tolist(), values.tolist()
     if found != ([1.0] * 2, [[1.0, 0.25, 1.0]] * 2, [0.25] * 2):
         raise RuntimeError(f'wrong results: {found}')

@@ -1,0 +1,143 @@
+"""Sharing work out among the threads that PyTorch computes with.
+
+PyTorch cuts each large tensor into as many stretches as it has threads, the first for the first
+thread. Here each thread begins with the same stretches. Memory that another core has had last is
+slower to read, and slower yet to write, where cores do not share a cache: half as fast on one
+machine of two such cores. Who is through with its own takes over what others have not begun.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any, NamedTuple
+
+import torch
+
+from ..norms import np
+
+#: Threads are worth waking for this many elements, as for PyTorch.
+FEW = 1 << 15
+#: Parts for each thread: several, so that another can take over some.
+PARTS = 16
+#: Counters that several threads write lie so many numbers apart, each in a cache line of its own.
+_APART = 8
+
+
+class Shares(NamedTuple):
+    """Who does what.
+
+    Attributes:
+        order: (J,) int64, the items that there is something to do for, those of each thread
+            together.
+        cuts: (threads * parts + 1,) int64, where in ``order`` the parts begin, and behind the last
+            its length.
+        threads: how many threads.
+    """
+
+    order: np.ndarray
+    cuts: np.ndarray
+    threads: int
+
+
+class Crew:
+    """Shares items out, evenly by their elements.
+
+    Args:
+        counts: (I,) int64, elements of each item.
+        places: (I,) float, where in its tensor the middle of an item is, from 0 to below 1.
+    """
+
+    def __init__(self, counts: np.ndarray, places: np.ndarray) -> None:
+        self._counts = counts
+        self._places = places
+        self._plans: dict[int, tuple[np.ndarray, Shares]] = {}
+
+    def shares(self, chosen: np.ndarray | None = None) -> Shares:
+        """For as many threads as PyTorch uses now.
+
+        Args:
+            chosen: (I,) bool, the items that there is something to do for; None: all.
+        """
+        threads = torch.get_num_threads()
+        if threads not in self._plans:
+            owners = (self._places * threads).astype(np.int64)
+            order = np.argsort(owners, kind='stable')
+            owners = owners[order]
+            self._plans[threads] = owners, self._cut(order, owners, threads)
+        owners, everything = self._plans[threads]
+        if chosen is None:
+            return everything
+        keep = chosen[everything.order]
+        return self._cut(everything.order[keep], owners[keep], threads)
+
+    def _cut(self, order: np.ndarray, owners: np.ndarray, threads: int) -> Shares:
+        ends = np.concatenate([[0], np.cumsum(self._counts[order])])
+        if threads == 1 or ends[-1] < FEW:
+            return Shares(order, np.array([0, len(order)]), 1)
+        heads = ends[np.searchsorted(owners, np.arange(threads + 1))]
+        begins = heads[:-1, None] + np.diff(heads)[:, None] * np.arange(PARTS) // PARTS
+        cuts = np.append(np.searchsorted(ends, begins.ravel()), len(order))
+        return Shares(order, cuts.astype(np.int64), threads)
+
+
+def run(
+    kernel: Any,
+    shares: Shares,
+    items: np.ndarray,
+    counts: np.ndarray,
+    given: np.ndarray | None = None,
+    results: np.ndarray | None = None,
+    write: bool = False,
+    backwards: bool = False,
+) -> None:
+    """Have a kernel do a job; see ``host_kernels.JOB``.
+
+    Args:
+        kernel: one of ``host_kernels``.
+        shares: who does what.
+        items: (I,) int64, the address of each item.
+        counts: (I,) int64, elements of each.
+        given: the numbers in.
+        results: the numbers out.
+        write: whether the kernel is to write to the items, where it has the choice.
+        backwards: whether each thread begins with its last part.
+    """
+    taken = np.zeros((shares.threads, _APART), dtype=np.int64)
+    arrays = (items, counts, shares.order, shares.cuts, taken, given, results)
+    addresses = [0 if array is None else array.ctypes.data for array in arrays]
+    several = shares.threads > 1
+    numbers = [len(items), shares.threads, (len(shares.cuts) - 1) // shares.threads]
+    who = _whoami() if several else 0
+    job = np.array([*addresses, *numbers, write, backwards, who], dtype=np.int64)
+    if several:
+        library().GOMP_parallel(kernel.address, job.ctypes.data, shares.threads, 0)
+    else:
+        kernel.ctypes(job.ctypes.data)
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The OpenMP library that torch computes with, if it is GNU's.
+
+    Its threads go on spinning for a while after each of torch's operations, ready for the next.
+    Threads of anybody else's would have to share the cores with them.
+    """
+    try:
+        found = ctypes.CDLL('libgomp.so.1')
+        # torch sets it when it is first asked.
+        threads = torch.get_num_threads()
+        if found.omp_get_max_threads() != threads:
+            return None
+        arguments = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        found.GOMP_parallel.argtypes = arguments
+        found.GOMP_parallel.restype = None
+    except (OSError, AttributeError):
+        return None
+    return found
+
+
+@functools.cache
+def _whoami() -> int:
+    """The address of the function that tells a thread its number."""
+    return ctypes.cast(library().omp_get_thread_num, ctypes.c_void_p).value
