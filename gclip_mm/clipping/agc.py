@@ -62,8 +62,10 @@ class AGC(Clipper):
         plan = _plan(view)
         kernels = units(view, plan.order)
         if kernels is not None:
-            norms = kernels.measure(view)
-            return Measure(combine(norms), norms)
+            norms = kernels.measure(view, self.eps, self.clip_factor)
+            if kernels.has_scaled:
+                mark_written(view.grads)
+            return Measure(combine(norms), norms, kernels=kernels)
         norms = plan.norms(view.grads, plan.grad_norms, guard=True)
         if plan.reduction is not None:
             weights = plan.norms(view.params, plan.weight_norms)
@@ -79,8 +81,7 @@ class AGC(Clipper):
     @torch.no_grad()
     def clip(self, view: GradView, measure: Measure, ok: Tensor | None) -> Outcome:
         plan = _plan(view)
-        kernels = units(view, plan.order)
-        norms = measure.parts
+        kernels, norms = measure.kernels, measure.parts
         if kernels is not None:
             weights = kernels.weights
         elif plan.reduction is None:

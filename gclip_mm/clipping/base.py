@@ -20,6 +20,7 @@ from .kernels import KernelCall, mark_written, whole_tensors
 from .norms import combine, host
 
 if TYPE_CHECKING:
+    from .kernels import HostTensors, MultiTensor, UnitKernels
     from .kernels.host_tensors import Scan
     from .routing import GradView
     from .rows import RowNorms
@@ -33,12 +34,14 @@ class Measure(NamedTuple):
         parts: (N,) the norms of the rule's own parts (tensors or units), or None.
         rows: the norms of the rows of large gradients, if the rule has use for them, or None.
         scan: what a pass over host memory has found outside the rule's range, or None.
+        kernels: what has measured, if it can scale as well, or None.
     """
 
     norm: Tensor
     parts: Tensor | None = None
     rows: RowNorms | None = None
     scan: Scan | None = None
+    kernels: MultiTensor | HostTensors | UnitKernels | None = None
 
 
 class Outcome(NamedTuple):
@@ -201,8 +204,9 @@ class TensorClipper(Clipper):
     """A rule that scales each gradient tensor by a coefficient of its own."""
 
     def measure(self, view: GradView) -> Measure:
-        parts = norm_of_each(view, self.norm_type)
-        return Measure(combine(parts, self.norm_type), parts)
+        kernels = whole_tensors(view, p=self.norm_type)
+        parts = (kernels or view).norms(self.norm_type)
+        return Measure(combine(parts, self.norm_type), parts, kernels=kernels)
 
     @abstractmethod
     def decide(
@@ -211,9 +215,8 @@ class TensorClipper(Clipper):
         """The coefficients (N,) and the thresholds (N,) or one number, given the norms (N,)."""
 
     def clip(self, view: GradView, measure: Measure, ok: Tensor | None) -> Outcome:
-        norms = measure.parts
+        norms, kernels = measure.parts, measure.kernels
         coefs, bounds = self.decide(norms, view, ok)
-        kernels = whole_tensors(view)
         if kernels is None:
             scale_each(view.grads, coefs)
         else:

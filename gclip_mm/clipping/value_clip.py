@@ -94,32 +94,28 @@ class ValueClip(Clipper):
         return self.min, self.max
 
     def measure(self, view) -> Measure:
-        kernels = self._kernels(view)
+        kernels = None if self.carry else whole_tensors(view)
         if kernels is None:
             return measure_with_rows(view)
         if isinstance(kernels, HostTensors):
             scan = kernels.scan(*self.bounds, write=view.is_disposable)
             if scan.written:
                 mark_written(view.grads)
-            return Measure(combine(scan.norms), scan.norms, scan=scan)
+            return Measure(combine(scan.norms), scan.norms, scan=scan, kernels=kernels)
         norms = kernels.norms()
-        return Measure(combine(norms), norms)
-
-    def _kernels(self, view) -> MultiTensor | HostTensors | None:
-        return None if self.carry else whole_tensors(view)
+        return Measure(combine(norms), norms, kernels=kernels)
 
     def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
         low, high = self.bounds
         threshold = float(max(abs(end) for end in (low, high) if end is not None))
         elements = max(view.elements, 1)
-        scan = measure.scan
+        scan, kernels = measure.scan, measure.kernels
         # What a scan makes of elements that are not finite is not what clamping makes of them.
         if scan is not None and host(torch.isfinite(measure.norm)):
             if not scan.written:
-                self._kernels(view).write(scan)
+                kernels.write(scan)
                 mark_written(view.grads)
             return Outcome(None, combine(scan.posts), threshold, scan.changed, elements)
-        kernels = None if scan is not None else self._kernels(view)
         if isinstance(kernels, MultiTensor):
             counts, posts = kernels.clamp(low, high)
             mark_written(view.grads)

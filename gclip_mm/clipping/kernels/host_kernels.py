@@ -39,8 +39,12 @@ BEFORE, AFTER, CHANGED = range(3)
 # Sums may be taken in any order, which is what lets them be vectorised. NaN and inf must stay what
 # they are: no 'nnan', no 'ninf'.
 _REORDER = {'reassoc', 'contract', 'nsz'}
+# What AGC divides by at least.
+_LEAST = 1e-6
 # Bytes that memory hands over at a time.
 _LINE = 64
+# As many of the next item are asked for while one is scaled.
+_AHEAD = 4096
 # Bytes from one thread's counter to the next's.
 _APART = 64
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -298,4 +302,35 @@ def scale(job):
         for k in range(cuts[part], cuts[part + 1]):
             i = order[k]
             _scale(items[i], counts[i], coefs[i])
+        part, through = _next_part(fields, me, through)
+
+
+@_kept_on_disk(cfunc, *_kernel)
+def limit(job):
+    """Sums over the items to be done and their counterparts, which lie half the table further on.
+
+    An item whose norm is above its limit is scaled to it in place, unless it is not finite.
+    ``GIVEN``: (2,) float64: the limit is the second times the counterpart's norm, or times the
+    first where that is larger. ``RESULTS``: (I,) float64, the sums of squares as they were.
+    """
+    fields, cuts, order, items, counts, me = _unpacked(job)
+    eps, factor = carray(_float64(fields[GIVEN]), (2,))
+    results = carray(_float64(fields[RESULTS]), (fields[SIZE],))
+    half = fields[SIZE] // 2
+    part, through = _next_part(fields, me, 0)
+    while part >= 0:
+        for k in range(cuts[part], cuts[part + 1]):
+            i = order[k]
+            results[half + i] = _measure(items[half + i], counts[i])
+            results[i] = _measure(items[i], counts[i])
+            weight, norm = np.sqrt(results[half + i]), np.sqrt(results[i])
+            # Compared so that NaN stays NaN, above which nothing is.
+            bound = factor * (eps if weight < eps else weight)
+            if norm > bound and norm < np.inf:
+                if k + 1 < cuts[part + 1]:
+                    # Reading would stop for as long as this item is looked at again.
+                    after = half + order[k + 1]
+                    for line in range(0, min(4 * counts[after], _AHEAD), _LINE):
+                        _prefetch(items[after] + line)
+                _scale(items[i], counts[i], bound / max(norm, _LEAST))
         part, through = _next_part(fields, me, through)

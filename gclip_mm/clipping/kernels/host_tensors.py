@@ -81,10 +81,14 @@ class HostTensors:
         self._counts = np.minimum(length - part * _ITEM, _ITEM)
         self._unit = first[self._tensor] + row
         self._heads = np.flatnonzero(part == 0)
+        # Units of an item each need not be summed up; nor put in order, if they are.
+        self._are_items = len(self._heads) == len(part)
+        self._are_in_order = np.array_equal(self._unit[self._heads], np.arange(self._size))
         self._sizes = np.array([tensor.numel() for tensor in tensors], dtype=np.int64)
         self._shapes = [tensor.shape for tensor in tensors]
         self._rows = [unit.rows for unit in units]
         self._crew = Crew(self._counts, self._places())
+        self._pairs: Crew | None = None
         self._taken: list[int] = []
         self._addresses = self._offsets
 
@@ -160,6 +164,33 @@ class HostTensors:
         each[:end] = coefs.to(torch.float64).numpy()[self._unit[:end]]
         self._run(_library().scale, each, chosen=each != 1)
 
+    @property
+    def can_limit(self) -> bool:
+        """Whether :meth:`limit` may be called: no unit is so large that it is cut into items."""
+        return self._are_items
+
+    def limit(self, eps: float, factor: float) -> Tensor:
+        """What AGC does, in one pass: a row that is scaled is still in the core's cache.
+
+        The second half of the tensors are the weights of which the first are the gradients, with
+        their units in the same order. A unit of a gradient whose norm is above its limit, which is
+        ``factor`` times that of its weights, or times ``eps`` where that is more, is scaled down to
+        it. One that is not finite stays as it is.
+
+        Returns:
+            (U,) float64, the 2-norms of all units as they were.
+        """
+        squares = np.empty(len(self._counts))
+        half = len(squares) // 2
+        if self._pairs is None:
+            self._pairs = Crew(self._counts[:half], self._places()[:half])
+        shares, given = self._pairs.shares(), np.array([eps, factor], dtype=np.float64)
+        if half:
+            run(
+                _library().limit, shares, self._addresses, self._counts, given, squares, False, True
+            )
+        return self._of_units(squares)
+
     def scan(self, low: float | None, high: float | None, write: bool) -> Scan:
         """What there is, and what would be, or is, left of it when clamped.
 
@@ -196,9 +227,12 @@ class HostTensors:
 
     def _of_units(self, squares: np.ndarray) -> Tensor:
         """The norms of the units, (U, ...), given the sums of squares (I, ...) of the items."""
-        norms = np.zeros((self._size, *squares.shape[1:]))
-        if len(self._heads):
-            norms[self._unit[self._heads]] = np.sqrt(np.add.reduceat(squares, self._heads))
+        sums = squares if self._are_items else np.add.reduceat(squares, self._heads)
+        norms = np.sqrt(sums)
+        if not self._are_in_order:
+            everywhere = np.zeros((self._size, *norms.shape[1:]))
+            everywhere[self._unit[self._heads]] = norms
+            norms = everywhere
         return torch.from_numpy(norms)
 
 

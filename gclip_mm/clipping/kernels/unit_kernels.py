@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .host_tensors import HostTensors
 from .multi_tensor import Units
 
 if TYPE_CHECKING:
     from ..routing import GradView
-    from .host_tensors import HostTensors
     from .multi_tensor import MultiTensor
 
 
@@ -54,6 +54,8 @@ class UnitKernels:
         self._total = total
         #: Norms of the weights' units (U,) float64, set by :meth:`measure`.
         self.weights: Tensor | None = None
+        #: Whether :meth:`measure` has scaled already what lies as the kernels expect.
+        self.has_scaled = False
 
     def _fitting(self, view: GradView) -> list[Tensor]:
         params = view.params
@@ -67,17 +69,25 @@ class UnitKernels:
         """Whether the kernels can work on the gradients that are in the view now."""
         return self._multi is not None and self._multi.take(self._fitting(view))
 
-    def measure(self, view: GradView) -> Tensor:
-        """Norms of the gradients' units, (U,) float64; sets :attr:`weights`."""
-        norms, self.weights = self._multi.norms().split(self._total)
+    def measure(self, view: GradView, eps: float, factor: float) -> Tensor:
+        """Norms of the gradients' units, (U,) float64; sets :attr:`weights`.
+
+        Where the view allows it and one pass can do both, the units are limited at once
+        (:meth:`HostTensors.limit`), and :attr:`has_scaled` is set.
+        """
+        multi = self._multi
+        self.has_scaled = view.is_disposable and isinstance(multi, HostTensors) and multi.can_limit
+        both = multi.limit(eps, factor) if self.has_scaled else multi.norms()
+        norms, self.weights = both.split(self._total)
         for i, where in self._rest:
             for tensor, flat in ((view.grads[i], norms), (view.params[i], self.weights)):
                 flat[where] = self._layouts[i].norms(tensor, torch.float64).reshape(-1)
         return norms
 
     def scale(self, view: GradView, coefs: Tensor) -> None:
-        """Multiply every unit of the gradients in place by its coefficient (U,)."""
-        self._multi.scale(coefs, len(self._places))
+        """Multiply every unit of the gradients in place by its coefficient (U,), unless done."""
+        if not self.has_scaled:
+            self._multi.scale(coefs, len(self._places))
         for i, where in self._rest:
             layout, grad = self._layouts[i], view.grads[i]
             layout.split(grad).mul_(coefs[where].view(layout.shape(grad)))
