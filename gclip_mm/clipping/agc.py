@@ -23,7 +23,8 @@ class AGC(Clipper):
 
     For a unit with weights ``w`` and gradient ``g``: ``limit = clip_factor * max(|w|, eps)``, and
     where ``|g| > limit``, ``g *= limit / max(|g|, 1e-6)``. A unit is an output filter, a row of a
-    linear layer, or a whole bias (:mod:`gclip_mm.clipping.units`).
+    linear layer, or a whole bias (:mod:`gclip_mm.clipping.units`). On a CPU, units of a step that
+    is left out because others are not finite may have been scaled (docs/cpu.md).
 
     Good for: nets without batch norm, large batches and learning rates, with SGD: the largest step
     relative to the weight is at most about ``lr * clip_factor``. The best factor falls as one over
@@ -62,7 +63,9 @@ class AGC(Clipper):
         plan = _plan(view)
         kernels = units(view, plan.order)
         if kernels is not None:
-            norms = kernels.measure(view, self.eps, self.clip_factor)
+            # A class that has inherited this may decide otherwise.
+            early = view.is_disposable and type(self).clip is AGC.clip
+            norms = kernels.measure(view, (self.eps, self.clip_factor) if early else None)
             if kernels.has_scaled:
                 mark_written(view.grads)
             return Measure(combine(norms), norms, kernels=kernels)
@@ -91,7 +94,7 @@ class AGC(Clipper):
         limits = weights.clamp(min=self.eps).mul_(self.clip_factor)
         over = norms > limits
         coefs = torch.where(over, limits / norms.clamp(min=1e-6), 1.0)
-        if kernels is not None:
+        if kernels is not None and kernels.has(view):
             kernels.scale(view, coefs)
             mark_written(view.grads)
         else:

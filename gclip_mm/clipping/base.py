@@ -1,9 +1,10 @@
 """The contract of a clipping rule, and the two kinds of rule that only decide a coefficient.
 
-A rule is told of one step in two calls. ``measure`` reads the gradients and changes nothing, so
-that the engine can tell a non-finite step before any rule has seen it. ``clip`` decides, updates
-the rule's state, and either scales the gradients itself or hands back one coefficient for all of
-them, which the engine applies or folds into a fused optimizer.
+A rule is told of one step in two calls. ``measure`` reads the gradients, so that the engine can
+tell a non-finite step before any rule has learnt from it; it changes nothing, unless the view says
+that nobody will look at the gradients of such a step (``GradView.is_disposable``). ``clip``
+decides, updates the rule's state, and either scales the gradients itself or hands back one
+coefficient for all of them, which the engine applies or folds into a fused optimizer.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Clipper(ABC):
 
         Args:
             view: the gradients, and the parameters they belong to.
-            measure: what :meth:`measure` returned in this step.
+            measure: what :meth:`measure` returned in this step, of these gradients.
             ok: None when every gradient is known to be finite. Otherwise a 0-d bool tensor: state
                 must be left as it was where it is False. Unless it lies in host memory, the host
                 has not read it and must not.
@@ -217,11 +218,11 @@ class TensorClipper(Clipper):
     def clip(self, view: GradView, measure: Measure, ok: Tensor | None) -> Outcome:
         norms, kernels = measure.parts, measure.kernels
         coefs, bounds = self.decide(norms, view, ok)
-        if kernels is None:
-            scale_each(view.grads, coefs)
-        else:
+        if kernels is not None and kernels.has(view.grads):
             kernels.scale(coefs)
             mark_written(view.grads)
+        else:
+            scale_each(view.grads, coefs)
         if isinstance(bounds, Tensor):
             bounds = combine(bounds, self.norm_type)
         post = combine(norms * coefs, self.norm_type)

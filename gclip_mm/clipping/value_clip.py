@@ -98,7 +98,9 @@ class ValueClip(Clipper):
         if kernels is None:
             return measure_with_rows(view)
         if isinstance(kernels, HostTensors):
-            scan = kernels.scan(*self.bounds, write=view.is_disposable)
+            # A class that has inherited this may decide otherwise.
+            early = view.is_disposable and type(self).clip is ValueClip.clip
+            scan = kernels.scan(*self.bounds, write=early)
             if scan.written:
                 mark_written(view.grads)
             return Measure(combine(scan.norms), scan.norms, scan=scan, kernels=kernels)
@@ -109,6 +111,8 @@ class ValueClip(Clipper):
         low, high = self.bounds
         threshold = float(max(abs(end) for end in (low, high) if end is not None))
         elements = max(view.elements, 1)
+        if measure.kernels is not None and not measure.kernels.has(view.grads):
+            measure = self.measure(view)
         scan, kernels = measure.scan, measure.kernels
         # What a scan makes of elements that are not finite is not what clamping makes of them.
         if scan is not None and host(torch.isfinite(measure.norm)):

@@ -133,14 +133,17 @@ def test_the_work_of_threads_that_do_not_come_is_done(come):
 
 @pytest.mark.parametrize('count', [1, 2, 3, 7, 64])
 def test_every_item_is_in_one_part(count):
-    generator = np.random.default_rng(0)
     with threads(count):
         for sizes in ([], [1], [512], [40_000] * 5, [5, 100_000, 3], [1] * 100_000):
-            counts, places = np.array(sizes, dtype=np.int64), generator.random(len(sizes))
-            crew = host_threads.Crew(counts, places)
-            for chosen in (None, np.zeros(len(sizes), dtype=bool), places < 0.7):
+            sizes = np.array(sizes, dtype=np.int64)
+            # Two items to a tensor.
+            tensors = np.repeat(np.arange(len(sizes)), 2)
+            counts = np.stack([sizes // 2, sizes - sizes // 2], axis=1).reshape(-1)
+            offsets = np.stack([0 * sizes, sizes // 2], axis=1).reshape(-1)
+            crew = host_threads.Crew(tensors, offsets, counts, sizes)
+            for chosen in (None, counts < 0, np.arange(len(counts)) % 3 == 0):
                 share = crew.shares(chosen)
-                wanted = np.arange(len(sizes)) if chosen is None else np.flatnonzero(chosen)
+                wanted = np.arange(len(counts)) if chosen is None else np.flatnonzero(chosen)
                 assert sorted(share.order) == wanted.tolist()
                 cuts = share.cuts
                 assert cuts[0] == 0 and cuts[-1] == len(wanted) and (np.diff(cuts) >= 0).all()
@@ -149,19 +152,34 @@ def test_every_item_is_in_one_part(count):
                 assert len(cuts) == (2 if few else 16 * count + 1)
 
 
+def owners(crew, count):
+    """The thread that begins with each item."""
+    with threads(count):
+        share = crew.shares()
+    found = np.empty(len(share.order), dtype=int)
+    for thread in range(count):
+        found[share.order[share.cuts[16 * thread] : share.cuts[16 * thread + 16]]] = thread
+    return found
+
+
 def test_each_thread_begins_with_what_torch_has_it_work_on():
     """Stretches of a large tensor, the first for the first; small ones where they come."""
-    sizes = [1000, 400_000, 1000, 1000]
-    grads = [torch.randn(size) for size in sizes]
-    kernels = tensors_of(grads)
-    with threads(4):
-        share = kernels._crew.shares()
-    owners = np.empty(len(share.order), dtype=int)
-    for thread in range(4):
-        owners[share.order[share.cuts[16 * thread] : share.cuts[16 * thread + 16]]] = thread
+    kernels = tensors_of([torch.randn(size) for size in (1000, 400_000, 1000, 70_000, 1000)])
+    found = owners(kernels._crew, 4)
+    each = [found[kernels._tensor == k].tolist() for k in range(5)]
     middles = (kernels._offsets / 4 + kernels._counts / 2)[kernels._tensor == 1]
-    assert owners[kernels._tensor == 1].tolist() == (middles // 100_000).astype(int).tolist()
-    assert [owners[kernels._tensor == k].tolist() for k in (0, 2, 3)] == [[0], [3], [3]]
+    assert each[1] == (middles // 100_000).astype(int).tolist()
+    # torch has three threads for so many: 23334 elements each.
+    assert each[3] == [0, 2, 2]
+    assert [each[0], each[2], each[4]] == [[0], [3], [3]]
+
+
+def test_small_rows_and_their_weights_are_for_all_threads():
+    grads = [torch.randn(64, 64) for _ in range(80)]
+    units = [Units(64 * k, 64, 64) for k in range(80)]
+    kernels = host_tensors.HostTensors(units, grads)
+    assert kernels.take(grads) and kernels.limit(1e-3, 0.1).shape == (64 * 80,)
+    assert np.bincount(owners(kernels._pairs, 4)).tolist() == [640] * 4
 
 
 def test_threads_stay_as_many_as_they_were():

@@ -13,13 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gclip_mm import attach
+from gclip_mm.clipping.agc import AGC
+from gclip_mm.clipping.base import Outcome
 from gclip_mm.clipping.kernels import Units, host_tensors
 from gclip_mm.clipping.observer import StepObserver
+from gclip_mm.clipping.param_norm_clip import ParamNormClip
+from gclip_mm.clipping.value_clip import ValueClip
 
 from .cases import Probe
 
 pytest.importorskip('numba')
-AGC = dict(type='AGC', clip_factor=0.02, eps=0.01)
+CONFIG = dict(type='AGC', clip_factor=0.02, eps=0.01)
 
 
 def limited(rows: list[list[float]], weights: list[list[float]], eps: float, factor: float):
@@ -96,7 +100,7 @@ def steps_of(model: nn.Module, watched: bool, bad: tuple[int, float] | None = No
     """The gradients that an optimizer gets in three steps, and the records."""
     optimizer = Probe(list(model.parameters()))
     out, records = [], []
-    with attach(optimizer, AGC, model=model) as handle:
+    with attach(optimizer, CONFIG, model=model) as handle:
         if watched:
             handle.engine.observers.append(StepObserver())
         for step in range(3):
@@ -167,3 +171,83 @@ def test_a_step_that_is_left_out():
     assert (p == 1).all() and not optimizer.state
     assert p.grad[[0, 2]].tolist() == [[0.25] * 4] * 2
     assert p.grad[1, 0] == 2 and math.isnan(p.grad[1, 1])
+
+
+class Late(AGC):
+    """Clips nothing for a while, of its own accord."""
+
+    def clip(self, view, measure, ok):
+        return Outcome(None, measure.norm, math.inf, 0, 1)
+
+
+class LateValue(ValueClip):
+    clip = Late.clip
+
+
+def centred(base: type) -> type:
+    """A rule that puts other gradients in the place of those that were measured."""
+
+    class Centred(base):
+        def clip(self, view, measure, ok):
+            view.grads = [grad - grad.mean() for grad in view.grads]
+            for info, grad in zip(view.infos, view.grads, strict=True):
+                info.param.grad = grad
+            return super().clip(view, measure, ok)
+
+    return Centred
+
+
+def stepped(rule: type, grad: Tensor, **options: float) -> Tensor:
+    """What a rule of one's own leaves of a gradient."""
+    p = nn.Parameter(torch.ones_like(grad))
+    optimizer = Probe([p])
+    with attach(optimizer, dict(type=rule.__mro__[1].__name__, **options)) as handle:
+        handle.engine.config.outer.__class__ = rule
+        p.grad = grad.clone()
+        optimizer.step()
+    return optimizer.seen[0]
+
+
+@pytest.mark.parametrize(
+    ('rule', 'options'), [(Late, dict(clip_factor=0.01)), (LateValue, dict(clip_value=0.1))]
+)
+def test_a_rule_that_is_derived_decides_for_itself(rule, options):
+    grad = torch.randn(30, 40)
+    assert torch.equal(stepped(rule, grad, **options), grad)
+
+
+def test_gradients_that_a_rule_exchanges_are_those_that_are_clipped():
+    grad = torch.randn(30, 400) + 1
+    seen = stepped(centred(ParamNormClip), grad, max_norm=0.01)
+    assert float(seen.norm()) < 0.011
+    seen = stepped(centred(AGC), grad, clip_factor=0.01)
+    assert (seen.norm(dim=1) < 0.21).all() and float(seen.mean().abs()) < 1e-3
+    seen = stepped(centred(ValueClip), grad, clip_value=0.1)
+    assert float(seen.abs().max()) == pytest.approx(0.1)
+
+
+def test_a_gradient_of_another_shape_than_its_parameter_writes_nothing_behind_it():
+    memory = torch.full((40_000,), 7.0)
+    p = nn.Parameter(torch.ones(100, 100))
+    optimizer = torch.optim.SGD([p], lr=0.0)
+    attach(optimizer, dict(type='AGC', clip_factor=0.01))
+    p.grad = memory[:10_000].view(100, 100)
+    p.data = torch.ones(200, 100)
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    assert (memory[10_000:] == 7).all()
+
+
+@pytest.mark.parametrize('shape', [(0, 3), (0,), (3, 0)])
+def test_parameters_without_elements(shape):
+    p, q = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.ones(3, 2))
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    with attach(optimizer, CONFIG) as handle:
+        p.grad = torch.zeros(shape)
+        optimizer.step()
+        assert handle.stats()['grad_norm'] == 0
+    optimizer = torch.optim.SGD([p, q], lr=0.1)
+    with attach(optimizer, CONFIG):
+        q.grad = torch.ones(3, 2)
+        optimizer.step()
+    assert float(q.grad.norm(dim=1).max()) == pytest.approx(0.02 * 2**0.5)

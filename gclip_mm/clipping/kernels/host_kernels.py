@@ -18,13 +18,15 @@ from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
+from .host_threads import APART
+
 #: Elements taken at a time. A second look at so few costs next to nothing; with four times as many,
 #: writing back holds up reading.
 BLOCK = 512
 #: What a job is, int64 each. First addresses, of int64 unless a kernel says otherwise: of items,
 #: each the address of a run of float32 in memory; of how many elements each has; of the places of
 #: those to be done, in the order in which they are; of the first place in that order of each part,
-#: and behind the last the number of places; of a counter for each thread, ``_APART`` bytes from the
+#: and behind the last the number of places; of a counter for each thread, ``APART`` bytes from the
 #: next, of how many of the parts that it begins with have been taken; of the numbers in, and of the
 #: numbers out. Then how many items there are, threads, and parts for each; whether to write, and to
 #: begin with the last part; and the address of what tells a thread its number.
@@ -41,12 +43,8 @@ BEFORE, AFTER, CHANGED = range(3)
 _REORDER = {'reassoc', 'contract', 'nsz'}
 # What AGC divides by at least.
 _LEAST = 1e-6
-# Bytes that memory hands over at a time.
-_LINE = 64
-# As many of the next item are asked for while one is scaled.
-_AHEAD = 4096
-# Bytes from one thread's counter to the next's.
-_APART = 64
+# Bytes that memory hands over at a time, and that are asked for of the next item at most.
+_LINE, _AHEAD = 64, 4096
 _ZERO, _ONE = np.float32(0), np.float32(1)
 # Sums of squares between these have lost nothing.
 _SMALLEST, _LARGEST = np.float32(1e-30), np.float32(np.finfo(np.float32).max)
@@ -103,20 +101,26 @@ def _call(typing, address):
     return types.int64(types.int64), generate
 
 
-@intrinsic
-def _prefetch(typing, address):
-    """Have the memory at the address, which need not be anybody's, brought to the first cache."""
+def _prefetcher(write):
+    @intrinsic
+    def prefetch(typing, address):
+        """Have memory, which need not be anybody's, brought to the first cache."""
 
-    def generate(context, builder, signature, arguments):
-        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        function = builder.module.declare_intrinsic('llvm.prefetch', [byte], kind)
-        # To be written to, to be kept, and data.
-        flags = [flag(1), flag(3), flag(1)]
-        builder.call(function, [builder.inttoptr(arguments[0], byte), *flags])
-        return context.get_dummy_value()
+        def generate(context, builder, signature, arguments):
+            byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+            function = builder.module.declare_intrinsic('llvm.prefetch', [byte], kind)
+            # Whether it will be written to; to be kept; data.
+            flags = [flag(write), flag(3), flag(1)]
+            builder.call(function, [builder.inttoptr(arguments[0], byte), *flags])
+            return context.get_dummy_value()
 
-    return types.void(types.int64), generate
+        return types.void(types.int64), generate
+
+    return prefetch
+
+
+_prefetch_to_read, _prefetch_to_write = map(_prefetcher, (0, 1))
 
 
 @_kept_on_disk(njit, fastmath=_REORDER)
@@ -209,7 +213,7 @@ def _scan(address, length, low, high, write, row):
         if write and found > 0 and wide_old < np.inf:
             # Reading would stop for as long as this block is looked at again.
             for line in range(0, 4 * BLOCK, _LINE):
-                _prefetch(place + 8 * BLOCK + line)
+                _prefetch_to_write(place + 8 * BLOCK + line)
             _clamp(place, count, low, high)
         before += wide_old
         after += wide_new
@@ -236,7 +240,7 @@ def _next_part(fields, me, through):
     """
     while through < fields[THREADS]:
         owner = (me + through) % fields[THREADS]
-        place = _take_next(fields[TAKEN] + _APART * owner)
+        place = _take_next(fields[TAKEN] + APART * owner)
         if place < fields[PARTS]:
             if fields[BACKWARDS]:
                 place = fields[PARTS] - 1 - place
@@ -331,6 +335,6 @@ def limit(job):
                     # Reading would stop for as long as this item is looked at again.
                     after = half + order[k + 1]
                     for line in range(0, min(4 * counts[after], _AHEAD), _LINE):
-                        _prefetch(items[after] + line)
+                        _prefetch_to_read(items[after] + line)
                 _scale(items[i], counts[i], bound / max(norm, _LEAST))
         part, through = _next_part(fields, me, through)

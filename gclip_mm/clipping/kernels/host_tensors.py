@@ -26,7 +26,7 @@ from torch.nn import Parameter
 
 from ..norms import host, np
 from . import host_threads
-from .host_threads import FEW, Crew, run
+from .host_threads import Crew, Shares, run
 from .multi_tensor import Units, is_run
 
 #: Elements of an item at most: enough of them to share out evenly among threads.
@@ -87,21 +87,16 @@ class HostTensors:
         self._sizes = np.array([tensor.numel() for tensor in tensors], dtype=np.int64)
         self._shapes = [tensor.shape for tensor in tensors]
         self._rows = [unit.rows for unit in units]
-        self._crew = Crew(self._counts, self._places())
+        self._crew = self._crew_for(len(units))
         self._pairs: Crew | None = None
         self._taken: list[int] = []
         self._addresses = self._offsets
 
-    def _places(self) -> np.ndarray:
-        """Where in its tensor the middle of each item is, of 1.
-
-        Of tensors too small for PyTorch to share them out: where it is in all the memory there is.
-        """
-        middles = self._offsets // 4 + self._counts // 2
-        sizes = self._sizes[self._tensor]
-        before = np.concatenate([[0], np.cumsum(self._sizes)])
-        everywhere = (before[self._tensor] + middles) / max(before[-1], 1)
-        return np.where(sizes < FEW, everywhere, middles / np.maximum(sizes, 1))
+    def _crew_for(self, tensors: int) -> Crew:
+        """Shares out the items of the first tensors."""
+        end = self._starts[tensors]
+        offsets, counts = self._offsets[:end] // 4, self._counts[:end]
+        return Crew(self._tensor[:end], offsets, counts, self._sizes[:tensors])
 
     def fits(self, tensors: list[Tensor]) -> bool:
         """Whether these have the shapes that the tables were made for."""
@@ -133,6 +128,10 @@ class HostTensors:
             self._addresses = starts[self._tensor] + self._offsets
         return True
 
+    def has(self, tensors: list[Tensor]) -> bool:
+        """Whether these are the first of those that have been taken, and lie where they lay."""
+        return list(map(Tensor.data_ptr, tensors)) == self._taken[: len(tensors)]
+
     def _are_apart(self, starts: np.ndarray) -> bool:
         """Whether each tensor has memory, which begins there, and none has any of another's."""
         filled = np.flatnonzero(self._sizes)
@@ -150,7 +149,7 @@ class HostTensors:
             raise ValueError(f'there is no kernel for norms of order {p} in host memory')
         squares = np.empty(len(self._counts))
         # The last ones first: the optimizer begins with the first, and finds them in the cache.
-        self._run(_library().measure, results=squares, backwards=True)
+        self._run(_library().measure, None, squares, backwards=True)
         return self._of_units(squares)
 
     def scale(self, coefs: Tensor, count: int | None = None) -> None:
@@ -162,7 +161,7 @@ class HostTensors:
         """
         each, end = np.ones(len(self._counts)), self._starts[-1 if count is None else count]
         each[:end] = coefs.to(torch.float64).numpy()[self._unit[:end]]
-        self._run(_library().scale, each, chosen=each != 1)
+        self._run(_library().scale, each, shares=self._crew.shares(each != 1))
 
     @property
     def can_limit(self) -> bool:
@@ -181,14 +180,10 @@ class HostTensors:
             (U,) float64, the 2-norms of all units as they were.
         """
         squares = np.empty(len(self._counts))
-        half = len(squares) // 2
         if self._pairs is None:
-            self._pairs = Crew(self._counts[:half], self._places()[:half])
-        shares, given = self._pairs.shares(), np.array([eps, factor], dtype=np.float64)
-        if half:
-            run(
-                _library().limit, shares, self._addresses, self._counts, given, squares, False, True
-            )
+            self._pairs = self._crew_for(len(self._sizes) // 2)
+        given = np.array([eps, factor], dtype=np.float64)
+        self._run(_library().limit, given, squares, self._pairs.shares(), backwards=True)
         return self._of_units(squares)
 
     def scan(self, low: float | None, high: float | None, write: bool) -> Scan:
@@ -210,18 +205,18 @@ class HostTensors:
 
     def write(self, scan: Scan) -> None:
         """Write the clamped values where a scan has found that they differ."""
-        self._run(_library().clamp, scan.bounds, chosen=scan.hot)
+        self._run(_library().clamp, scan.bounds, shares=self._crew.shares(scan.hot))
 
     def _run(
         self,
         kernel: Any,
-        given: np.ndarray | None = None,
+        given: np.ndarray | None,
         results: np.ndarray | None = None,
-        chosen: np.ndarray | None = None,
+        shares: Shares | None = None,
         **options: bool,
     ) -> None:
-        """Have a kernel work on all items, or on those that are chosen, (I,) bool."""
-        shares = self._crew.shares(chosen)
+        """Have a kernel work on all items, or on those that are shared out."""
+        shares = self._crew.shares() if shares is None else shares
         if len(shares.order):
             run(kernel, shares, self._addresses, self._counts, given, results, **options)
 
@@ -274,13 +269,16 @@ def _try(kernels: ModuleType) -> None:
     items, counts = values.ctypes.data + np.array([0, 4]), np.ones(2, dtype=np.int64)
     threads = torch.get_num_threads()
     parts = np.minimum(np.arange(threads + 1), 2) if threads > 1 else np.array([0, 2])
-    shares = host_threads.Shares(np.arange(2), parts, threads)
+    shares = Shares(np.arange(2), parts, threads)
     bounds, results = np.array([-1, 0.5], dtype=np.float32), np.empty((2, 3))
     squares = np.empty(2)
     run(kernels.measure, shares, items, counts, results=squares)
     run(kernels.scan, shares, items, counts, bounds, results)
     run(kernels.clamp, shares, items, counts, bounds)
     run(kernels.scale, shares, items, counts, np.full(2, 0.5))
-    found = squares.tolist(), results.tolist(), values.tolist()
-    if found != ([1.0] * 2, [[1.0, 0.25, 1.0]] * 2, [0.25] * 2):
+    one = Shares(np.arange(1), np.array([0, 1]), 1)
+    limits = np.empty(2)
+    run(kernels.limit, one, items, counts, np.array([0.1, 0.5]), limits)
+    found = squares.tolist(), results.tolist(), values.tolist(), limits.tolist()
+    if found != ([1.0] * 2, [[1.0, 0.25, 1.0]] * 2, [0.125, 0.25], [0.0625] * 2):
         raise RuntimeError(f'wrong results: {found}')

@@ -1,9 +1,9 @@
 """Sharing work out among the threads that PyTorch computes with.
 
-PyTorch cuts each large tensor into as many stretches as it has threads, the first for the first
-thread. Here each thread begins with the same stretches. Memory that another core has had last is
-slower to read, and slower yet to write, where cores do not share a cache: half as fast on one
-machine of two such cores. Who is through with its own takes over what others have not begun.
+PyTorch cuts a large tensor into a stretch for each thread, of 32768 elements or more, the first for
+the first thread. Here each thread begins with the same stretches. Memory that another core has had
+last is slower to get, and slower yet to write: half as fast on one machine of two cores that share
+no cache. Who is through with its own takes over what others have not begun.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 
 from ..norms import np
 
-#: Threads are worth waking for this many elements, as for PyTorch.
+#: Another thread is worth waking for this many elements, as for PyTorch.
 FEW = 1 << 15
-#: Parts for each thread: several, so that another can take over some.
-PARTS = 16
-#: Counters that several threads write lie so many numbers apart, each in a cache line of its own.
-_APART = 8
+#: Counters that several threads write lie so many bytes apart, each in a cache line of its own.
+APART = 64
+# Parts for each thread: several, so that another can take over some.
+_EACH = 16
 
 
 class Shares(NamedTuple):
@@ -41,16 +41,27 @@ class Shares(NamedTuple):
 
 
 class Crew:
-    """Shares items out, evenly by their elements.
+    """Shares items out: among threads by where they lie, and a thread's evenly among its parts.
 
     Args:
+        tensors: (I,) int64, the number of the tensor that each item is of.
+        offsets: (I,) int64, elements before it in that.
         counts: (I,) int64, elements of each item.
-        places: (I,) float, where in its tensor the middle of an item is, from 0 to below 1.
+        sizes: elements of each tensor.
     """
 
-    def __init__(self, counts: np.ndarray, places: np.ndarray) -> None:
+    def __init__(
+        self, tensors: np.ndarray, offsets: np.ndarray, counts: np.ndarray, sizes: np.ndarray
+    ) -> None:
         self._counts = counts
-        self._places = places
+        middles, own = offsets + counts // 2, sizes[tensors]
+        before = np.concatenate([[0], np.cumsum(sizes)])
+        # Tensors too small to be cut go by where they come among all.
+        self._is_small = own < FEW
+        everywhere = (before[tensors] + middles) / max(before[-1], 1)
+        # Where the middle of an item is, from 0 to below 1.
+        self._places = np.where(self._is_small, everywhere, middles / np.maximum(own, 1))
+        self._most = -(-own // FEW)
         self._plans: dict[int, tuple[np.ndarray, Shares]] = {}
 
     def shares(self, chosen: np.ndarray | None = None) -> Shares:
@@ -61,7 +72,8 @@ class Crew:
         """
         threads = torch.get_num_threads()
         if threads not in self._plans:
-            owners = (self._places * threads).astype(np.int64)
+            stretches = np.where(self._is_small, threads, np.minimum(threads, self._most))
+            owners = (self._places * stretches).astype(np.int64)
             order = np.argsort(owners, kind='stable')
             owners = owners[order]
             self._plans[threads] = owners, self._cut(order, owners, threads)
@@ -76,7 +88,7 @@ class Crew:
         if threads == 1 or ends[-1] < FEW:
             return Shares(order, np.array([0, len(order)]), 1)
         heads = ends[np.searchsorted(owners, np.arange(threads + 1))]
-        begins = heads[:-1, None] + np.diff(heads)[:, None] * np.arange(PARTS) // PARTS
+        begins = heads[:-1, None] + np.diff(heads)[:, None] * np.arange(_EACH) // _EACH
         cuts = np.append(np.searchsorted(ends, begins.ravel()), len(order))
         return Shares(order, cuts.astype(np.int64), threads)
 
@@ -103,7 +115,7 @@ def run(
         write: whether the kernel is to write to the items, where it has the choice.
         backwards: whether each thread begins with its last part.
     """
-    taken = np.zeros((shares.threads, _APART), dtype=np.int64)
+    taken = np.zeros((shares.threads, APART // 8), dtype=np.int64)
     arrays = (items, counts, shares.order, shares.cuts, taken, given, results)
     addresses = [0 if array is None else array.ctypes.data for array in arrays]
     several = shares.threads > 1

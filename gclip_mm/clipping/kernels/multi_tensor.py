@@ -32,8 +32,8 @@ class MultiTensor:
     """Measures, scales and clamps the units of many tensors, in one launch each.
 
     There is one launch for each type of element among the tensors, which is one in most models. No
-    call reads the device. Sums of squares are accumulated in float64, in an order that does not
-    depend on timing, so that equal gradients have equal norms on every process.
+    call reads the device. Sums are accumulated in float64, in an order that does not depend on
+    timing, so that equal gradients have equal norms on every process.
 
     Args:
         units: of each of the T tensors.
@@ -82,6 +82,10 @@ class MultiTensor:
         self._addresses = addresses
         self._pointers = _upload(torch.tensor(addresses, dtype=torch.int64), self._device)
         return True
+
+    def has(self, tensors: list[Tensor]) -> bool:
+        """Whether these are the first of those that have been taken, and lie where they lay."""
+        return [tensor.data_ptr() for tensor in tensors] == self._addresses[: len(tensors)]
 
     def norms(self, p: float = 2.0) -> Tensor:
         """p-norm of every unit, (U,) float64; inf or NaN where an element is.

@@ -68,7 +68,7 @@ def joint_norm(base, count, order, KIND: tl.constexpr, CACHE: tl.constexpr, BLOC
         sums = tl.zeros([BLOCK], dtype=tl.float64)
         for start in range(0, count, BLOCK):
             sizes = _sizes(base, start, count, CACHE, BLOCK)
-            # The square of a finite float32 is finite in float64, and of a small one not lost.
+            # The square of a finite element is finite in float64, and of a small one not lost.
             sums += sizes if KIND == 'absolute' else sizes * sizes
         norm = tl.sum(sums, axis=0)
         if KIND == 'squares':

@@ -1,4 +1,4 @@
-"""The kernels for AGC: norms of the gradients' and of the weights' units, in one launch."""
+"""The kernels for AGC: the gradients' and the weights' units are measured together."""
 
 from __future__ import annotations
 
@@ -52,6 +52,9 @@ class UnitKernels:
         if self._places:
             self._multi = kind(of_grads + of_weights, self._fitting(view), 2 * total)
         self._total = total
+        # Units are cut by the parameter's shape: a gradient of another has other memory.
+        shapes = [(view.grads[i].shape, view.params[i].shape) for i in self._places]
+        self._match = all(grad == param for grad, param in shapes)
         #: Norms of the weights' units (U,) float64, set by :meth:`measure`.
         self.weights: Tensor | None = None
         #: Whether :meth:`measure` has scaled already what lies as the kernels expect.
@@ -67,18 +70,25 @@ class UnitKernels:
 
     def take(self, view: GradView) -> bool:
         """Whether the kernels can work on the gradients that are in the view now."""
-        return self._multi is not None and self._multi.take(self._fitting(view))
+        return self._multi is not None and self._match and self._multi.take(self._fitting(view))
 
-    def measure(self, view: GradView, eps: float, factor: float) -> Tensor:
+    def has(self, view: GradView) -> bool:
+        """Whether the gradients in the view are those that were there for :meth:`take`."""
+        return self._multi.has([view.grads[i] for i in self._places])
+
+    def measure(self, view: GradView, limits: tuple[float, float] | None = None) -> Tensor:
         """Norms of the gradients' units, (U,) float64; sets :attr:`weights`.
 
-        Where the view allows it and one pass can do both, the units are limited at once
-        (:meth:`HostTensors.limit`), and :attr:`has_scaled` is set.
+        Args:
+            view: the gradients.
+            limits: AGC's ``eps`` and ``clip_factor``, if units may be scaled down to their limits
+                at once; :attr:`has_scaled` says whether that was done.
         """
         multi = self._multi
-        self.has_scaled = view.is_disposable and isinstance(multi, HostTensors) and multi.can_limit
-        both = multi.limit(eps, factor) if self.has_scaled else multi.norms()
-        norms, self.weights = both.split(self._total)
+        can_limit = isinstance(multi, HostTensors) and multi.can_limit
+        self.has_scaled = limits is not None and can_limit
+        both = multi.limit(*limits) if self.has_scaled else multi.norms()
+        norms, self.weights = both[: self._total], both[self._total :]
         for i, where in self._rest:
             for tensor, flat in ((view.grads[i], norms), (view.params[i], self.weights)):
                 flat[where] = self._layouts[i].norms(tensor, torch.float64).reshape(-1)
