@@ -68,7 +68,7 @@ class AGC(Clipper):
             norms = kernels.measure(view, (self.eps, self.clip_factor) if early else None)
             if kernels.has_scaled:
                 mark_written(view.grads)
-            return Measure(combine(norms), norms, kernels=kernels)
+            return Measure(combine(norms, exact=False), norms, kernels=kernels)
         norms = plan.norms(view.grads, plan.grad_norms, guard=True)
         if plan.reduction is not None:
             weights = plan.norms(view.params, plan.weight_norms)
@@ -101,7 +101,8 @@ class AGC(Clipper):
             plan.scale(view.grads, coefs)
         if plan.reduction is not None:
             return Outcome(None, *plan.reduction.totals(norms * coefs, limits, over))
-        return Outcome(None, combine(norms * coefs), combine(limits), over.sum(), len(norms))
+        post, bound = (combine(part, exact=False) for part in (norms * coefs, limits))
+        return Outcome(None, post, bound, over.sum(), len(norms))
 
 
 class _Plan:

@@ -190,7 +190,7 @@ class GlobalClipper(Clipper):
 
     def measure(self, view: GradView) -> Measure:
         parts = self.norms(view)
-        return Measure(combine(parts, self.norm_type), parts)
+        return Measure(combine(parts, self.norm_type, exact=not view.folds), parts)
 
     @abstractmethod
     def decide(self, norm: Tensor, ok: Tensor | None) -> tuple[Tensor, Tensor | float]:
@@ -207,7 +207,8 @@ class TensorClipper(Clipper):
     def measure(self, view: GradView) -> Measure:
         kernels = whole_tensors(view, p=self.norm_type)
         parts = (kernels or view).norms(self.norm_type)
-        return Measure(combine(parts, self.norm_type), parts, kernels=kernels)
+        norm = combine(parts, self.norm_type, exact=False)
+        return Measure(norm, parts, kernels=kernels)
 
     @abstractmethod
     def decide(
@@ -224,8 +225,8 @@ class TensorClipper(Clipper):
         else:
             scale_each(view.grads, coefs)
         if isinstance(bounds, Tensor):
-            bounds = combine(bounds, self.norm_type)
-        post = combine(norms * coefs, self.norm_type)
+            bounds = combine(bounds, self.norm_type, exact=False)
+        post = combine(norms * coefs, self.norm_type, exact=False)
         return Outcome(None, post, bounds, (coefs < 1).sum(), len(view.grads))
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import Measure, Outcome
-from .norms import combine
+from .norms import combine, host, quiet
 from .routing import GradView
 from .stats import make_record
 
@@ -75,8 +75,17 @@ def summarize(
         units = sum(outcome.units for outcome in active)
         fraction = sum(outcome.clipped for outcome in active) / units if active else 0.0
     if coef is None:
-        coef = torch.where(norm > 0, post / norm, 1.0)
+        coef = _share(post, norm)
     return make_record(device, norm, post, coef, threshold, fraction, nonfinite)
+
+
+def _share(post: Tensor, norm: Tensor) -> Tensor | float:
+    """The norm after clipping over that before; 1 where there is none."""
+    before, after = host(norm), host(post)
+    if before is None or after is None:
+        return torch.where(norm > 0, post / norm, 1.0)
+    with quiet():
+        return float(after) / float(before) if before > 0 else 1.0
 
 
 def _joined(norms: list[Tensor], device: torch.device, p: float) -> Tensor:

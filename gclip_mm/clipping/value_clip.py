@@ -103,7 +103,8 @@ class ValueClip(Clipper):
             scan = kernels.scan(*self.bounds, write=early)
             if scan.written:
                 mark_written(view.grads)
-            return Measure(combine(scan.norms), scan.norms, scan=scan, kernels=kernels)
+            norm = combine(scan.norms, exact=False)
+            return Measure(norm, scan.norms, scan=scan, kernels=kernels)
         norms = kernels.norms()
         return Measure(combine(norms), norms, kernels=kernels)
 
@@ -119,7 +120,8 @@ class ValueClip(Clipper):
             if not scan.written:
                 kernels.write(scan)
                 mark_written(view.grads)
-            return Outcome(None, combine(scan.posts), threshold, scan.changed, elements)
+            post = combine(scan.posts, exact=False)
+            return Outcome(None, post, threshold, scan.changed, elements)
         if isinstance(kernels, MultiTensor):
             counts, posts = kernels.clamp(low, high)
             mark_written(view.grads)

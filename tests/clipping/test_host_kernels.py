@@ -240,7 +240,7 @@ def test_what_it_cannot_take():
         (fine, other.as_subclass(Other)),
     ]:
         assert not kernels.take([first, second, empty, empty])
-    assert not kernels.fits([other, other, empty, empty])
+    assert not kernels.fits([fine, other[1:], empty, empty])
     assert kernels.take([other, torch.nn.Parameter(fine), empty, empty])
     with pytest.raises(ValueError, match='order 3'):
         kernels.norms(3.0)

@@ -87,6 +87,8 @@ class HostTensors:
         self._sizes = np.array([tensor.numel() for tensor in tensors], dtype=np.int64)
         self._shapes = [tensor.shape for tensor in tensors]
         self._rows = [unit.rows for unit in units]
+        self._numels = self._sizes.tolist()
+        self._are_whole = self._rows == [1] * len(units)
         self._crew = self._crew_for(len(units))
         self._pairs: Crew | None = None
         self._taken: list[int] = []
@@ -99,7 +101,12 @@ class HostTensors:
         return Crew(self._tensor[:end], offsets, counts, self._sizes[:tensors])
 
     def fits(self, tensors: list[Tensor]) -> bool:
-        """Whether these have the shapes that the tables were made for."""
+        """Whether these have the shapes that the tables were made for.
+
+        Of units that are whole tensors, the sizes.
+        """
+        if self._are_whole:
+            return list(map(Tensor.numel, tensors)) == self._numels
         return list(map(attrgetter('shape'), tensors)) == self._shapes
 
     def take(self, tensors: list[Tensor]) -> bool:
