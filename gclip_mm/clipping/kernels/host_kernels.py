@@ -46,6 +46,7 @@ _LEAST = 1e-6
 # Bytes that memory hands over at a time, and that are asked for of the next item at most.
 _LINE, _AHEAD = 64, 4096
 _ZERO, _ONE = np.float32(0), np.float32(1)
+_NO_BITS, _ALL_BUT_SIGN = np.int32(0), np.int32(0x7FFFFFFF)
 # Sums of squares between these have lost nothing.
 _SMALLEST, _LARGEST = np.float32(1e-30), np.float32(np.finfo(np.float32).max)
 
@@ -74,7 +75,8 @@ def _pointer_to(kind):
     return pointer
 
 
-_float32, _float64, _int64 = map(_pointer_to, (types.float32, types.float64, types.int64))
+_float32, _float64 = map(_pointer_to, (types.float32, types.float64))
+_int32, _int64 = map(_pointer_to, (types.int32, types.int64))
 
 
 @intrinsic
@@ -142,6 +144,19 @@ def _wide_squares(address, count):
 
 
 @_kept_on_disk(njit, fastmath=_REORDER)
+def _squares_and_top(address, count):
+    """The sum of squares, and the bits of the largest absolute value, which are in its order."""
+    values = carray(_float32(address), (count,))
+    words = carray(_int32(address), (count,))
+    total, top = _ZERO, _NO_BITS
+    for i in range(count):
+        total += values[i] * values[i]
+        word = np.int32(words[i] & _ALL_BUT_SIGN)
+        top = word if word > top else top
+    return total, top
+
+
+@_kept_on_disk(njit, fastmath=_REORDER)
 def _sums(address, count, low, high):
     values = carray(_float32(address), (count,))
     before, after, changed = _ZERO, _ZERO, _ZERO
@@ -202,11 +217,21 @@ def _measure(address, length):
 
 
 @_kept_on_disk(njit)
-def _scan(address, length, low, high, write, row):
+def _scan(address, length, low, high, inside, write, row):
     before, after, changed = 0.0, 0.0, 0.0
+    is_quiet = True
     for start in range(0, length, BLOCK):
         place, count = address + 4 * start, min(BLOCK, length - start)
+        if is_quiet:
+            # Most gradients have little outside, and less to do is done sooner.
+            found, top = _squares_and_top(place, count)
+            if top <= inside:
+                total = np.float64(found) if _is_safe(found) else _wide_squares(place, count)
+                before += total
+                after += total
+                continue
         old, new, found = _sums(place, count, low, high)
+        is_quiet = found == 0
         wide_old, wide_new = np.float64(old), np.float64(new)
         if not (_is_safe(old) and _is_safe(new)):
             wide_old, wide_new = _wide_sums(place, count, low, high)
@@ -269,23 +294,25 @@ def measure(job):
 def scan(job):
     """Sums over each item, and their clamped values in place if ``WRITE`` is not 0.
 
-    A block with an element that is not finite is left as it is. ``GIVEN``: (2,) float32, the lower
-    and upper end of the range. ``RESULTS``: (I, 3) float64, see ``BEFORE``.
+    A block with an element that is not finite is left as it is. ``GIVEN``: (3,) float32, the lower
+    and upper end of the range, and a size up to which elements of either sign are inside; below 0:
+    there is none. ``RESULTS``: (I, 3) float64, see ``BEFORE``.
     """
     fields, cuts, order, items, counts, me = _unpacked(job)
-    low, high = carray(_float32(fields[GIVEN]), (2,))
+    low, high, _ = carray(_float32(fields[GIVEN]), (3,))
+    inside = carray(_int32(fields[GIVEN]), (3,))[2]
     results = carray(_float64(fields[RESULTS]), (fields[SIZE], 3))
     part, through = _next_part(fields, me, 0)
     while part >= 0:
         for k in range(cuts[part], cuts[part + 1]):
             i = order[k]
-            _scan(items[i], counts[i], low, high, fields[WRITE] != 0, results[i])
+            _scan(items[i], counts[i], low, high, inside, fields[WRITE] != 0, results[i])
         part, through = _next_part(fields, me, through)
 
 
 @_kept_on_disk(cfunc, *_kernel)
 def clamp(job):
-    """Clamp the items in place; ``GIVEN`` as :func:`scan` has it."""
+    """Clamp the items in place; ``GIVEN``: (2,) float32, the lower and upper end of the range."""
     fields, cuts, order, items, counts, me = _unpacked(job)
     low, high = carray(_float32(fields[GIVEN]), (2,))
     part, through = _next_part(fields, me, 0)

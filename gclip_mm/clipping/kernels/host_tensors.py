@@ -202,13 +202,13 @@ class HostTensors:
             write: whether to clamp at once. Elements that are not finite stay as they are then, and
                 so may some near them.
         """
-        bounds = np.array([-math.inf if low is None else low, math.inf if high is None else high])
+        low, high = -math.inf if low is None else low, math.inf if high is None else high
         with np.errstate(over='ignore'):
-            bounds = bounds.astype(np.float32)
+            bounds = np.array([low, high, max(min(-low, high), -1.0)]).astype(np.float32)
         results = np.empty((len(self._counts), 3))
         self._run(_library().scan, bounds, results, write=write, backwards=True)
         norms, changed = self._of_units(results[:, :2]), results[:, 2]
-        return Scan(norms[:, 0], norms[:, 1], float(changed.sum()), write, changed > 0, bounds)
+        return Scan(norms[:, 0], norms[:, 1], float(changed.sum()), write, changed > 0, bounds[:2])
 
     def write(self, scan: Scan) -> None:
         """Write the clamped values where a scan has found that they differ."""
@@ -277,7 +277,7 @@ def _try(kernels: ModuleType) -> None:
     threads = torch.get_num_threads()
     parts = np.minimum(np.arange(threads + 1), 2) if threads > 1 else np.array([0, 2])
     shares = Shares(np.arange(2), parts, threads)
-    bounds, results = np.array([-1, 0.5], dtype=np.float32), np.empty((2, 3))
+    bounds, results = np.array([-1, 0.5, 0.5], dtype=np.float32), np.empty((2, 3))
     squares = np.empty(2)
     run(kernels.measure, shares, items, counts, results=squares)
     run(kernels.scan, shares, items, counts, bounds, results)
