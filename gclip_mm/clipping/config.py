@@ -100,9 +100,16 @@ def _build_rule(name: str, kwargs: dict, where: str) -> Clipper:
     for key in kwargs:
         if key not in valid:
             # The registry's own message would leave the common keys out.
+            others = [other for other in CLIPPERS if key in CLIPPERS.keys_of(other)]
+            inherited = (
+                f' {key!r} is a key of {", ".join(others)}: where it is inherited from _base_, begin with '
+                f'clip_grad=dict(_delete_=True, type={name!r}, ...).'
+                if others and where == 'clip_grad'
+                else ''
+            )
             raise ClipConfigError(
                 f'{where}: {CLIPPERS.get(name).__name__} has no key {key!r}.'
-                f'{suggest(key, valid)} Valid keys: {", ".join(valid)}'
+                f'{suggest(key, valid)} Valid keys: {", ".join(valid)}.{inherited}'
             )
     return CLIPPERS.build(name, kwargs, where)
 

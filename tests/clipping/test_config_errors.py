@@ -31,7 +31,10 @@ ERRORS = {
         dict(type='norm', max_norm=1, exclud=['a']),
         "NormClip has no key 'exclud'. Did you mean 'exclude'",
     ),
-    'key of another rule': (dict(type='AGC', max_norm=1), "AGC has no key 'max_norm'"),
+    'key of another rule': (
+        dict(type='AGC', max_norm=1),
+        r"AGC has no key 'max_norm'.* a key of .*NormClip, .*\(_delete_=True, type='AGC', ",
+    ),
     'stock norm, misspelt': (dict(max_nrom=1), "NormClip has no key 'max_nrom'.*'max_norm'"),
     'missing key': (dict(type='norm'), "NormClip needs the key 'max_norm'"),
     'missing key, other given': (dict(norm_type=2), "needs the key 'max_norm'"),

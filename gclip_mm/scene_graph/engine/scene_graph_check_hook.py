@@ -20,12 +20,15 @@ class SceneGraphCheckHook(Hook):
     """Compares a scene-graph model with its data sets and metrics before anything runs.
 
     Without it a wrong number of classes is an index out of range in the middle of training, and a
-    model of one protocol measured by another gives a figure that means nothing.
+    model of one protocol, or of names in one order, measured by another gives figures that mean
+    nothing.
 
     Raises:
         ValueError: The model is no SceneGraphRCNN; it has another number of classes, predicates or
-            scenes than a data set; it has another protocol than a metric; a detector that has to
-            find or name objects is trained without its losses.
+            scenes than a data set; a data set names them otherwise than the training set, or than
+            that of the checkpoint that is tested; the training set has no relation, or no scene
+            for a model that is to tell scenes; a metric has another protocol; a detector that has
+            to find or name objects is trained without its losses.
 
     Example:
         >>> custom_hooks = [dict(type='SceneGraphCheckHook'), dict(type='FrequencyBiasHook')]
@@ -41,14 +44,84 @@ class SceneGraphCheckHook(Hook):
                 f'SceneGraphCheckHook: the model is a {type(model).__name__}, no SceneGraphRCNN; '
                 'take the hook out of custom_hooks'
             )
-        if isinstance(runner._train_loop, BaseLoop):
+        loops = _loops(runner)
+        for where, loop in loops.items():
+            check_sizes(model, loop.dataloader.dataset, where)
+            for metric in getattr(getattr(loop, 'evaluator', None), 'metrics', ()):
+                check_protocol(model, metric)
+        if 'train' in loops:
             check_detector_learns(model)
-        for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
-            # What is not going to run is still a config, or None.
-            if isinstance(loop, BaseLoop):
-                check_sizes(model, loop.dataloader.dataset.metainfo)
-                for metric in getattr(getattr(loop, 'evaluator', None), 'metrics', ()):
-                    check_protocol(model, metric)
+            dataset = loops['train'].dataloader.dataset
+            check_annotated(model, dataset)
+            known = f'the training set{_file_of(dataset)}'
+            _check_names(loops, dataset.metainfo, known)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        loops = _loops(runner)
+        # A checkpoint that training begins with may be of another data set.
+        if 'train' not in loops:
+            meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+            _check_names(loops, meta, 'the training set of the checkpoint')
+
+
+def _loops(runner: Runner) -> dict[str, BaseLoop]:
+    loops = dict(train=runner._train_loop, val=runner._val_loop, test=runner._test_loop)
+    # What is not going to run is still a config, or None.
+    return {where: loop for where, loop in loops.items() if isinstance(loop, BaseLoop)}
+
+
+def _file_of(dataset: Any) -> str:
+    file = getattr(dataset, 'ann_file', '')
+    return f' ({file})' if file else ''
+
+
+def _check_names(loops: dict[str, BaseLoop], meta: dict[str, Any], known: str) -> None:
+    for where, loop in loops.items():
+        dataset = loop.dataloader.dataset
+        check_names(dataset.metainfo, meta, f'the {where} set{_file_of(dataset)}', known)
+
+
+def check_names(meta: dict[str, Any], trained: dict[str, Any], where: str, known: str) -> None:
+    """Raise where a data set names something otherwise than the one that was trained on.
+
+    Args:
+        meta: metainfo of the data set.
+        trained: metainfo of the training set; what it does not tell is not compared.
+        where: what the data set is called in the error.
+        known: what the training set is called.
+    """
+    for kind in ('classes', 'predicates', 'scenes'):
+        ours, theirs = list(meta.get(kind) or ()), list(trained.get(kind) or ())
+        if ours and theirs and ours != theirs:
+            same = sorted(ours) == sorted(theirs)
+            raise ValueError(
+                f'{where} has other {kind} than {known}{", in another order" if same else ""}: '
+                f'{ours}, and {theirs}. A model knows them by their place: list them alike, or '
+                f'give both data sets metainfo=dict({kind}=...)'
+            )
+
+
+def check_annotated(model: SceneGraphRCNN, dataset: Any) -> None:
+    """Raise where the training set has nothing to learn relations, or scenes, from."""
+    missing = {'relations': 'relation'}
+    if model.scene_head is not None:
+        missing['scene_label'] = 'scene'
+    for i in range(len(dataset) if hasattr(dataset, 'get_data_info') else 0):
+        info = dataset.get_data_info(i)
+        # A scene may be the one of the number 0, and relations an array.
+        missing = {
+            key: kind
+            for key, kind in missing.items()
+            if info.get(key) is None or (key == 'relations' and not len(info[key]))
+        }
+        if not missing:
+            return
+    if hasattr(dataset, 'get_data_info'):
+        kind = next(iter(missing.values()))
+        raise ValueError(
+            f'the training set{_file_of(dataset)} has no {kind} in any of its {len(dataset)} images'
+            + (': set model.scene_head=None' if kind == 'scene' else '')
+        )
 
 
 def check_detector_learns(model: SceneGraphRCNN) -> None:
@@ -62,14 +135,16 @@ def check_detector_learns(model: SceneGraphRCNN) -> None:
         )
 
 
-def check_sizes(model: SceneGraphRCNN, meta: dict[str, Any]) -> None:
+def check_sizes(model: SceneGraphRCNN, dataset: Any, where: str) -> None:
     """Raise where the model has another number of outputs than the data set has names."""
     for kind, key, size in _sizes(model):
-        names = list(meta.get(kind) or ())
+        names, file = list(dataset.metainfo.get(kind) or ()), _file_of(dataset)
         if kind == 'scenes' and not names:
-            raise ValueError('the data set names no scenes: set model.scene_head=None')
+            raise ValueError(f'the {where} set{file} names no scenes: set model.scene_head=None')
         if len(names) != size:
-            raise ValueError(f'{key}={size}, but the data set names {len(names)} {kind}: {names}')
+            raise ValueError(
+                f'{key}={size}, but the {where} set{file} names {len(names)} {kind}: {names}'
+            )
 
 
 def _sizes(model: SceneGraphRCNN) -> Iterator[tuple[str, str, int]]:

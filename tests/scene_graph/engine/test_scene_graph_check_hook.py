@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -79,6 +80,70 @@ def test_a_detector_that_learns_nothing(protocol):
     check(train=loop(protocol), protocol=protocol, detector_loss=True)
     check(train=loop(protocol), protocol=protocol, freeze_detector=True)
     check(test=loop(protocol), protocol=protocol)
+
+
+@pytest.mark.parametrize('which', ['val', 'test'])
+@pytest.mark.parametrize('kind', ['classes', 'predicates', 'scenes'])
+def test_names_in_another_order(which, kind):
+    turned = {kind: tuple(reversed(METAINFO[kind]))}
+    message = rf'the {which} set has other {kind} than the training set, in another order: \['
+    with pytest.raises(ValueError, match=message):
+        check(train=loop(), **{which: loop(**turned)})
+
+
+def test_a_name_that_is_spelt_otherwise():
+    names = ('persn', *METAINFO['classes'][1:])
+    with pytest.raises(ValueError, match=r"other classes than the training set: \['persn'"):
+        check(train=loop(), val=loop(classes=names))
+
+
+@pytest.mark.parametrize('trains', [False, True])
+def test_a_checkpoint_of_other_names(trains):
+    names = tuple(reversed(METAINFO['predicates']))
+    loops = dict(train=loop() if trains else None, val=None, test=loop())
+    runner = SimpleNamespace(**{f'_{key}_loop': value for key, value in loops.items()})
+    hook = SceneGraphCheckHook()
+    for meta in ({}, dict(dataset_meta=METAINFO), dict(dataset_meta=dict(classes=()))):
+        hook.after_load_checkpoint(runner, dict(meta=meta))
+    other = dict(meta=dict(dataset_meta={**METAINFO, 'predicates': names}))
+    if trains:
+        # A detector of another data set to begin with.
+        hook.after_load_checkpoint(runner, other)
+    else:
+        with pytest.raises(ValueError, match='than the training set of the checkpoint, in another'):
+            hook.after_load_checkpoint(runner, other)
+
+
+class Annotated(list):
+    """A training set of these images."""
+
+    metainfo, ann_file = METAINFO, 'data/mine/train.json'
+
+    def get_data_info(self, i):
+        return self[i]
+
+
+def training_on(*infos):
+    made = loop()
+    made.dataloader.dataset = Annotated(infos)
+    return made
+
+
+def test_a_training_set_without_relations_or_scenes():
+    some, none = np.zeros((1, 3), np.int64), np.zeros((0, 3), np.int64)
+    check(train=training_on(dict(relations=none, scene_label=0), dict(relations=some)))
+    check(train=training_on(dict(relations=some, scene_label=None)), scene_head=None)
+    with pytest.raises(ValueError, match=r'\(data/mine/train.json\) has no relation .* 2 images$'):
+        check(train=training_on(*[dict(relations=none, scene_label=0)] * 2))
+    with pytest.raises(ValueError, match='no scene in any .* 1 images: set model.scene_head=None'):
+        check(train=training_on(dict(relations=some, scene_label=None)))
+
+
+def test_sizes_say_of_which_file():
+    made = training_on()
+    made.dataloader.dataset.metainfo = {**METAINFO, 'predicates': ('on',)}
+    with pytest.raises(ValueError, match=r'the val set \(data/mine/train.json\) names 1 pred'):
+        check(val=made)
 
 
 def test_another_model():

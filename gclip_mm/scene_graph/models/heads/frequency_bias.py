@@ -92,8 +92,10 @@ class FrequencyBias(nn.Module):
         if not self.ready:
             raise RuntimeError(
                 'FrequencyBias has no counts yet. Add '
-                "custom_hooks=[dict(type='FrequencyBiasHook')] to the config, which counts the "
-                'training set, or give FrequencyBias(file=...), or load a checkpoint that has them'
+                "dict(type='FrequencyBiasHook') to custom_hooks, which counts the training set (a "
+                'config that inherits hooks and has some of its own needs custom_hooks='
+                '[*_base_.custom_hooks, ...]), or give FrequencyBias(file=...), or load a '
+                'checkpoint that has them'
             )
         return self.weight[labels[pairs[:, 0]] * self.num_classes + labels[pairs[:, 1]]]
 
