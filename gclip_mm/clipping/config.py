@@ -102,8 +102,8 @@ def _build_rule(name: str, kwargs: dict, where: str) -> Clipper:
             # The registry's own message would leave the common keys out.
             others = [other for other in CLIPPERS if key in CLIPPERS.keys_of(other)]
             inherited = (
-                f' {key!r} is a key of {", ".join(others)}: where it is inherited from _base_, begin with '
-                f'clip_grad=dict(_delete_=True, type={name!r}, ...).'
+                f' {key!r} is a key of {", ".join(others)}: where it is inherited from _base_, '
+                f'begin with clip_grad=dict(_delete_=True, type={name!r}, ...).'
                 if others and where == 'clip_grad'
                 else ''
             )
