@@ -14,9 +14,11 @@ from mmdet.apis import DetInferencer
 from mmdet.structures import DetDataSample
 from mmengine.dataset import Compose
 from mmengine.structures import InstanceData
+from torch import nn
 
 from .models.detectors import SceneGraphRCNN
 from .models.protocol import SceneGraphProtocol
+from .models.weights import check_weights
 from .visualization import SceneGraphVisualizer
 
 #: What an input dict may hold.
@@ -46,7 +48,8 @@ class SceneGraphInferencer(DetInferencer):
         **kwargs: As for ``DetInferencer``.
 
     Raises:
-        ValueError: The model is no SceneGraphRCNN; an unknown protocol.
+        ValueError: The model is no SceneGraphRCNN; the checkpoint is of another; an unknown
+            protocol.
 
     Example:
         >>> inferencer = SceneGraphInferencer(
@@ -87,6 +90,11 @@ class SceneGraphInferencer(DetInferencer):
         count = max(self.num_visualized_imgs, self.num_predicted_imgs)
         self.num_visualized_imgs = self.num_predicted_imgs = count
         return super().__call__(inputs, *args, **kwargs)
+
+    def _load_weights_to_model(self, model: nn.Module, checkpoint: dict | None, cfg: Any) -> None:
+        if checkpoint is not None and isinstance(model, SceneGraphRCNN):
+            check_weights(model, checkpoint)
+        super()._load_weights_to_model(model, checkpoint, cfg)
 
     # ---- input -------------------------------------------------------------------------------
 

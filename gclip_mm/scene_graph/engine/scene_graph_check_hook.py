@@ -9,10 +9,12 @@ from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
+from torch import nn
 
 from ..evaluation.metric import SceneGraphMetric
 from ..models.detectors import SceneGraphRCNN
 from ..models.protocol import SceneGraphProtocol
+from ..models.weights import check_weights
 
 
 @HOOKS.register_module()
@@ -26,9 +28,10 @@ class SceneGraphCheckHook(Hook):
     Raises:
         ValueError: The model is no SceneGraphRCNN; it has another number of classes, predicates or
             scenes than a data set; a data set names them otherwise than the training set, or than
-            that of the checkpoint that is tested; the training set has no relation, or no scene
-            for a model that is to tell scenes; a metric has another protocol; a detector that has
-            to find or name objects is trained without its losses.
+            that of the checkpoint that is tested; that checkpoint is of another model; the training
+            set has no relation, or no scene for a model that is to tell scenes; a metric has
+            another protocol; a detector that has to find or name objects is trained without its
+            losses.
 
     Example:
         >>> custom_hooks = [dict(type='SceneGraphCheckHook'), dict(type='FrequencyBiasHook')]
@@ -38,7 +41,7 @@ class SceneGraphCheckHook(Hook):
     priority = 'HIGHEST'
 
     def before_run(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = _unwrapped(runner)
         if not isinstance(model, SceneGraphRCNN):
             raise ValueError(
                 f'SceneGraphCheckHook: the model is a {type(model).__name__}, no SceneGraphRCNN; '
@@ -60,8 +63,13 @@ class SceneGraphCheckHook(Hook):
         loops = _loops(runner)
         # A checkpoint that training begins with may be of another data set.
         if 'train' not in loops:
+            check_weights(_unwrapped(runner), checkpoint)
             meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
             _check_names(loops, meta, 'the training set of the checkpoint')
+
+
+def _unwrapped(runner: Runner) -> nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _loops(runner: Runner) -> dict[str, BaseLoop]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -101,17 +102,28 @@ def test_a_name_that_is_spelt_otherwise():
 def test_a_checkpoint_of_other_names(trains):
     names = tuple(reversed(METAINFO['predicates']))
     loops = dict(train=loop() if trains else None, val=None, test=loop())
-    runner = SimpleNamespace(**{f'_{key}_loop': value for key, value in loops.items()})
-    hook = SceneGraphCheckHook()
+    model = MODELS.build(Config.fromfile(CONFIG).model)
+    runner = SimpleNamespace(model=model, **{f'_{key}_loop': value for key, value in loops.items()})
+    hook, weights = SceneGraphCheckHook(), model.state_dict()
     for meta in ({}, dict(dataset_meta=METAINFO), dict(dataset_meta=dict(classes=()))):
-        hook.after_load_checkpoint(runner, dict(meta=meta))
-    other = dict(meta=dict(dataset_meta={**METAINFO, 'predicates': names}))
+        hook.after_load_checkpoint(runner, dict(meta=meta, state_dict=weights))
+    other = dict(meta=dict(dataset_meta={**METAINFO, 'predicates': names}), state_dict=weights)
     if trains:
         # A detector of another data set to begin with.
         hook.after_load_checkpoint(runner, other)
     else:
         with pytest.raises(ValueError, match='than the training set of the checkpoint, in another'):
             hook.after_load_checkpoint(runner, other)
+
+
+@pytest.mark.parametrize('trains', [False, True])
+def test_a_checkpoint_of_another_model(trains):
+    model = MODELS.build(Config.fromfile(CONFIG).model)
+    loops = dict(_train_loop=loop() if trains else None, _val_loop=None, _test_loop=loop())
+    runner = SimpleNamespace(model=model, **loops)
+    weights = {key: value for key, value in model.state_dict().items() if 'backbone' in key}
+    with nullcontext() if trains else pytest.raises(ValueError, match='of another model'):
+        SceneGraphCheckHook().after_load_checkpoint(runner, dict(state_dict=weights))
 
 
 class Annotated(list):

@@ -1,0 +1,70 @@
+"""A checkpoint of another model is refused, and says why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import DefaultScope, init_default_scope
+
+import gclip_mm  # noqa: F401
+from gclip_mm.scene_graph.models.weights import check_weights
+
+CONFIGS = 'configs/scene_graph/shapescenes'
+
+
+@pytest.fixture(scope='module')
+def models():
+    known = list(DefaultScope._instance_dict.items())
+    init_default_scope('mmdet')
+    names = ('identity', 'rnn', 'transformer')
+    yield {
+        name: MODELS.build(Config.fromfile(f'{CONFIGS}/{name}_predcls_shapescenes.py').model)
+        for name in names
+    }
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(known)
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_its_own(models, prefix):
+    model = models['rnn']
+    state = {prefix + key: value for key, value in model.state_dict().items()}
+    check_weights(model, state)
+    check_weights(model, dict(state_dict=state, meta={}))
+
+
+@pytest.mark.parametrize(
+    ('asked', 'saved', 'message'),
+    [
+        ('rnn', 'transformer', r'relation_head.context\S* is missing, and \d+ more do not fit'),
+        ('rnn', 'identity', r'relation_head.context\S* is missing'),
+        ('identity', 'rnn', r'relation_head.context\S* is unknown to the model'),
+    ],
+)
+def test_of_another_context(models, asked, saved, message):
+    with pytest.raises(ValueError, match=message):
+        check_weights(models[asked], dict(state_dict=models[saved].state_dict()))
+
+
+def test_of_another_size(models):
+    state = dict(models['rnn'].state_dict())
+    key = next(key for key in state if key.startswith('scene_head') and state[key].ndim == 2)
+    state[key] = torch.zeros(3, 7)
+    message = rf'another model: {key} has the shape \(3, 7\), not \(\d+, \d+\). Give the config'
+    with pytest.raises(ValueError, match=message):
+        check_weights(models['rnn'], state)
+
+
+def test_a_scene_head_may_be_left_out(models):
+    model, head = models['rnn'], models['rnn'].scene_head
+    state = model.state_dict()
+    model.scene_head = None
+    try:
+        check_weights(model, state)
+    finally:
+        model.scene_head = head
+    without = {key: value for key, value in state.items() if not key.startswith('scene_head')}
+    with pytest.raises(ValueError, match=r'scene_head\S* is missing'):
+        check_weights(model, without)
