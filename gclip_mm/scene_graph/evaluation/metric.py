@@ -199,6 +199,10 @@ class SceneGraphMetric(BaseMetric):
         )
         matches = [ImageMatch(**result['match']) for result in results]
         metrics = summarize(matches, self.ks, zero_shot=self._zero_shot() is not None, **shared)
+        if not any(len(match.predicates) for match in matches):
+            logger.warning(
+                f'none of the {len(results)} images has an annotated relation: there is no recall'
+            )
         if self.protocol == 'sgdet':
             metrics = {key: value for key, value in metrics.items() if not key.startswith('A@')}
         if self.classwise:

@@ -11,6 +11,7 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
 from mmdet.structures import DetDataSample
 from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, LabelData
 
@@ -222,6 +223,21 @@ def test_zero_shot_against_the_training_file(tmp_path):
     (tmp_path / 'bad.json').write_text('{')
     with pytest.raises(ValueError, match=r'bad\.json is not valid JSON'):
         evaluate(samples, train_ann_file=str(tmp_path / 'bad.json'))
+
+
+def test_nothing_annotated_anywhere_is_said(monkeypatch):
+    samples, _, _ = make_samples()
+    said = []
+    monkeypatch.setattr(MMLogger, 'warning', lambda self, message: said.append(message))
+    evaluate(samples)
+    assert not said
+    for sample in samples:
+        sample.gt_relations = InstanceData(
+            pairs=torch.zeros(0, 2, dtype=torch.long), labels=torch.zeros(0, dtype=torch.long)
+        )
+    assert math.isnan(evaluate(samples)['sg/R@20'])
+    (message,) = said
+    assert message.startswith(f'none of the {len(samples)} images has an annotated relation')
 
 
 def test_nothing_predicted_anywhere():
