@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 import gclip_mm
+from gclip_mm.engine.dist import close_distributed
 
 STEPS = 6
 SGD = dict(lr=0.1, momentum=0.9)
@@ -240,8 +241,7 @@ def main(run: Callable[[dict], dict]) -> None:
             results[name] = {'error': str(error)}
     if not dist.is_initialized() or dist.get_rank() == 0:
         torch.save(results, out)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    close_distributed()
 
 
 if __name__ == '__main__':
