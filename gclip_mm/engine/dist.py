@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import gc
 import os
@@ -60,7 +61,8 @@ def close_distributed() -> None:
     """End the process group, if there is one, once nobody refers to the Runner any more.
 
     DDP's reducer must not be the last to hold the group: it would tear gloo's threads down without
-    letting go of the GIL, which one of them may be waiting for.
+    letting go of the GIL, which one of them may be waiting for. Of a group that
+    :func:`set_up_cpu_distributed` has started it is done when the process exits, if not before.
     """
     if dist.is_initialized():
         gc.collect()
@@ -120,3 +122,5 @@ def _start_gloo(timeout: float | None) -> None:
         )
     options = {} if timeout is None else {'timeout': datetime.timedelta(seconds=timeout)}
     dist.init_process_group('gloo', **options)
+    # A process that ends with gloo's threads at work is now and then aborted by one of them.
+    atexit.register(close_distributed)
