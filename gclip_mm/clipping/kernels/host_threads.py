@@ -1,9 +1,10 @@
 """Sharing work out among the threads that PyTorch computes with.
 
 PyTorch cuts a large tensor into a stretch for each thread, of 32768 elements or more, the first for
-the first thread. Here each thread begins with the same stretches. Memory that another core has had
-last is slower to get, and slower yet to write: half as fast on one machine of two cores that share
-no cache. Who is through with its own takes over what others have not begun.
+the first thread. Here each thread begins with the same stretches: on one machine, scaling by
+PyTorch took twice as long after a pass in which any thread took any part (results/benchmark; that
+cores wait for each other's caches is a guess). Who is through with its own takes over what others
+have not begun.
 """
 
 from __future__ import annotations

@@ -111,10 +111,12 @@ def check_names(meta: dict[str, Any], trained: dict[str, Any], where: str, known
 
 def check_annotated(model: SceneGraphRCNN, dataset: Any) -> None:
     """Raise where the training set has nothing to learn relations, or scenes, from."""
+    if not hasattr(dataset, 'get_data_info'):
+        return
     missing = {'relations': 'relation'}
     if model.scene_head is not None:
         missing['scene_label'] = 'scene'
-    for i in range(len(dataset) if hasattr(dataset, 'get_data_info') else 0):
+    for i in range(len(dataset)):
         info = dataset.get_data_info(i)
         # A scene may be the one of the number 0, and relations an array.
         missing = {
@@ -124,12 +126,11 @@ def check_annotated(model: SceneGraphRCNN, dataset: Any) -> None:
         }
         if not missing:
             return
-    if hasattr(dataset, 'get_data_info'):
-        kind = next(iter(missing.values()))
-        raise ValueError(
-            f'the training set{_file_of(dataset)} has no {kind} in any of its {len(dataset)} images'
-            + (': set model.scene_head=None' if kind == 'scene' else '')
-        )
+    kind = next(iter(missing.values()))
+    raise ValueError(
+        f'the training set{_file_of(dataset)} has no {kind} in any of its {len(dataset)} images'
+        + (': set model.scene_head=None' if kind == 'scene' else '')
+    )
 
 
 def check_detector_learns(model: SceneGraphRCNN) -> None:
