@@ -113,6 +113,23 @@ def test_a_run_that_did_not_clip(tool, tmp_path):
     assert 'did not clip' in figure.axes[1].texts[0].get_text()
 
 
+@pytest.mark.parametrize('first_nan', [0, 2])
+def test_a_lost_run_says_from_where_on(tool, tmp_path, capsys, first_nan):
+    data = rows(range(10, 60, 10))
+    for row in data[first_nan:]:
+        row['loss'] = math.nan
+    file = write(tmp_path / 'lost', data)
+    write(tmp_path / 'one_bad_line', [*data[: first_nan + 1], *rows([60])])
+    scalars = {name: tool.read_scalars(tmp_path / name) for name in ('lost', 'one_bad_line')}
+    loss = tool.draw(scalars).axes[0]
+    step = data[first_nan]['step']
+    legend = [text.get_text() for text in loss.get_legend().get_texts()]
+    assert legend == [f'lost: NaN or inf from iteration {step} on', 'one_bad_line']
+    assert lines(loss)[':', tool.COLORS[0]][0] == [step, step]
+    assert tool.main([str(file), '--out', str(tmp_path / 'x.png')]) == 0
+    assert f'loss not finite from {step} on' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [(['gone'], 'gone is not there'), (['.'], 'is it the work_dir of a run')],

@@ -2,8 +2,9 @@
 
     python tools/analysis/plot_clipping.py work_dirs/agc work_dirs/norm --out clipping.png
 
-Four panels over the iterations: the loss; the gradient norm before and after clipping against the
-threshold; the share of clipped units; and the steps that were skipped for a non-finite gradient.
+Four panels over the iterations: the loss, and from where on it is lost to NaN; the gradient norm
+before and after clipping against the threshold; the share of clipped units; and the steps that were
+skipped for a non-finite gradient.
 MMEngine logs the norms and the loss as means over its window, the other numbers of the step that is
 logged, so a skipped step between two log lines shows by its norm, which is then not finite.
 """
@@ -106,7 +107,12 @@ def draw(runs: dict[str, Scalars], title: str = '', smooth: int = 1) -> plt.Figu
     drawn = set()
     for i, (name, scalars) in enumerate(runs.items()):
         color = COLORS[i % len(COLORS)]
-        _line(loss, scalars, 'loss', color, '-', smooth, name)
+        lost = scalars.lost_from()
+        label = name if lost is None else f'{name}: NaN or inf from iteration {lost} on'
+        _line(loss, scalars, 'loss', color, '-', smooth, label)
+        if lost is not None:
+            # A run that is lost from its first line on has no other mark to be seen by.
+            loss.axvline(lost, color=color, ls=':', lw=1.3)
         for key, style in (('clip_threshold', ':'), ('grad_norm', '-'), ('grad_norm_post', '--')):
             if _line(norm, scalars, key, color, style, smooth, positive=True):
                 drawn.add(key)
@@ -193,9 +199,10 @@ def main(argv: list[str] | None = None) -> int:
     figure.savefig(args.out, dpi=120)
     plt.close(figure)
     for name, scalars in runs.items():
-        steps = [row['step'] for row in scalars.train]
+        steps, lost = [row['step'] for row in scalars.train], scalars.lost_from()
+        end = '' if lost is None else f', loss not finite from {lost} on'
         print(f'{name}: {len(steps)} log lines, iterations {steps[0]} to {steps[-1]}, '
-              f'{len(skipped_steps(scalars))} with a skipped step')  # fmt: skip
+              f'{len(skipped_steps(scalars))} with a skipped step{end}')  # fmt: skip
     print(f'Saved {args.out}')
     return 0
 

@@ -45,6 +45,13 @@ class Scalars:
                 return step
         return None
 
+    def lost_from(self) -> int | None:
+        """The step from which on no logged loss is finite; None: the last one is."""
+        lost = None
+        for step, value in zip(*self.series('loss'), strict=True):
+            lost = None if math.isfinite(value) else step if lost is None else lost
+        return lost
+
 
 def main_metric(scalars: Scalars) -> float | None:
     """The last mAP, of COCO where there is one and else of Pascal VOC."""

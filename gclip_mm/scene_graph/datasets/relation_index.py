@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .boxes import box_array, doubt
+
 _KEYS = {
     'images': ('id', 'file_name', 'width', 'height'),
     'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
@@ -28,9 +30,13 @@ class RelationIndex:
             predicates are left out.
 
     Raises:
-        ValueError: If a key is missing, an id is unknown or not unique, a relation joins boxes of
-            different images or a box with itself, or ``metainfo`` names something that the file
-            does not have, or classes in another order than the file.
+        ValueError: If a key is missing, an id is unknown or not unique, a box is not four finite
+            numbers, a relation joins boxes of different images or a box with itself, or
+            ``metainfo`` names something that the file does not have, or classes in another order
+            than the file.
+
+    Attributes:
+        doubt: What is odd about the boxes, a sentence, or None.
     """
 
     def __init__(self, content: Mapping[str, Any], source: str, metainfo: Mapping[str, Any]):
@@ -63,9 +69,17 @@ class RelationIndex:
         self.scenes, scene_label = self._names(content, 'scenes', metainfo.get('scenes'))
 
         self.scene_of_image: dict[Any, int | None] = {}
+        size_of_image: dict[Any, tuple[float, float]] = {}
         for image in content['images']:
             if image['id'] in self.scene_of_image:
                 raise ValueError(f'{source}: two images have the id {image["id"]!r}')
+            size = image['width'], image['height']
+            if not all(isinstance(side, int | float) and side > 0 for side in size):
+                raise ValueError(
+                    f'{source}: width and height of image {image["id"]!r} must be numbers above 0, '
+                    f'got {size}'
+                )
+            size_of_image[image['id']] = size
             scene = image.get('scene')
             if scene is not None and scene not in scene_label:
                 raise ValueError(
@@ -91,12 +105,11 @@ class RelationIndex:
                     f'{source}: annotation {annotation["id"]!r} has category_id '
                     f'{annotation["category_id"]!r}, which is not in "categories"'
                 )
-            if len(annotation['bbox']) != 4:
-                raise ValueError(
-                    f'{source}: the bbox of annotation {annotation["id"]!r} must be '
-                    f'[x, y, width, height], got {annotation["bbox"]}'
-                )
             image_of_box[annotation['id']] = annotation['image_id']
+
+        boxes = box_array(content['annotations'], source)
+        sizes = [size_of_image[annotation['image_id']] for annotation in content['annotations']]
+        self.doubt = doubt(boxes, np.array(sizes, np.float64).reshape(-1, 2))
 
         rows: dict[Any, list[tuple[int, int, int]]] = {}
         for number, relation in enumerate(content['relations']):

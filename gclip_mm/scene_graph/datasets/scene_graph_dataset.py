@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,8 @@ class SceneGraphDataset(CocoDataset):
         self._metainfo.update(
             classes=index.classes, predicates=index.predicates, scenes=index.scenes
         )
+        if index.doubt:
+            print_log(f'{self.ann_file}: {index.doubt}', 'current', logging.WARNING)
         convention = (content.get('info') or {}).get('convention')
         if convention is not None:
             self._metainfo.setdefault('convention', convention)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -15,6 +17,9 @@ from ..evaluation.metric import SceneGraphMetric
 from ..models.detectors import SceneGraphRCNN
 from ..models.protocol import SceneGraphProtocol
 from ..models.weights import check_weights
+
+#: Pictures of each data set that have to be there.
+_LOOKED_FOR = 100
 
 
 @HOOKS.register_module()
@@ -32,6 +37,7 @@ class SceneGraphCheckHook(Hook):
             set has no relation, or no scene for a model that is to tell scenes; a metric has
             another protocol; a detector that has to find or name objects is trained without its
             losses.
+        FileNotFoundError: Pictures of a data set are not where it says.
 
     Example:
         >>> custom_hooks = [dict(type='SceneGraphCheckHook'), dict(type='FrequencyBiasHook')]
@@ -50,6 +56,7 @@ class SceneGraphCheckHook(Hook):
         loops = _loops(runner)
         for where, loop in loops.items():
             check_sizes(model, loop.dataloader.dataset, where)
+            check_pictures(loop.dataloader.dataset, where)
             for metric in getattr(getattr(loop, 'evaluator', None), 'metrics', ()):
                 check_protocol(model, metric)
         if 'train' in loops:
@@ -164,6 +171,24 @@ def _sizes(model: SceneGraphRCNN) -> Iterator[tuple[str, str, int]]:
     yield 'predicates', 'model.relation_head.num_predicates', relations.num_predicates
     if model.scene_head is not None:
         yield 'scenes', 'model.scene_head.num_scenes', model.scene_head.num_scenes
+
+
+def check_pictures(dataset: Any, where: str) -> None:
+    """Raise where pictures are missing; a hundred are looked for, spread over the data set."""
+    if not hasattr(dataset, 'get_data_info') or getattr(dataset, 'backend_args', None):
+        return
+    # Where they all lie in a wrong folder one would do; of a copy that was cut short, the last.
+    chosen = sorted(set(np.linspace(0, len(dataset) - 1, _LOOKED_FOR).astype(int).tolist()))
+    paths = [dataset.get_data_info(i).get('img_path') for i in chosen] if len(dataset) else []
+    # A path without a scheme is one on this machine.
+    local = [path for path in paths if path is not None and '://' not in str(path)]
+    missing = [path for path in local if not Path(path).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f'{len(missing)} of {len(local)} pictures of the {where} set{_file_of(dataset)} that '
+            f'were looked for are not there, the first is {missing[0]}: data_root, '
+            'data_prefix.img and "file_name" in the file are put together'
+        )
 
 
 def check_protocol(model: SceneGraphRCNN, metric: Any) -> None:

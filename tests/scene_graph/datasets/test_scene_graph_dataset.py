@@ -2,7 +2,9 @@
 
 import copy
 import json
+import logging
 import pickle
+import re
 
 import cv2
 import numpy as np
@@ -138,6 +140,42 @@ def test_left_out_relations_are_counted(folder, monkeypatch):
     assert '1 of 6 relations left out' in messages[0]
 
 
+def with_boxes(*boxes):
+    content = copy.deepcopy(CONTENT)
+    for annotation, box in zip(content['annotations'], boxes, strict=False):
+        annotation['bbox'] = box
+    return content
+
+
+@pytest.mark.parametrize(
+    ('content', 'expected'),
+    [
+        (CONTENT, None),
+        # Up to a pixel is a matter of how they are counted.
+        (with_boxes([-1, 0, 66, 49], [40, 30, 25, 19]), None),
+        (with_boxes([40, 30, 30, 10]), '1 of 7 boxes reach out of their image: are "width"'),
+        (with_boxes([-2, 30, 20, 10]), '1 of 7 boxes reach out of their image: are "width"'),
+        # All of them have their second corner right of and below the first, in the image.
+        (
+            with_boxes(
+                *[[40, 30, 60, 40], [2, 2, 20, 20], [30, 4, 64, 48], [8, 2, 20, 20]],
+                *[[10, 10, 12, 19], [0, 0, 9, 9], [5, 5, 9, 9]],
+            ),
+            r'2 of 7 boxes reach out.* Taken as \[x1, y1, x2, y2\] none would',
+        ),
+    ],
+)
+def test_boxes_that_reach_out_are_warned_of(folder, monkeypatch, content, expected):
+    warned = []
+    monkeypatch.setattr(
+        'gclip_mm.scene_graph.datasets.scene_graph_dataset.print_log',
+        lambda message, logger, level=None: level == logging.WARNING and warned.append(message),
+    )
+    build(folder, content)
+    assert len(warned) == (expected is not None)
+    assert expected is None or re.search(f'data.json: {expected}', warned[0])
+
+
 def test_metainfo_selects_and_orders(folder):
     metainfo = dict(classes=('table', 'cup'), predicates=('on', 'right of'), scenes=('yard',))
     dataset = build(folder, metainfo=metainfo)
@@ -225,6 +263,13 @@ def edited(path, value):
         (['annotations', 0, 'id'], '12', 'must be integers'),
         (['annotations', 0, 'area'], ..., r"annotations\[0\] has no 'area'"),
         (['annotations', 0, 'bbox'], [1, 2, 3], 'annotation 12 must be'),
+        (['annotations', 0, 'bbox'], [1, 2, 3, float('nan')], r'annotation 12 must be .* nan\]'),
+        (['annotations', 1, 'bbox'], [1, 2, float('inf'), 4], 'annotation 11 must be'),
+        (['annotations', 0, 'bbox'], [1, 2, '3', 4], 'annotation 12 must be'),
+        (['annotations', 0, 'bbox'], [1, 2, [3], 4], 'annotation 12 must be'),
+        (['annotations', 0, 'bbox'], None, 'annotation 12 must be'),
+        (['images', 0, 'width'], 0, 'image 7 must be numbers above 0'),
+        (['images', 0, 'height'], '48', 'image 7 must be numbers above 0'),
         (['annotations', 0, 'category_id'], 1, 'category_id 1, which is not'),
         (['annotations', 0, 'image_id'], 1, 'annotation 12 is of image 1'),
         (['predicates', 1, 'id'], 1, "ids in 'predicates' are not unique"),

@@ -151,6 +151,24 @@ def test_a_training_set_without_relations_or_scenes():
         check(train=training_on(dict(relations=some, scene_label=None)))
 
 
+def test_missing_pictures(tmp_path):
+    there = tmp_path / 'there.png'
+    there.touch()
+    some = np.zeros((1, 3), np.int64)
+    infos = [dict(img_path=str(there), relations=some, scene_label=0) for _ in range(250)]
+    check(train=training_on(*infos))
+    infos[-1] = {**infos[-1], 'img_path': str(tmp_path / 'last.png')}
+    message = r'^1 of 100 pictures of the val set \(data/mine/train.json\) .* first is .*last.png: '
+    with pytest.raises(FileNotFoundError, match=message):
+        check(val=training_on(*infos))
+    infos[-1]['img_path'] = 's3://bucket/last.png'
+    check(val=training_on(*infos))
+    infos[-1]['img_path'] = str(tmp_path / 'last.png')
+    remote = training_on(*infos)
+    remote.dataloader.dataset.backend_args = dict(backend='petrel')
+    check(val=remote)
+
+
 def test_sizes_say_of_which_file():
     made = training_on()
     made.dataloader.dataset.metainfo = {**METAINFO, 'predicates': ('on',)}
