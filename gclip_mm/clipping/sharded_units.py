@@ -46,13 +46,13 @@ class UnitReduction:
         measured: dict[dist.ProcessGroup, list[int]] = {}
         spread: dict[dist.ProcessGroup, list[int]] = {}
         for k, (spec, info, layout) in enumerate(zip(specs, infos, layouts, strict=True)):
+            if spec is not None and None in spec.dims:
+                raise ClipConfigError(
+                    f'clip_grad: AGC cannot find the units of {info.name}: FSDP1 lays it out flat. '
+                    'Shard with FSDP2 (torch.distributed.fsdp.fully_shard), or take NormClip or '
+                    'ParamNormClip'
+                )
             for group, dim in () if spec is None else zip(spec.groups, spec.dims, strict=True):
-                if dim is None:
-                    raise ClipConfigError(
-                        f'clip_grad: AGC cannot find the units of {info.name}: FSDP1 spreads it '
-                        'flat over the ranks. Shard with FSDP2 '
-                        '(torch.distributed.fsdp.fully_shard), or take NormClip or ParamNormClip'
-                    )
                 if layout.groups is not None:
                     raise ClipConfigError(
                         f'clip_grad: AGC cannot find the units of {info.name}, a grouped '

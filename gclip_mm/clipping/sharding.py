@@ -23,7 +23,8 @@ class ShardSpec(NamedTuple):
     Attributes:
         groups: the process groups that its elements are spread over, one a sharded mesh dimension.
         dims: for each of them, the tensor dimension that is cut; None where the elements lie flat
-            (FSDP1), so that rows and filters cannot be told apart.
+            (FSDP1), so that rows and filters cannot be told apart. Of such a one that every rank
+            holds whole, which has no groups, there is one None.
         shape: the shape of the whole parameter.
     """
 
@@ -33,10 +34,17 @@ class ShardSpec(NamedTuple):
 
 
 class FlatShard(NamedTuple):
-    """How FSDP1 spreads one parameter: flat, over a process group, and its shape when whole."""
+    """How FSDP1 holds one parameter.
 
-    group: dist.ProcessGroup
+    Attributes:
+        group: the processes that its elements are spread over; None where each holds all of it.
+        shape: its shape when whole.
+        is_joined: whether it is several of the model's, laid out flat one behind the other.
+    """
+
+    group: dist.ProcessGroup | None
     shape: torch.Size
+    is_joined: bool
 
 
 class Sharding:
@@ -152,8 +160,9 @@ def _shard_spec(param: Tensor, flat_groups: dict[int, FlatShard]) -> ShardSpec |
                 dims.append(dim)
         return ShardSpec(tuple(groups), tuple(dims), param.shape) if groups else None
     if id(param) in flat_groups:
-        group, shape = flat_groups[id(param)]
-        return None if group.size() == 1 else ShardSpec((group,), (None,), shape)
+        group, shape, is_joined = flat_groups[id(param)]
+        groups = () if group is None else (group,)
+        return ShardSpec(groups, (None,), shape) if groups or is_joined else None
     if getattr(param, '_fsdp_flattened', False):
         raise ClipConfigError(
             'clip_grad: the optimizer holds FSDP1 parameters, of which each rank sees a part: pass '
@@ -163,7 +172,7 @@ def _shard_spec(param: Tensor, flat_groups: dict[int, FlatShard]) -> ShardSpec |
 
 
 def flat_param_groups(model: nn.Module | None) -> dict[int, FlatShard]:
-    """FSDP1: over which processes each parameter is sharded, by the parameter's ``id``."""
+    """FSDP1: how each parameter is held, by its ``id``."""
     if model is None or not dist.is_available() or not dist.is_initialized():
         return {}
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -171,13 +180,15 @@ def flat_param_groups(model: nn.Module | None) -> dict[int, FlatShard]:
     found = {}
     for module in FullyShardedDataParallel.fsdp_modules(model):
         handle = module._handle
-        if handle is not None and handle.uses_sharded_strategy:
-            flat, group = handle.flat_param, handle.process_group
-            found[id(flat)] = FlatShard(group, flat._unpadded_unsharded_size)
+        if handle is not None:
+            # Not sharded by NO_SHARD, which a single process gets whatever it asks for.
+            is_spread = handle.uses_sharded_strategy and handle.process_group.size() > 1
+            flat, group = handle.flat_param, handle.process_group if is_spread else None
+            found[id(flat)] = FlatShard(group, flat._unpadded_unsharded_size, True)
             # With use_orig_params=True the optimizer holds these instead.
             originals = getattr(flat, '_params', None) or ()
             for param, shape in zip(originals, flat._shapes, strict=bool(originals)):
-                found[id(param)] = FlatShard(group, shape)
+                found[id(param)] = FlatShard(group, shape, False)
     return found
 
 

@@ -41,9 +41,9 @@ def once(factory: Any, name: str, make: Callable[[Path], None]) -> Any:
     return torch.load(file, weights_only=True)
 
 
-def command(worker: Path, processes: int) -> list[str]:
-    """How to start a worker: under torchrun, or one process by itself."""
-    if processes == 1:
+def command(worker: Path, processes: int, torchrun: bool = False) -> list[str]:
+    """How to start a worker: under torchrun; or one process by itself, unless that is asked for."""
+    if processes == 1 and not torchrun:
         return [sys.executable, str(worker)]
     launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
     return [sys.executable, *launcher, str(worker)]
@@ -56,13 +56,13 @@ def environment() -> dict[str, str]:
 
 
 def start(
-    worker: Path, cases: dict[str, dict], processes: int, out: Path
+    worker: Path, cases: dict[str, dict], processes: int, out: Path, torchrun: bool = False
 ) -> subprocess.CompletedProcess:
     """Run the cases in some processes; rank 0 leaves the results in ``out``."""
     file = out.with_suffix(f'.{processes}.json')
     file.write_text(json.dumps(cases))
     return subprocess.run(
-        [*command(worker, processes), str(file), str(out)],
+        [*command(worker, processes, torchrun), str(file), str(out)],
         env=environment(),
         capture_output=True,
         text=True,
@@ -70,8 +70,10 @@ def start(
     )
 
 
-def launch(worker: Path, cases: dict[str, dict], processes: int, out: Path) -> Any:
+def launch(
+    worker: Path, cases: dict[str, dict], processes: int, out: Path, torchrun: bool = False
+) -> Any:
     """The results of the cases."""
-    done = start(worker, cases, processes, out)
+    done = start(worker, cases, processes, out, torchrun)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return torch.load(out, weights_only=True)

@@ -80,6 +80,8 @@ SPREAD = {
 ON_ONE = [*(f'ddp {name}' for name in RULES), 'hook AdaGC']
 ON_FOUR = [*ON_ONE, *(f'fsdp {name}' for name in ('NormClip', 'AutoClip', 'ZClip', 'AdaGC'))]
 ON_FOUR += ['fsdp GradientStabilizer', 'fsdp hook AdaGC', 'fsdp amp']
+#: On one process by itself in a group of its own, in which FSDP shards nothing.
+ON_ONE_OF_FSDP = ['fsdp NormClip', 'fsdp AdaGC', 'fsdp amp']
 
 
 def resumed(folder: Path, names: list[str], into: str) -> dict[str, dict]:
@@ -110,15 +112,16 @@ def results(tmp_path_factory) -> dict[str, dict]:
         folder = file.with_suffix('')
         folder.mkdir()
 
-        def run(jobs: dict, processes: int, key: str) -> None:
+        def run(jobs: dict, processes: int, key: str, **options) -> None:
             for name, one in jobs.items():
                 one.setdefault('work_dir', str(folder / key / name.replace(' ', '_')))
-            found[key] = launch(WORKER, jobs, processes, folder / f'{key}.pt')
+            found[key] = launch(WORKER, jobs, processes, folder / f'{key}.pt', **options)
 
         found: dict[str, dict] = {}
         run({name: dict(one) for name, one in JOBS.items()}, 1, 'one')
         run({name: dict(one) for name, one in SPREAD.items()}, 2, 'two')
         run(resumed(folder, ON_ONE, 'one_again'), 1, 'one_again')
+        run(resumed(folder, ON_ONE_OF_FSDP, 'fsdp_again'), 1, 'fsdp_again', torchrun=True)
         killed = dict(SPREAD['epochs'], work_dir=str(folder / 'killed'))
         done = start(WORKER, {'epochs': dict(killed, kill=[1, 12])}, 2, folder / 'killed.pt')
         ended = time.time()
@@ -202,6 +205,12 @@ def test_stock_clips_each_rank_by_its_own_norm(results):
 @pytest.mark.parametrize('name', ON_ONE)
 def test_a_checkpoint_of_two_processes_resumes_on_one(results, name):
     same_run(results['one_again'][name], results['two'][name])
+
+
+@pytest.mark.parametrize('name', ON_ONE_OF_FSDP)
+def test_an_fsdp_checkpoint_of_two_processes_resumes_on_one(results, name):
+    assert results['fsdp_again'][name]['kind'] == 'MMFullyShardedDataParallel'
+    same_run(results['fsdp_again'][name], results['two'][name])
 
 
 @pytest.mark.parametrize('name', ON_FOUR)
