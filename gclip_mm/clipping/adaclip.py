@@ -27,6 +27,8 @@ class AdaClipState(NamedTuple):
     peak: Tensor
     count: Tensor
 
+    fresh = dict(peak=0.0, count=0)
+
 
 @CLIPPERS.register_module()
 class AdaClip(Clipper):

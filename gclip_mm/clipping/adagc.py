@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ class AdaGCState(NamedTuple):
 
     average: Tensor
     count: Tensor
+
+    fresh = dict(average=math.inf, count=0)
 
 
 @CLIPPERS.register_module()

@@ -50,7 +50,10 @@ def attach(
     """Clip the gradients of an optimizer from now on, whoever calls its ``step``.
 
     Works under a ``GradScaler`` (do not unscale for the clipping's sake: it is done where it has to
-    be), with closures, and with fused optimizers, which then clip in their own kernel.
+    be), with closures, and with fused optimizers, which then clip in their own kernel. A step that
+    a scaler leaves out never gets here, and is neither counted nor recorded, unless the optimizer
+    is fused. PyTorch copies an optimizer without its hooks: what ``copy.deepcopy`` makes of one is
+    not clipped until something is attached to it.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.

@@ -123,12 +123,28 @@ class Clipper(ABC):
 
     # -- state -----------------------------------------------------------------------------------
     #: The named tuple that holds the rule's state, documented there; None: the rule keeps none.
+    #: Fields with an entry for each parameter of the route are named in its ``fresh``, a dict, with
+    #: what a parameter begins with.
     State: ClassVar[type | None] = None
     #: Whether the state holds an element for each weight, laid out like the gradients.
     elementwise_state: bool = False
     #: The state itself; None before the first step. Fields are tensors, or lists with one tensor
     #: (or None) for each parameter of the route.
     state: Any = None
+
+    def follow(self, slots: list[int | None]) -> None:
+        """Other parameters are governed from now on: whoever stays keeps its own state.
+
+        Args:
+            slots: for each parameter of the route its place among those before, or None if it has
+                come in anew.
+        """
+        if self.state is not None:
+            begins = getattr(self.State, 'fresh', {})
+            moved = {
+                key: _moved(getattr(self.state, key), slots, value) for key, value in begins.items()
+            }
+            self.state = self.state._replace(**moved)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state: {} where there is none."""
@@ -165,6 +181,16 @@ def _copy(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copy(item) for key, item in value.items()}
     return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def _moved(value: Any, slots: list[int | None], begin: Any) -> Any:
+    """A field with one entry a parameter, for other parameters; see :meth:`Clipper.follow`."""
+    if isinstance(value, list):
+        return [begin if slot is None else value[slot] for slot in slots]
+    moved = value.new_full((len(slots), *value.shape[1:]), begin)
+    places = [i for i, slot in enumerate(slots) if slot is not None]
+    moved[places] = value[[slots[i] for i in places]]
+    return moved
 
 
 def _place(value: Any, params: list[Tensor]) -> Any:

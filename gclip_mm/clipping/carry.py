@@ -43,6 +43,8 @@ class CarryState(NamedTuple):
 
     buffers: list[Tensor | None]
 
+    fresh = dict(buffers=None)
+
 
 def carried(state: CarryState, view: GradView, ok: Tensor | None) -> list[Tensor]:
     """Add the gradients of a view to their buffers; the sums, which are the buffers themselves.

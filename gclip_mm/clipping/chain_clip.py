@@ -118,6 +118,11 @@ class ChainClip(Clipper):
         for clip in self.clips:
             clip.reset()
 
+    def follow(self, slots: list[int | None]) -> None:
+        """Have every rule follow."""
+        for clip in self.clips:
+            clip.follow(slots)
+
     def state_dict(self) -> dict[str, Any]:
         """A copy of the rules' states: {} where none keeps any."""
         states = [clip.state_dict() for clip in self.clips]

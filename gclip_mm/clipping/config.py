@@ -25,7 +25,8 @@ class ClipConfig(NamedTuple):
         router: the routes, the last of which is the outer rule.
         drivers: what drives thresholds over time, one for each rule that has a schedule.
         nonfinite: ``'skip'``, ``'zero'``, ``'raise'`` or ``'off'``.
-        max_consecutive_skips: this many skipped steps in a row end the run; None: never.
+        max_consecutive_skips: this many skipped steps in a row, by us or by a loss scaler, end the
+            run; None: never.
         raw: a copy of the config as it was given.
     """
 

@@ -23,6 +23,7 @@ from .footprint import Footprint
 from .fused import MomentumWatch
 from .kernels import can_run_on
 from .kernels.decision import Decision, decide
+from .nested_steps import is_nested
 from .nonfinite import NonFiniteGradientError, SkipCounter, offenders
 from .norms import host
 from .observer import StepObserver
@@ -114,6 +115,12 @@ class GradClipEngine:
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != '_hooks'}
 
+    def __copy__(self) -> GradClipEngine:
+        raise TypeError(
+            'a shallow copy would be a second engine on the same optimizer: copy.deepcopy copies '
+            'both'
+        )
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         # torch copies an optimizer without its hooks, and the copy would go on unclipped.
         vars(self).update(state)
@@ -148,6 +155,8 @@ class GradClipEngine:
 
     # -- the step --------------------------------------------------------------------------------
     def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple | None:
+        if is_nested(optimizer):
+            return None
         self.restore()
         # torch hands the arguments of step on as they came, the optimizer itself first.
         closure = kwargs.get('closure', args[1] if len(args) > 1 else None)
@@ -159,12 +168,16 @@ class GradClipEngine:
                 raise
             return None
 
+        begun = self.steps
+
         # The gradients are made within the step, by the closure: clip when it returns.
         def clipped_closure() -> Any:
             try:
                 self._footprint.unhide()
                 with torch.enable_grad():
                     loss = closure()
+                # However often it is asked for its gradients, it is one step.
+                self.steps = begun
                 self._run()
             except BaseException:
                 self.restore()
@@ -177,8 +190,9 @@ class GradClipEngine:
             return args, {**kwargs, 'closure': clipped}
         return (args[0], clipped, *args[2:]), kwargs
 
-    def _after_step(self, *_: Any) -> None:
-        self.restore()
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if not is_nested(optimizer):
+            self.restore()
 
     @torch.no_grad()
     def _run(self) -> None:
@@ -202,6 +216,11 @@ class GradClipEngine:
             self._early = None
             raise
 
+    @property
+    def is_clipped(self) -> bool:
+        """Whether :meth:`clip_now` has clipped, and recorded, what the coming step will take."""
+        return self._early is not None
+
     def forget(self) -> None:
         """The gradients are gone (``zero_grad``): a :meth:`clip_now` no longer counts."""
         self._early = None
@@ -214,7 +233,8 @@ class GradClipEngine:
             # There was nothing to take a step with.
             return
         device = grads[0].device
-        self._finish(make_record(device, float('inf'), 0.0, 0.0, float('nan'), 0.0, 1.0))
+        record = make_record(device, float('inf'), 0.0, 0.0, float('nan'), 0.0, 1.0)
+        self._finish(record, skipped=True)
 
     def _clip(self, can_fold: bool) -> None:
         self.book.sync()
@@ -349,7 +369,7 @@ class GradClipEngine:
         else:
             self._footprint.hide(self.book.params)
         record = make_record(norm.device, norm, 0.0, 0.0, float('nan'), 0.0, 1.0)
-        self._finish(record, skipped=not by_scaler)
+        self._finish(record, skipped=True)
         return True
 
     def _apply(self, view: GradView, coef: Tensor, folds: bool, scale: Tensor | None) -> None:
@@ -421,11 +441,14 @@ class GradClipEngine:
         Raises:
             ValueError: the state is of another rule or of other parameters; says what differs.
         """
-        self._pending_state = state
         if self.is_bound:
-            self._adopt_pending_state()
+            self._pending_state = None
+            load_state(self, state)
+        else:
+            self._pending_state = state
 
     def _adopt_pending_state(self) -> None:
         if self._pending_state is not None:
-            state, self._pending_state = self._pending_state, None
-            load_state(self, state)
+            load_state(self, self._pending_state)
+            # Kept where that has failed: a run must not go on as if it had never been there.
+            self._pending_state = None

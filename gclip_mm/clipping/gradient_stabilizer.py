@@ -31,6 +31,8 @@ class GradientStabilizerState(NamedTuple):
     square: Tensor
     count: Tensor
 
+    fresh = dict(mean=0.0, square=0.0, count=0)
+
 
 @CLIPPERS.register_module()
 class GradientStabilizer(TensorClipper):

@@ -85,5 +85,6 @@ class SkipCounter:
             raise NonFiniteGradientError(
                 f'{self._count} steps in a row had a non-finite gradient '
                 f'(max_consecutive_skips={self.most}): the run is dead. Resume from an earlier '
-                'checkpoint with a lower learning rate or a tighter threshold'
+                'checkpoint with a lower learning rate or a tighter threshold. (A loss scaler may '
+                'skip some 16 steps until it has found its scale: allow for more)'
             )

@@ -54,15 +54,35 @@ class ParameterBook:
         self._model = model
         self.refresh()
 
-    def refresh(self) -> None:
-        """Find the parameters anew."""
-        self.params = [p for group in self._optimizer.param_groups for p in group['params']]
-        self.has_dtensors = any(map(is_dtensor, self.params))
-        self._flat_groups = flat_param_groups(self._model)
-        self.infos = describe_params(self.params, self._model)
-        self._plans.clear()
+    def refresh(self, is_change: bool = False) -> None:
+        """Find the parameters anew. The state of the rules follows those that stay.
+
+        Args:
+            is_change: whether the optimizer's groups have changed while it was training, so that a
+                condition that matched may match nothing any more.
+
+        Raises:
+            ClipConfigError: a condition that no parameter fulfils.
+        """
+        params = [p for group in self._optimizer.param_groups for p in group['params']]
+        infos = describe_params(params, self._model)
         if self.is_bound or not self._router.needs_names:
-            self.assigned = self._router.assign(self.infos)
+            assigned = self._router.assign(infos, must_match=not is_change)
+            self._move_state(params, assigned)
+            self.assigned = assigned
+        self.params, self.infos = params, infos
+        self.has_dtensors = any(map(is_dtensor, params))
+        self._flat_groups = flat_param_groups(self._model)
+        self._plans.clear()
+
+    def _move_state(self, params: list[Tensor], assigned: list[int]) -> None:
+        before, now = _members(self.params, self.assigned), _members(params, assigned)
+        for k, route in enumerate(self._router.routes):
+            was, here = before.get(k, []), now.get(k, [])
+            if route.clipper is None or (len(was) == len(here) and all(map(is_, was, here))):
+                continue
+            slots = {id(param): slot for slot, param in enumerate(was)}
+            route.clipper.follow([slots.get(id(param)) for param in here])
 
     def whole_shape(self, param: Tensor) -> list[int]:
         """The shape of a parameter when no process holds but a part of it."""
@@ -73,7 +93,7 @@ class ParameterBook:
         """Find the parameters anew if the optimizer's groups are others than they were."""
         params = [p for group in self._optimizer.param_groups for p in group['params']]
         if len(params) != len(self.params) or not all(map(is_, params, self.params)):
-            self.refresh()
+            self.refresh(is_change=True)
 
     def collect(self) -> tuple[list[GradView], list[Tensor]]:
         """The views of the gradients that are there, and all those gradients.
@@ -122,6 +142,15 @@ class ParameterBook:
             self.infos, self.assigned, set(key[0]), self._flat_groups
         )
         return self._plans[key]
+
+
+def _members(params: list[Tensor], assigned: list[int]) -> dict[int, list[Tensor]]:
+    """The parameters of each route, in the order of their slots."""
+    members: dict[int, list[Tensor]] = {}
+    # As long as names are needed and not known, none has a route.
+    for param, route in zip(params, assigned, strict=False):
+        members.setdefault(route, []).append(param)
+    return members
 
 
 def _check_supported(info: ParamInfo, grad: Tensor) -> None:

@@ -226,8 +226,12 @@ class Router:
         """Whether a model has to be known before the first step."""
         return any(route.selector is not None for route in self.routes)
 
-    def assign(self, infos: list[ParamInfo]) -> list[int]:
+    def assign(self, infos: list[ParamInfo], must_match: bool = True) -> list[int]:
         """The route of each parameter, as indices into ``routes``.
+
+        Args:
+            infos: the parameters.
+            must_match: whether every condition has to match something.
 
         Raises:
             ClipConfigError: a condition that no parameter fulfils.
@@ -243,7 +247,7 @@ class Router:
                         chosen = k
             assigned.append(chosen)
         for route, count in zip(self.routes, hits, strict=True):
-            if route.selector is not None and not count:
+            if must_match and route.selector is not None and not count:
                 raise route.selector.nothing_matched(infos)
         return assigned
 

@@ -33,6 +33,8 @@ class SpikeClipState(NamedTuple):
     total: Tensor
     count: Tensor
 
+    fresh = dict(square=None, total=0.0, count=0)
+
 
 @CLIPPERS.register_module()
 class SpikeClip(Clipper):

@@ -14,6 +14,7 @@ from torch import Tensor
 from .sharding import gather, scatter
 
 if TYPE_CHECKING:
+    from .base import Clipper
     from .engine import GradClipEngine
 
 _VERSION = 1
@@ -90,17 +91,31 @@ def load_state(engine: GradClipEngine, state: dict[str, Any]) -> None:
         _check_rules(engine, saved)
         for k, entry in enumerate(saved):
             _check_params(engine, k, entry, bool(state.get('named')))
-        for k, (route, entry) in enumerate(zip(routes, saved, strict=True)):
-            if route.clipper is not None:
-                params = [engine.book.infos[i].param for i in _members(engine, k)]
-                own = _each_param(entry['state'], params, scatter)
-                route.clipper.load_state_dict(own, params)
+        before = [(rule, rule.state) for route in routes for rule in _rules(route.clipper)]
+        try:
+            for k, (route, entry) in enumerate(zip(routes, saved, strict=True)):
+                if route.clipper is not None:
+                    params = [engine.book.infos[i].param for i in _members(engine, k)]
+                    own = _each_param(entry['state'], params, scatter)
+                    route.clipper.load_state_dict(own, params)
+        except Exception:
+            # A rule puts a new state in the place of the old one, and does not change that.
+            for rule, own in before:
+                rule.state = own
+            raise
     else:
         for route in routes:
             if route.clipper is not None:
                 route.clipper.load_state_dict({}, [])
     engine.steps = state['steps']
     engine.skips.count = state['consecutive_skips']
+
+
+def _rules(clipper: Clipper | None) -> list[Clipper]:
+    """A rule and those that it is made of."""
+    if clipper is None:
+        return []
+    return [clipper, *(rule for part in getattr(clipper, 'clips', ()) for rule in _rules(part))]
 
 
 def _check_rules(engine: GradClipEngine, saved: list[dict]) -> None:

@@ -266,7 +266,7 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
         self.cast_dtype = dtype
 
     def _step_optimizer(self, **kwargs) -> None:
-        steps = None if self.engine is None else self.engine.steps
+        steps = None if self.engine is None or self.engine.is_clipped else self.engine.steps
         try:
             self.loss_scaler.step(self.optimizer, **kwargs)
         except BaseException:
@@ -280,6 +280,9 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
         if steps is not None and self.engine.steps == steps:
             # The scaler found inf and did not call the optimizer.
             self.engine.record_skipped()
+        elif self.engine is not None:
+            # As it may have done with what was clipped, and recorded, ahead of the step.
+            self.engine.forget()
 
     def _bind(self, model: nn.Module) -> None:
         super()._bind(model)

@@ -240,6 +240,88 @@ def test_lbfgs_sees_clipped_gradients_only(line_search):
     assert ours[1][-1] < ours[1][0]
 
 
+def test_a_step_counts_once_however_often_its_closure_is_asked():
+    p = nn.Parameter(torch.tensor([3.0, -4.0]))
+    optimizer = torch.optim.LBFGS([p], lr=0.1, max_iter=4)
+    schedule = dict(type='linear', start_factor=0.1, end=4)
+    engine = attach(optimizer, dict(type='NormClip', max_norm=1.0, schedule=schedule)).engine
+    asked, thresholds = [], []
+    engine.on_record = lambda record: thresholds.append(round(record.tolist()[3], 6))
+
+    def closure():
+        optimizer.zero_grad()
+        asked.append(engine.steps)
+        # Made anew each time, or LBFGS sees that it has arrived.
+        loss = (p * (1 + len(asked))).square().sum()
+        loss.backward()
+        return loss
+
+    for step in range(5):
+        asked.clear(), thresholds.clear()
+        optimizer.step(closure)
+        assert len(asked) > 1 and engine.steps == step + 1
+        factor = 0.1 + 0.9 * min(step, 3) / 3
+        assert thresholds == [pytest.approx(factor)] * len(asked)
+
+
+class Counting(torch.optim.SGD):
+    """As in many code bases: a step that does something beside its parent's."""
+
+    def step(self, closure=None):
+        self.calls = getattr(self, 'calls', 0) + 1
+        return super().step(closure)
+
+
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('how', ['plain', 'closure'])
+def test_a_step_within_the_step_of_a_subclass_is_no_second_one(fused, how):
+    """PyTorch runs the hooks in both, once the parent itself has been made in the process."""
+    torch.optim.SGD(make_params(), lr=0.1)
+
+    def run(kind):
+        params = make_params()
+        optimizer = kind(params, lr=0.1, momentum=0.9, fused=fused)
+        handle = attach(optimizer, dict(type='AutoClip', percentile=40, window=5))
+        records = []
+        handle.engine.on_record = lambda record: records.append(record.tolist())
+        for step in range(6):
+            grads = gradients(step)
+
+            def closure(grads=grads):
+                set_grads(params, grads)
+                return torch.zeros(())
+
+            closure()
+            optimizer.step(closure if how == 'closure' else None)
+            assert_clean(optimizer)
+        return params, records, handle.engine.steps
+
+    params, records, steps = run(Counting)
+    expected, expected_records, _ = run(torch.optim.SGD)
+    assert steps == 6 and records == expected_records
+    assert equal([p.data for p in params], [p.data for p in expected])
+
+
+def test_a_step_that_failed_leaves_the_next_one_its_hooks():
+    torch.optim.SGD(make_params(), lr=0.1)
+    params = make_params()
+    optimizer = Counting(params, lr=0.0)
+    handle = attach(optimizer, CONFIG)
+    set_grads(params, gradients(0))
+    with pytest.raises(Failure):
+        optimizer.step(fail)
+    optimizer.step()
+    for p, g in zip(params, clipped(gradients(0)), strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=1e-5, atol=0)
+    assert handle.engine.steps == 1
+
+
+def test_an_engine_is_copied_with_its_optimizer_or_not_at_all():
+    handle = attach(torch.optim.SGD(make_params(), lr=0.1), CONFIG)
+    with pytest.raises(TypeError, match='deepcopy'):
+        copy.copy(handle.engine)
+
+
 def test_lbfgs_skips_a_bad_evaluation():
     p = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.LBFGS([p], lr=0.1, max_iter=3)

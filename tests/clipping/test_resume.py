@@ -113,3 +113,52 @@ def test_same_through_all_doors(case, fused):
             wrapper.update_params(loss_of(model, t))
         results.append([p.detach() for p in model.parameters()])
     assert equal(results[0], results[1]) and equal(results[0], results[2])
+
+
+@pytest.mark.parametrize('chained', [False, True])
+def test_a_state_that_is_refused_changes_nothing(chained):
+    """Also where the rules before the one that refuses would have taken theirs."""
+    auto, other = (dict(type='AutoClip', window=n) for n in (20, 10))
+
+    def trained(last, seed):
+        torch.manual_seed(seed)
+        params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+        model = torch.nn.ParameterDict({'a': params[0], 'b': params[1]})
+        optimizer = torch.optim.SGD(params, lr=0.1)
+        config = dict(last, rules=[dict(match='^a', type='ZClip')])
+        if chained:
+            config = dict(type='ChainClip', clips=[dict(type='ZClip'), last])
+        engine = attach(optimizer, config, model=model).engine
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn(3)
+            optimizer.step()
+        return engine
+
+    engine, donor = trained(auto, 0), trained(other, 1)
+    before = engine.state_dict()
+    with pytest.raises(ValueError, match='window=10, this run has window=20'):
+        engine.load_state_dict(donor.state_dict())
+    after = engine.state_dict()
+    assert str(after) == str(before) and after['steps'] == 3
+
+
+def test_a_state_that_is_refused_at_the_first_step_is_refused_at_the_next():
+    """It could not be checked before; whoever catches the error must not train on without it."""
+    donor = [torch.nn.Parameter(torch.ones(3))]
+    optimizer = torch.optim.SGD(donor, lr=0.1)
+    handle = attach(optimizer, dict(type='AutoClip', window=10))
+    donor[0].grad = torch.ones(3)
+    optimizer.step()
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([param], lr=0.1)
+    other = attach(optimizer, dict(type='AutoClip', window=20))
+    other.load_state_dict(handle.state_dict())
+    param.grad = torch.ones(3)
+    for _ in range(2):
+        with pytest.raises(ValueError, match='window=10'):
+            optimizer.step()
+    assert param.tolist() == [1, 1, 1]
+    other.load_state_dict({**handle.state_dict(), 'routes': []})
+    optimizer.step()
+    assert other.stats()['grad_norm'] == pytest.approx(3**0.5)

@@ -308,3 +308,40 @@ def test_accumulation_with_an_overflow_in_between():
 
 def test_it_is_the_stock_class_where_there_is_an_accelerator():
     assert issubclass(GClipAmpOptimWrapper, AmpOptimWrapper)
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_a_run_of_which_the_scaler_takes_no_step_ends(fused):
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=fused)
+    wrapper = GClipAmpOptimWrapper(
+        optimizer=optimizer, clip_grad=dict(max_norm=1.0, max_consecutive_skips=5)
+    )
+    # What a scaler that looks for its scale leaves out is not in a row.
+    train(wrapper, model, 12, size=lambda step: 1.0 if step % 5 == 4 else math.inf)
+    assert wrapper.engine.skips.count == 2
+    with pytest.raises(NonFiniteGradientError, match='5 steps in a row.*loss scaler'):
+        train(wrapper, model, 12, size=lambda step: math.nan)
+    assert wrapper.engine.skips.count == 5
+    assert not hasattr(optimizer, 'grad_scale') and not hasattr(optimizer, 'found_inf')
+
+
+@pytest.mark.parametrize('spoil', [False, True])
+@pytest.mark.parametrize('fused', [False, True])
+def test_what_is_clipped_ahead_of_the_step_is_recorded_once(fused, spoil, hub):
+    """A method of the stock wrapper that its own step calls, and others may."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=fused)
+    wrapper = GClipAmpOptimWrapper(optimizer=optimizer, clip_grad=dict(max_norm=0.1))
+    before = model.head.weight.detach().clone()
+    for step in range(3):
+        with wrapper.optim_context(model):
+            loss = model(batch(step)).float().square().sum() * (math.inf if spoil else 1)
+        wrapper.backward(loss)
+        wrapper.loss_scaler.unscale_(optimizer)
+        wrapper._clip_grad()
+        wrapper.step()
+        wrapper.zero_grad()
+    assert torch.equal(model.head.weight, before) == spoil
+    assert hub.get_scalar('train/nonfinite').data[0].tolist() == [float(spoil)] * 3
+    assert wrapper.engine.steps == 3 and not wrapper.engine.is_clipped
