@@ -38,15 +38,17 @@ def _metas(value: Any) -> Iterator[Mapping]:
 
 def _rows(value: Mapping) -> Iterator[Mapping]:
     """A dict that names images: one image, or a column of them for each key."""
-    columns = {k: value[k] for k in ('img_id', 'img_path') if k in value}
-    if all(isinstance(column, list | tuple) for column in columns.values()):
-        for row in zip(*columns.values(), strict=True):
-            yield dict(zip(columns, row, strict=True))
-    else:
-        yield columns
+    columns = {k: _column(value[k]) for k in ('img_id', 'img_path') if k in value}
+    for i in range(max(map(len, columns.values()))):
+        yield {key: column[i] for key, column in columns.items() if i < len(column)}
+
+
+def _column(value: Any) -> list:
+    """One entry for each image; PyTorch's ``default_collate`` makes tensors of numbers."""
+    value = value.tolist() if hasattr(value, 'tolist') else value
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _plain(value: Any) -> Any:
-    if hasattr(value, 'item'):
-        return value.item()
+    value = value.tolist() if hasattr(value, 'tolist') else value
     return value if isinstance(value, int | float | str) else str(value)

@@ -7,18 +7,20 @@ from collections.abc import Callable
 from mmengine.logging import MessageHub
 
 
-def hub_clock(hub: MessageHub, fallback: Callable[[], int]) -> Callable[[], tuple[int, int]]:
-    """A clock that reads ``(iteration, epoch)``, both from 0, where the runner writes them.
+class HubClock:
+    """Reads ``(iteration, epoch)``, both from 0, where the runner writes them.
 
     Args:
         hub: the runner's message hub.
-        fallback: iteration where no runner is at work.
+        fallback: iteration where no runner is at work; None: 0.
     """
 
-    def clock() -> tuple[int, int]:
-        iteration = hub.get_info('iter')
-        if iteration is None:
-            iteration = fallback()
-        return iteration, hub.get_info('epoch', 0)
+    def __init__(self, hub: MessageHub, fallback: Callable[[], int] | None = None) -> None:
+        self._hub = hub
+        self._fallback = fallback
 
-    return clock
+    def __call__(self) -> tuple[int, int]:
+        iteration = self._hub.get_info('iter')
+        if iteration is None:
+            iteration = 0 if self._fallback is None else self._fallback()
+        return iteration, self._hub.get_info('epoch', 0)

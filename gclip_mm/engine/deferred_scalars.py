@@ -47,6 +47,9 @@ class DeferredScalars:
         current = hub.log_scalars.get(key)
         if type(current) is _LazyHistoryBuffer and current.source is self:
             return
+        # What is still outstanding was for a buffer that something else has taken the place of, as
+        # when a run is resumed in the process that has trained beyond its checkpoint.
+        self._pending = [entry for entry in self._pending if key not in entry[0]]
         hub._set_resumed_keys(key, True)
         values, counts = ([], []) if current is None else current.data
         hub.log_scalars[key] = ours = _LazyHistoryBuffer(self, values, counts)

@@ -183,7 +183,9 @@ class ModuleProbe(StepObserver):
 
     def _describe(self) -> None:
         params = [p for group in self._optimizer.param_groups for p in group['params']]
-        if len(params) == len(self._infos):
+        if len(params) == len(self._infos) and all(
+            info.param is param for info, param in zip(self._infos, params, strict=True)
+        ):
             return
         self._infos = describe_params(params, self._model)
         names = [module_name(info) for info in self._infos]

@@ -18,10 +18,22 @@ from ..clipping.routing import GradView, Route, describe_params
 from ..clipping.sharding import flat_param_groups, is_dtensor
 from ..clipping.stats import make_record
 
+#: Iterations that a model is thought to accumulate by itself at most.
+_MOST_BY_HAND = 16
+
 
 def wrapper_members(wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, OptimWrapper]:
     """The members of an ``OptimWrapperDict`` by name, or the one wrapper under the name ``''``."""
     return dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {'': wrapper}
+
+
+def iterations_of_a_step(wrapper: OptimWrapper) -> int:
+    """How many iterations' data belong to a step of a wrapper at most.
+
+    A member of an ``OptimWrapperDict`` may be left out for as long as its model likes, and then
+    step on what the last of them has brought.
+    """
+    return max(getattr(wrapper, '_accumulative_counts', 1), _MOST_BY_HAND)
 
 
 def find_engines(runner: Runner) -> dict[str, GradClipEngine | None]:

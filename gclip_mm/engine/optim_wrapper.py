@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from ..clipping.engine import GradClipEngine
 from ..clipping.registry import CLIPPERS, ClipConfigError
 from ..clipping.sharding import flat_param_groups
-from .clock import hub_clock
+from .clock import HubClock
 from .record_log import record_log
 
 #: The key under which the clipping state lies in a wrapper's ``state_dict()``.
@@ -44,8 +44,7 @@ class _ClippingMixin:
         self.engine = GradClipEngine(
             self.optimizer,
             clip_grad,
-            # Counted up in backward(), before the step.
-            clock=hub_clock(self.message_hub, lambda: max(self._inner_count - 1, 0)),
+            clock=HubClock(self.message_hub, self._iterations_before),
             on_record=self._log_record,
         )
         # What stock MMEngine keeps there: the arguments of the rule, without its type.
@@ -56,6 +55,10 @@ class _ClippingMixin:
             kwargs = {key: getattr(rule, key) for key in CLIPPERS.keys_of(type(rule).__name__)}
         self.clip_grad_kwargs = kwargs
         self.grad_name = 'grad_norm'
+
+    def _iterations_before(self) -> int:
+        # Counted up in backward(), before the step.
+        return max(self._inner_count - 1, 0)
 
     def _log_record(self, record: Tensor) -> None:
         record_log(self.message_hub, self.log_prefix).append(record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -63,10 +63,10 @@ class _StepMeasurer(StepObserver):
     """Keeps, on the device, what a step's engine has measured."""
 
     def __init__(self) -> None:
-        self.infos: list[ParamInfo] = []
-        self.norms: Tensor | None = None
-        self.norm: Tensor | None = None
-        self.record: Tensor | None = None
+        self._infos: list[ParamInfo] = []
+        self._norms: Tensor | None = None
+        self._norm: Tensor | None = None
+        self._steps: list[tuple[Tensor, list[ParamInfo], Tensor | None]] = []
 
     def before_clip(
         self,
@@ -77,24 +77,42 @@ class _StepMeasurer(StepObserver):
     ) -> None:
         parts = [parameter_norms(v, m).double() for v, m in zip(views, measures, strict=True)]
         norms = parts[0] if len(parts) == 1 else torch.cat(parts)
-        self.norms = norms if scale is None else norms / scale.to(norms.device)
-        self.infos = views[0].infos if len(views) == 1 else [i for v in views for i in v.infos]
-        self.norm = norm
+        self._norms = norms if scale is None else norms / scale.to(norms.device)
+        self._infos = views[0].infos if len(views) == 1 else [i for v in views for i in v.infos]
+        self._norm = norm
 
     def on_record(self, record: Tensor) -> None:
-        self.record = record
+        self._steps.append((record, self._infos, self._norms))
+        self._norm = self._norms = None
+
+    def take(self) -> list[tuple[Tensor, list[ParamInfo], Tensor | None]]:
+        """Record, parameters and norms of the steps since the last call."""
+        if self._norm is not None:
+            # Broken off between measuring and clipping, as nonfinite='raise' does.
+            nan = self._norm.new_full((5,), math.nan, dtype=torch.float64)
+            self.on_record(torch.cat([self._norm.double().reshape(1), nan]))
+        steps, self._steps = self._steps, []
+        return steps
 
 
 class StepBuffer:
-    """The steps of one optimizer that have not been looked at."""
+    """The steps of one optimizer that have not been looked at.
 
-    def __init__(self, name: str, make_detector: Callable[[], SpikeDetector]) -> None:
+    Args:
+        name: the member of an ``OptimWrapperDict``, or empty.
+        make_detector: makes a detector of spikes.
+        iterations: how many iterations' data belong to a step at most.
+    """
+
+    def __init__(
+        self, name: str, make_detector: Callable[[], SpikeDetector], iterations: int
+    ) -> None:
         self.name = name
         self.detector = make_detector()
         # One for each term: what stands out of a small term may drown in the sum.
         self.loss_detectors = defaultdict(make_detector)
         self.observer = _StepMeasurer()
-        self._batches: list[BatchRecord] = []
+        self._batches: deque[BatchRecord] = deque(maxlen=iterations)
         self._when = (0, 0)
         self._steps: list[StepRecord] = []
 
@@ -107,17 +125,12 @@ class StepBuffer:
         """Note an iteration's losses; it is over, or has been broken off by an error."""
         if self._batches:
             self._batches[-1].losses = losses
-        seen = self.observer
-        record = seen.record
-        if record is None and seen.norm is not None:
-            # Broken off between measuring and clipping, as nonfinite='raise' does.
-            nan = seen.norm.new_full((5,), math.nan, dtype=torch.float64)
-            record = torch.cat([seen.norm.double().reshape(1), nan])
-        if record is None:
+        steps = self.observer.take()
+        if not steps:
             return
-        self._steps.append(StepRecord(*self._when, self._batches, record, seen.infos, seen.norms))
-        self._batches = []
-        seen.record = seen.norm = seen.norms = None
+        batches = list(self._batches)
+        self._batches.clear()
+        self._steps += [StepRecord(*self._when, batches, *step) for step in steps]
 
     def judge(self, agree: bool = False) -> list[tuple[StepRecord, np.ndarray, Verdict]]:
         """The spikes among the steps, which are then forgotten; the host waits for the device."""

@@ -4,6 +4,7 @@ import copy
 import io
 import logging
 import math
+import pickle
 from unittest.mock import MagicMock
 
 import pytest
@@ -13,7 +14,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 from torch.optim import Optimizer
 
-from gclip_mm import ClipConfigError, GClipOptimWrapper
+from gclip_mm import ClipConfigError, GClipAmpOptimWrapper, GClipOptimWrapper
 from gclip_mm.clipping import LOG_KEYS
 from tests.clipping.cases import CASES, equal, make_optimizer
 from tests.clipping.steps import Failure, fail, gradients, make_params, set_grads
@@ -342,3 +343,15 @@ def test_what_is_logged(hub):
     assert last(hub, 'grad_norm') == 5.0 and last(hub, 'clip_threshold') == 2.0
     assert last(hub, 'grad_norm_post') == pytest.approx(2.0)
     assert last(hub, 'clip_fraction') == 1.0 and last(hub, 'nonfinite') == 0.0
+
+
+@pytest.mark.parametrize('kind', [GClipOptimWrapper, GClipAmpOptimWrapper])
+def test_it_can_be_pickled_and_clips_on(kind):
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = dict(type='linear', start_factor=0.1, end=3)
+    rule = dict(type='NormClip', max_norm=1.0, schedule=schedule)
+    wrapper = pickle.loads(pickle.dumps(kind(optimizer=optimizer, clip_grad=rule)))
+    params = wrapper.optimizer.param_groups[0]['params']
+    wrapper.update_params(sum(p.sum() for p in params) * 100)
+    assert wrapper.engine.stats()['grad_norm_post'] == pytest.approx(0.1, rel=1e-3)

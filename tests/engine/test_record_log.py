@@ -324,3 +324,17 @@ def test_a_bad_step_in_the_log(tmp_path):
     assert bad.any() and not np.isfinite(norms[bad]).any() and np.isfinite(norms[~bad]).all()
     lines = read_scalars(tmp_path)
     assert any(line['nonfinite'] > 0 for line in lines)
+
+
+# -- a run that is resumed in the process that has gone beyond its checkpoint -------------------
+
+
+def test_what_was_outstanding_before_a_resume_is_of_the_past(hub):
+    log = RecordLog(hub, '')
+    add(log, 1.0, 2.0)
+    saved = copy.deepcopy(hub.state_dict())
+    add(log, 3.0, 4.0)
+    hub.load_state_dict(saved)
+    add(log, 5.0)
+    assert hub.get_scalar('train/grad_norm').data[0].tolist() == [1.0, 2.0, 5.0]
+    assert hub.get_scalar('train/nonfinite').data[1].tolist() == [1, 1, 1]

@@ -7,18 +7,25 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
 from gclip_mm.clipping import ClipConfigError, NonFiniteGradientError
-from gclip_mm.engine import GClipSpikeHook
+from gclip_mm.engine import GClipMonitorHook, GClipOptimWrapper, GClipSpikeHook
 from gclip_mm.engine.batch_names import batch_images
 from gclip_mm.engine.hooks import spike_hook
 
 from .toy_task import RandomNet, run_toy
 
 BAD = 'images/013.jpg'
+TWO_IMAGES = [{'img_id': 1, 'img_path': 'a'}, {'img_id': 2, 'img_path': 'b'}]
 NORM = dict(type='NormClip', max_norm=0.5)
 SETTINGS = dict(min_history=5, min_ratio=5.0)
 #: How a run clips: its changes of the config.
@@ -251,18 +258,121 @@ def test_a_batch_without_names_is_warned_of(monkeypatch):
 @pytest.mark.parametrize(
     ('batch', 'expected'),
     [
-        ({'inputs': 1, 'img_path': ['a', 'b'], 'img_id': torch.tensor([1, 2])}, None),
+        # What default_collate makes of dicts.
+        ({'inputs': 1, 'img_path': ['a', 'b'], 'img_id': torch.tensor([1, 2])}, TWO_IMAGES),
+        ({'img_id': np.array([1, 2]), 'img_path': ('a', 'b')}, TWO_IMAGES),
+        ({'img_id': torch.tensor([1, 2])}, [{'img_id': 1}, {'img_id': 2}]),
+        ({'img_id': torch.tensor(3), 'img_path': Path('a')}, [{'img_id': 3, 'img_path': 'a'}]),
+        ({'img_id': torch.tensor([[1, 2], [3, 4]])}, [{'img_id': '[1, 2]'}, {'img_id': '[3, 4]'}]),
+        # Not what anybody would make on purpose, and no reason to end a training.
+        ({'img_id': [1, 2], 'img_path': ['a']}, [{'img_id': 1, 'img_path': 'a'}, {'img_id': 2}]),
+        ({'img_id': [], 'img_path': []}, []),
         ([{'img_path': 'a', 'img_id': 4}], [{'img_id': 4, 'img_path': 'a'}]),
-        ({'x': {'img_path': ['a', 'b'], 'img_id': [1, 2]}}, [{'img_id': 1, 'img_path': 'a'},
-                                                             {'img_id': 2, 'img_path': 'b'}]),
+        ({'x': {'img_path': ['a', 'b'], 'img_id': [1, 2]}}, TWO_IMAGES),
         (None, []),
     ],
-)  # fmt: skip
+)
 def test_names_in_other_kinds_of_batches(batch, expected):
-    if expected is None:
-        batch['img_id'] = batch['img_id'].tolist()
-        expected = [{'img_id': 1, 'img_path': 'a'}, {'img_id': 2, 'img_path': 'b'}]
     assert batch_images(batch) == expected
+    json.dumps(batch_images(batch))
+
+
+@MODELS.register_module()
+class SeveralSteps(RandomNet):
+    """Two optimizer steps in an iteration, as with a critic; the loss of one of them is NaN."""
+
+    def __init__(self, which: int) -> None:
+        super().__init__()
+        self.which = which
+        self.count = 0
+
+    def train_step(self, data, optim_wrapper):
+        data = self.data_preprocessor(data, True)
+        for part in range(2):
+            with optim_wrapper.optim_context(self):
+                loss = sum(self(**data, mode='loss').values())
+            if self.count == 11 and part == self.which:
+                loss = loss * math.nan
+            optim_wrapper.update_params(loss)
+        self.count += 1
+        return dict(loss=loss.detach())
+
+
+@pytest.mark.parametrize('which', [0, 1])
+def test_every_step_of_an_iteration_is_looked_at(tmp_path, which):
+    found = run(
+        tmp_path, spoiled=1.0, model=dict(type='SeveralSteps', which=which), **DOORS['wrapper']
+    )
+    assert [(line['iter'], line['cause']) for line in found if line['cause'] == 'nonfinite'] == [
+        (12, 'nonfinite')
+    ]
+    assert len(images(found[0])) == 4
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class HeadAndBackbone:
+    """A member for each; the model steps as it likes."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def __call__(self, model):
+        return OptimWrapperDict(**{
+            name: GClipOptimWrapper(
+                torch.optim.SGD(getattr(model, name).parameters(), lr=0.01), clip_grad=NORM
+            )
+            for name in ('backbone', 'head')
+        })  # fmt: skip
+
+
+@MODELS.register_module()
+class HeadFirst(RandomNet):
+    """The backbone waits for the last iteration."""
+
+    def train_step(self, data, optim_wrapper):
+        data = self.data_preprocessor(data, True)
+        loss = sum(self(**data, mode='loss').values())
+        is_last = MessageHub.get_current_instance().get_info('iter') == 39
+        names = ['head', 'backbone'] if is_last else ['head']
+        for name in names:
+            optim_wrapper[name].backward(loss, retain_graph=True)
+        for name in names:
+            optim_wrapper[name].step()
+            optim_wrapper[name].zero_grad()
+        return dict(loss=loss.detach())
+
+
+@HOOKS.register_module()
+class HowMuchIsKept(Hook):
+    """Counts the batches and losses that are kept for a step."""
+
+    priority = 'LOWEST'
+
+    def after_train_iter(self, runner, *_, **__):
+        spikes, monitor = (
+            next(hook for hook in runner.hooks if isinstance(hook, kind))
+            for kind in (GClipSpikeHook, GClipMonitorHook)
+        )
+        kept = [len(member._batches) for member in spikes._members.values()]
+        self.most = max(getattr(self, 'most', 0), *kept)
+        self.losses = max(len(probe._losses) for probe in monitor._probes.values())
+
+
+def test_a_member_that_does_not_step_keeps_little(tmp_path):
+    runner = run_toy(
+        tmp_path,
+        model=dict(type='HeadFirst'),
+        optim_wrapper=dict(_delete_=True, constructor='HeadAndBackbone'),
+        param_scheduler=None,
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=40),
+        custom_hooks=[
+            dict(type='GClipSpikeHook', keep_batch=True),
+            dict(type='GClipMonitorHook', interval=5),
+            dict(type='HowMuchIsKept'),
+        ],
+    )
+    watch = next(hook for hook in runner.hooks if isinstance(hook, HowMuchIsKept))
+    assert 1 < watch.most <= 16 and watch.losses <= 16
 
 
 @pytest.mark.parametrize(

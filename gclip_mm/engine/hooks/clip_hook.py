@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from ...clipping.config import parse_clip_grad
 from ...clipping.engine import GradClipEngine
 from ...clipping.registry import ClipConfigError
-from ..clock import hub_clock
+from ..clock import HubClock
 from ..optim_wrapper import STATE_KEY
 from ..record_log import record_log
 from ..strategies import FOREIGN_WRAPPERS, refuse
@@ -69,7 +69,7 @@ class GClipHook(Hook):
                 wrapper.optimizer,
                 self.clip_grad,
                 model=runner.model,
-                clock=hub_clock(runner.message_hub, lambda: 0),
+                clock=HubClock(runner.message_hub),
                 on_record=log.append,
             )
         waiting, self._waiting = self._waiting, None

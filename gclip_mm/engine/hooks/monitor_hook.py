@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from ...clipping.checks import check_number
 from ..histograms import log_histograms, publish
 from ..module_probe import ModuleProbe, ModuleStats, UnitNorms, cut_name
-from ..observing import observe, refuse_sharded, wrapper_members
+from ..observing import iterations_of_a_step, observe, refuse_sharded, wrapper_members
 
 
 @HOOKS.register_module()
@@ -158,20 +159,22 @@ class _Probe(ModuleProbe):
 
     def __init__(self, wrapper: OptimWrapper, runner: Runner) -> None:
         super().__init__(wrapper.optimizer, runner.model)
-        self._record: Tensor | None = None
-        self._losses: list[Tensor] = []
+        self._records: list[Tensor] = []
+        self._losses: deque[Tensor] = deque(maxlen=iterations_of_a_step(wrapper))
         self._steps: list[tuple[Tensor, list[Tensor]]] = []
 
     def on_record(self, record: Tensor) -> None:
-        self._record = record
+        self._records.append(record)
 
     def end_iteration(self, loss: Tensor | None) -> None:
-        """The iteration is over; with accumulated gradients several make one step."""
+        """The iteration is over; several may make one step, or one several steps."""
         if loss is not None:
             self._losses.append(loss)
-        if self._record is not None:
-            self._steps.append((self._record, self._losses))
-            self._record, self._losses = None, []
+        if self._records:
+            losses = list(self._losses)
+            self._steps += [(record, losses) for record in self._records]
+            self._records = []
+            self._losses.clear()
 
     def take_history(self) -> tuple[np.ndarray, np.ndarray]:
         """Losses and norms (S,) of the steps since the last call; copied at once."""

@@ -104,6 +104,8 @@ class GClipRNGStateHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """On a resume, arrange for the state to be restored at the right moment."""
+        # Of a validation that an error has ended.
+        self._before_val = None
         loop = runner.train_loop
         by_iter = hasattr(loop, 'dataloader_iterator')
         if not by_iter and _is_persistent(loop.dataloader):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...clipping.checks import check_number
 from ..batch_names import batch_images
-from ..observing import observe, wrapper_members
+from ..observing import iterations_of_a_step, observe, wrapper_members
 from ..spike_detector import SpikeDetector
 from ..spike_record import BatchRecord, StepBuffer, rank_entry, spike_line, spike_summary, to_json
 
@@ -73,8 +73,8 @@ class GClipSpikeHook(Hook):
             :class:`~gclip_mm.engine.spike_detector.SpikeDetector`.
         interval: iterations between two looks; None: the log interval on a GPU, 1 on a CPU.
         keep_batch: also ``torch.save`` the batch, as the data loader gave it, to
-            ``work_dir/spikes/iter_{iter}_rank{rank}.pth``. Batches not yet looked at stay in
-            memory.
+            ``work_dir/spikes/iter_{iter}_rank{rank}.pth`` (with the name of the optimizer before
+            it where there are several). Batches not yet looked at stay in memory.
         max_batches: batches kept at most, at least 1.
         max_lines: lines written at most, at least 1: a run that has gone astray has nothing but
             spikes.
@@ -125,8 +125,8 @@ class GClipSpikeHook(Hook):
         self._path = os.path.join(runner.work_dir, 'spikes.jsonl')
         self._folder = os.path.join(runner.work_dir, 'spikes')
         self._members = {
-            name: StepBuffer(name, self._make_detector)
-            for name in wrapper_members(runner.optim_wrapper)
+            name: StepBuffer(name, self._make_detector, iterations_of_a_step(wrapper))
+            for name, wrapper in wrapper_members(runner.optim_wrapper).items()
         }
         for name, member in self._members.items():
             _recall(runner, f'{name}.grad_norm' if name else 'grad_norm', member.detector)
@@ -202,7 +202,9 @@ class GClipSpikeHook(Hook):
             if self.keep_batch and self._batches < self.max_batches:
                 self._batches += 1
                 os.makedirs(self._folder, exist_ok=True)
-                path = os.path.join(self._folder, f'iter_{step.iter}_rank{get_rank()}.pth')
+                member_name = f'{member.name}_' if member.name else ''
+                name = f'{member_name}iter_{step.iter}_rank{get_rank()}.pth'
+                path = os.path.join(self._folder, name)
                 torch.save([batch.data for batch in step.batches], path)
             if self._lines == self.max_lines:
                 self._lines += 1
