@@ -45,7 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
         '--clip',
         metavar='RECIPE',
         help='clip the gradients: a file or name in configs/_base_/clip, or a rule such as '
-        'type=AGC,clip_factor=0.01; replaces the clip_grad of the config and keeps the rest',
+        'type=AGC,clip_factor=0.01; replaces the clip_grad of the config, of which single keys may '
+        'still be given by --cfg-options, and keeps the rest',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -80,7 +81,7 @@ def configure(args: argparse.Namespace) -> Config:
     """The config that the Runner gets, every flag applied."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     if args.clip is not None:
-        gclip_mm.apply_clip(cfg, args.clip)
+        gclip_mm.apply_clip(cfg, args.clip, args.cfg_options)
     check_clipping(cfg)
     if args.amp:
         use_amp(cfg)

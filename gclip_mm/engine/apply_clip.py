@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
 from ..clipping.config import parse_clip_grad
-from ..clipping.registry import ClipConfigError
-from .launch import optim_wrappers, wrapper_class
+from ..clipping.registry import CLIPPERS, ClipConfigError
+from .launch import clip_hooks, drop_clip_hooks, optim_wrappers, wrapper_class
 from .optim_wrapper import GClipAmpOptimWrapper, GClipOptimWrapper
 from .strategies import FOREIGN_WRAPPERS, hand_over, refuse
 
@@ -20,11 +21,14 @@ from .strategies import FOREIGN_WRAPPERS, hand_over, refuse
 RECIPES = Path(__file__).resolve().parents[2] / 'configs' / '_base_' / 'clip'
 
 
-def apply_clip(cfg: Config, recipe: str | dict[str, Any]) -> Config:
+def apply_clip(
+    cfg: Config, recipe: str | dict[str, Any], options: dict[str, Any] | None = None
+) -> Config:
     """Have a config train with a clipping recipe; everything else of it stays.
 
     The optimizer, its parameter-wise settings and constructor, accumulation and mixed precision are
-    kept; whatever ``clip_grad`` was there is replaced. ``OptimWrapper`` becomes
+    kept; whatever ``clip_grad`` was there is replaced, that of a ``GClipHook`` too, which is taken
+    out, or keeps the wrapper that it was there for. ``OptimWrapper`` becomes
     ``GClipOptimWrapper`` and ``AmpOptimWrapper`` becomes ``GClipAmpOptimWrapper``; with several
     wrappers (``OptimWrapperDict``) each member is clipped. A DeepSpeed or ColossalAI strategy gets
     a norm rule as its own setting.
@@ -33,6 +37,8 @@ def apply_clip(cfg: Config, recipe: str | dict[str, Any]) -> Config:
         cfg: a config, old style or new; it is changed in place.
         recipe: a ``clip_grad`` dict; or a file that holds ``optim_wrapper.clip_grad``, as a path or
             as the name of one in ``configs/_base_/clip``; or ``'type=AGC,clip_factor=0.01'``.
+        options: what ``--cfg-options`` gave. Those that are about ``clip_grad`` go on top of the
+            recipe, such as ``{'optim_wrapper.clip_grad.max_norm': 3}``.
 
     Returns:
         Config: ``cfg`` itself.
@@ -46,8 +52,13 @@ def apply_clip(cfg: Config, recipe: str | dict[str, Any]) -> Config:
         >>> Runner.from_cfg(gclip_mm.apply_clip(cfg, 'type=AGC,clip_factor=0.01')).train()
     """
     clip_grad = recipe if isinstance(recipe, dict) else read_recipe(recipe)
-    parse_clip_grad(clip_grad)
-    if hand_over(cfg, clip_grad):
+    rules = {
+        key: _with_options(clip_grad, options or {}, f'{key}.clip_grad')
+        for key in ('optim_wrapper', *(key for key, _ in optim_wrappers(cfg)))
+    }
+    for rule in rules.values():
+        parse_clip_grad(rule)
+    if hand_over(cfg, rules['optim_wrapper']):
         _import_us(cfg)
         return cfg
     wrappers = list(optim_wrappers(cfg))
@@ -66,20 +77,45 @@ def apply_clip(cfg: Config, recipe: str | dict[str, Any]) -> Config:
         twin = twins.get(wrapper_class(wrapper))
         if twin is None and wrapper['type'] in FOREIGN_WRAPPERS:
             refuse(wrapper['type'], clip_grad)
+        hooks = clip_hooks(cfg)
+        if twin is None and len(wrappers) == len(hooks) == 1:
+            hooks[0]['clip_grad'] = rules[key]
+            _import_us(cfg)
+            return cfg
         if twin is None:
             raise ClipConfigError(
                 f'{key}.type {wrapper["type"]!r} cannot be exchanged without losing what it does; '
                 f'known are {", ".join(kind.__name__ for kind in twins)}. If it steps an ordinary '
                 "torch optimizer, add custom_hooks=[dict(type='GClipHook', clip_grad=...)] instead"
             )
-        chosen.append((wrapper, twin))
-    for wrapper, twin in chosen:
+        chosen.append((wrapper, twin, rules[key]))
+    for wrapper, twin, rule in chosen:
         wrapper['type'] = twin.__name__
         # Taken out first: assigning to a ConfigDict must not merge into what was there.
         wrapper.pop('clip_grad', None)
-        wrapper['clip_grad'] = clip_grad
+        wrapper['clip_grad'] = rule
+    drop_clip_hooks(cfg)
     _import_us(cfg)
     return cfg
+
+
+def _with_options(clip_grad: dict[str, Any], options: dict[str, Any], key: str) -> dict[str, Any]:
+    """The recipe with what ``--cfg-options`` says of it on top.
+
+    Raises:
+        ClipConfigError: the options give a whole other ``clip_grad``.
+    """
+    if key in options:
+        raise ClipConfigError(
+            f'both a recipe and --cfg-options {key}=... say how to clip: leave one of them out, or '
+            f'give single keys of the recipe, as {key}.max_norm=3'
+        )
+    own = {k.removeprefix(f'{key}.'): v for k, v in options.items() if k.startswith(f'{key}.')}
+    if not own:
+        return clip_grad
+    merged = Config(dict(clip_grad=copy.deepcopy(dict(clip_grad))))
+    merged.merge_from_dict({f'clip_grad.{k}': v for k, v in own.items()})
+    return merged.clip_grad.to_dict()
 
 
 def _import_us(cfg: Config) -> None:
@@ -113,11 +149,12 @@ def _find(recipe: str) -> Path:
         if path.is_file():
             return path
     names = sorted(path.stem for path in RECIPES.glob('*.py'))
-    near = difflib.get_close_matches(Path(recipe).stem, names, n=1)
-    hint = f'; did you mean {near[0]!r}?' if near else ''
-    listed = f'. Recipes: {", ".join(names)}' if names else ''
+    near = difflib.get_close_matches(Path(recipe).stem.lower(), names, n=1)
+    meant = [repr(name) for name in near] + [repr(f'type={recipe}')] * (recipe in CLIPPERS)
+    hint = f'; did you mean {" or ".join(meant)}?' if meant else '.'
+    listed = f' Recipes: {", ".join(names)}.' if names else ''
     raise ClipConfigError(
-        f'recipe {recipe!r} is not there{hint}{listed}. The path of a file will do too, or a rule '
+        f'recipe {recipe!r} is not there{hint}{listed} The path of a file will do too, or a rule '
         "inline, such as 'type=AGC,clip_factor=0.01'"
     )
 
@@ -157,10 +194,24 @@ def _split(text: str) -> list[str]:
 
 def _value(text: str) -> Any:
     try:
-        return ast.literal_eval(text)
+        return _literal(ast.parse(text, mode='eval').body)
     except (ValueError, SyntaxError):
         pass
     if text[:1] == '[' and text[-1:] == ']':
         return [_value(item.strip()) for item in _split(text[1:-1]) if item.strip()]
     # Shells and people write them so.
     return {'true': True, 'false': False, 'none': None}.get(text.lower(), text)
+
+
+def _literal(node: ast.expr) -> Any:
+    """A value as in Python, ``dict(type='linear', end=500)`` included.
+
+    Raises:
+        ValueError: it is no such value.
+    """
+    is_dict = isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict'
+    if is_dict and not node.args and all(item.arg for item in node.keywords):
+        return {item.arg: _literal(item.value) for item in node.keywords}
+    if isinstance(node, ast.List):
+        return [_literal(item) for item in node.elts]
+    return ast.literal_eval(node)

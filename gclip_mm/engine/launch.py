@@ -201,6 +201,26 @@ def optim_wrappers(cfg: Config) -> Iterator[tuple[str, dict]]:
             yield f'optim_wrapper.{name}', member
 
 
+def clip_hooks(cfg: Config) -> list[dict]:
+    """The ``GClipHook`` entries of ``custom_hooks``."""
+    kinds = [(hook, hook.get('type')) for hook in cfg.get('custom_hooks') or ()]
+    return [
+        hook
+        for hook, kind in kinds
+        if (kind if isinstance(kind, str) else getattr(kind, '__name__', '')).split('.')[-1]
+        == 'GClipHook'
+    ]
+
+
+def drop_clip_hooks(cfg: Config) -> None:
+    """Take every ``GClipHook`` out of ``custom_hooks``."""
+    dropped = clip_hooks(cfg)
+    if dropped:
+        cfg.custom_hooks = [
+            hook for hook in cfg.custom_hooks if not any(hook is one for one in dropped)
+        ]
+
+
 def wrapper_class(wrapper: dict) -> Any:
     """The class that an optim wrapper's ``type`` names; None for a name that nobody registered."""
     kind = wrapper['type']

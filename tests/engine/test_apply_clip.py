@@ -103,6 +103,14 @@ def test_a_config_without_an_optimizer_wrapper(cfg):
             "type=norm,max_norm=1,rules=[{'match': '^a', 'type': 'AGC'}]",
             dict(type='norm', max_norm=1, rules=[{'match': '^a', 'type': 'AGC'}]),
         ),
+        (
+            'max_norm=1,schedule=dict(type="linear",start_factor=0.1,end=500)',
+            dict(max_norm=1, schedule=dict(type='linear', start_factor=0.1, end=500)),
+        ),
+        (
+            "type=ChainClip,clips=[dict(type='AGC'), dict(max_norm=10)],exclude=[bias]",
+            dict(type='ChainClip', clips=[dict(type='AGC'), dict(max_norm=10)], exclude=['bias']),
+        ),
         ('type=ZClip,max_norm=none', dict(type='ZClip', max_norm=None)),
         ('type=value,clip_value=1e-2', dict(type='value', clip_value=0.01)),
     ],
@@ -115,6 +123,9 @@ def test_inline_recipes(text, expected):
     ('recipe', 'message'),
     [
         ('ag', "did you mean 'agc'"),
+        ('AGC', "did you mean 'agc' or 'type=AGC'"),
+        ('GradientStabilizer', "mean 'gradient_stabilizer' or 'type=GradientStabilizer'"),
+        ('max_norm=dict(open)', 'max_norm'),
         ('no/such/file.py', 'is not there'),
         ('type=AGC,0.01', 'key=value'),
         ('type=AGX', 'unknown type'),
@@ -134,6 +145,80 @@ def test_a_recipe_file_without_clipping(tmp_path):
     path.write_text("optim_wrapper = dict(type='GClipOptimWrapper')\n")
     with pytest.raises(gclip_mm.ClipConfigError, match='clip_grad'):
         gclip_mm.apply_clip(config(), str(path))
+
+
+# -- keys from --cfg-options -------------------------------------------------------------------
+
+
+def test_options_go_on_top_of_the_recipe():
+    recipe = dict(type='NormClip', max_norm=10, exclude=['bias', 'norm'])
+    options = {
+        'optim_wrapper.clip_grad.max_norm': 3,
+        'optim_wrapper.clip_grad.exclude': ['bn'],
+        'optim_wrapper.optimizer.lr': 7,
+    }
+    cfg = config(clip_grad=dict(max_norm=35))
+    gclip_mm.apply_clip(cfg, recipe, options)
+    assert cfg.optim_wrapper.clip_grad.to_dict() == dict(
+        type='NormClip', max_norm=3, exclude=['bn']
+    )
+    assert recipe == dict(type='NormClip', max_norm=10, exclude=['bias', 'norm'])
+    assert cfg.optim_wrapper.optimizer.lr == 0.1
+
+
+def test_options_of_one_member_are_its_own():
+    member = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
+    cfg = Config(dict(optim_wrapper=dict(constructor='Mine', a=member, b=dict(member))))
+    gclip_mm.apply_clip(cfg, 'max_norm=10', {'optim_wrapper.b.clip_grad.max_norm': 2})
+    assert [cfg.optim_wrapper[name].clip_grad.max_norm for name in 'ab'] == [10, 2]
+
+
+def test_options_of_a_strategy_reach_it():
+    cfg = config(type='DeepSpeedOptimWrapper')
+    cfg.strategy = dict(type='DeepSpeedStrategy')
+    gclip_mm.apply_clip(cfg, 'max_norm=10', {'optim_wrapper.clip_grad.max_norm': 2})
+    assert cfg.strategy.gradient_clipping == 2
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'optim_wrapper.clip_grad.clip_factor': 3}, "no key 'clip_factor'"),
+        ({'optim_wrapper.clip_grad': dict(max_norm=1)}, 'leave one of them out'),
+        ({'optim_wrapper.clip_grad': None}, 'leave one of them out'),
+    ],
+)
+def test_options_that_do_not_fit_the_recipe(options, message):
+    cfg = config()
+    with pytest.raises(gclip_mm.ClipConfigError, match=message):
+        gclip_mm.apply_clip(cfg, 'max_norm=10', options)
+    assert 'clip_grad' not in cfg.optim_wrapper
+
+
+# -- configs that clip by GClipHook ------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', ['GClipHook', 'gclip_mm.GClipHook', gclip_mm.engine.GClipHook])
+def test_a_hook_that_clips_makes_room(kind):
+    cfg = config()
+    cfg.custom_hooks = [
+        dict(type='EMAHook'),
+        dict(type=kind, clip_grad=dict(max_norm=3)),
+    ]
+    gclip_mm.apply_clip(cfg, 'agc')
+    assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook']
+    assert cfg.optim_wrapper.type == 'GClipOptimWrapper'
+
+
+def test_a_hook_stays_for_the_sake_of_its_wrapper():
+    class MyWrapper(OptimWrapper):
+        pass
+
+    cfg = config(type=MyWrapper)
+    cfg.custom_hooks = [dict(type='GClipHook', clip_grad=dict(max_norm=3))]
+    gclip_mm.apply_clip(cfg, 'type=AGC', {'optim_wrapper.clip_grad.clip_factor': 0.5})
+    assert cfg.optim_wrapper.type is MyWrapper and 'clip_grad' not in cfg.optim_wrapper
+    assert cfg.custom_hooks[0].clip_grad.to_dict() == dict(type='AGC', clip_factor=0.5)
 
 
 def test_the_result_trains():

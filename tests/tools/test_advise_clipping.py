@@ -87,6 +87,8 @@ def test_of_the_hooks_only_those_that_prepare_a_run(toy_config):
 
 
 def test_a_gradient_that_is_never_finite(toy_config, monkeypatch):
+    # Whose import registers the model.
+    cfg = toy(toy_config)
     kind = MODELS.get('ToyRegressor')
     forward = kind.forward
 
@@ -96,7 +98,7 @@ def test_a_gradient_that_is_never_finite(toy_config, monkeypatch):
 
     monkeypatch.setattr(kind, 'forward', broken)
     with pytest.raises(AdviceError, match='no learning rate will mend'):
-        record_gradients(toy(toy_config), 10)
+        record_gradients(cfg, 10)
 
 
 def test_a_rate_that_never_serves(toy_config):
@@ -154,6 +156,23 @@ def test_its_configs_train(tool, train_tool, toy_config, tmp_path, rule):
          f'experiment_name={tmp_path.name}_{rule}']
     )  # fmt: skip
     assert (tmp_path / rule / 'iter_12.pth').exists()
+
+
+def test_a_hook_that_clips_gives_way(tool, train_tool, toy_config, tmp_path):
+    hooked = tmp_path / 'hooked.py'
+    hooked.write_text(
+        f'_base_ = [{toy_config!r}]\n'
+        "optim_wrapper = dict(_delete_=True, type='OptimWrapper',\n"
+        "                     optimizer=dict(type='SGD', lr=0.01))\n"
+        "custom_hooks = [dict(type='GClipSpikeHook'),\n"
+        "                dict(type='GClipHook', clip_grad=dict(type='NormClip', max_norm=3))]\n"
+    )
+    out = tmp_path / 'out'
+    assert tool.main([str(hooked), '--iterations', '10', '--out', str(out)]) == 0
+    cfg = Config.fromfile(str(out / 'norm.py'))
+    assert [hook.type for hook in cfg.custom_hooks] == ['GClipSpikeHook']
+    train_tool.main([str(out / 'norm.py'), '--work-dir', str(tmp_path / 'run')])
+    assert (tmp_path / 'run' / 'iter_12.pth').exists()
 
 
 def test_mixed_precision_and_exclude_are_kept(tool, toy_config, tmp_path):

@@ -119,6 +119,17 @@ def test_a_cell_interrupted_after_its_last_checkpoint_is_validated(tmp_path, mon
     assert again.metrics['toy/score'] == pytest.approx(first.metrics['toy/score'])
 
 
+def test_without_clipping_means_without_a_hook_that_clips(tmp_path):
+    base = Config(dict(
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1)),
+        custom_hooks=[dict(type='GClipHook', clip_grad=dict(max_norm=1e-4)), dict(type='EMAHook')],
+    ))  # fmt: skip
+    for rule in (None, dict(max_norm=3)):
+        cfg = cell_config(base, Cell(0.02, 'x', 0, rule), tmp_path)
+        assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook']
+    assert len(base.custom_hooks) == 2
+
+
 @pytest.mark.parametrize(('lost', 'status'), [(True, 'diverged'), (False, 'failed')])
 def test_an_error_of_weights_that_are_no_numbers_is_divergence(tmp_path, monkeypatch, lost, status):
     """Before any loss was seen that is none: it is the loss that refuses its input."""

@@ -43,7 +43,13 @@ from gclip_mm.engine.analysis.gradient_stats import (  # noqa: E402
     save_stats,
 )
 from gclip_mm.engine.analysis.record import AdviceError, record_gradients  # noqa: E402
-from gclip_mm.engine.launch import LaunchError, load_config, optim_wrappers  # noqa: E402
+from gclip_mm.engine.launch import (  # noqa: E402
+    LaunchError,
+    clip_hooks,
+    drop_clip_hooks,
+    load_config,
+    optim_wrappers,
+)
 
 TITLES = {'value': 'Value', 'norm': 'Norm', 'agc': 'AGC', 'zclip': 'ZClip'}
 #: What the share of what was clipped is a share of.
@@ -89,7 +95,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def config_text(advice: Advice, optim_wrapper: dict[str, Any], lr: float, base: str) -> str:
+def config_text(
+    advice: Advice, optim_wrapper: dict[str, Any], lr: float, base: str, hooks: str = ''
+) -> str:
     """A config that trains as the base does, with the rule of the advice.
 
     Args:
@@ -97,6 +105,7 @@ def config_text(advice: Advice, optim_wrapper: dict[str, Any], lr: float, base: 
         optim_wrapper: the base's.
         lr: the base learning rate.
         base: what to write into ``_base_``.
+        hooks: a line that gives ``custom_hooks``, where the base's cannot stay.
     """
     is_amp = 'Amp' in getattr(optim_wrapper['type'], '__name__', optim_wrapper['type'])
     kind = 'GClipAmpOptimWrapper' if is_amp else 'GClipOptimWrapper'
@@ -112,12 +121,22 @@ def config_text(advice: Advice, optim_wrapper: dict[str, Any], lr: float, base: 
         f'{reason}\n'
         f'_base_ = [{base!r}]\n'
         "custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)\n"
+        f'{hooks}'
         'optim_wrapper = dict(\n'
         f'    type={kind!r},\n'
         f'    optimizer=dict(lr={lr:g}),\n'
         f'    clip_grad=dict({items}),\n'
         ')\n'
     )
+
+
+def hooks_without_clipping(cfg: Config) -> str:
+    """The line that takes a ``GClipHook`` out: it and a wrapper that clips refuse each other."""
+    if not clip_hooks(cfg):
+        return ''
+    rest = Config(dict(custom_hooks=list(cfg.custom_hooks)))
+    drop_clip_hooks(rest)
+    return f'custom_hooks = {rest.to_dict()["custom_hooks"]!r}\n'
 
 
 def base_name(config: str, folder: Path) -> str:
@@ -206,7 +225,8 @@ def main(argv: list[str] | None = None) -> int:
     out = args.out or Path('work_dirs') / 'advise' / Path(cfg.filename).stem
     out.mkdir(parents=True, exist_ok=True)
     base = base_name(args.config, out)
-    texts = {a.name: config_text(a, wrapper, lr, base) for a in advices}
+    hooks = hooks_without_clipping(cfg)
+    texts = {a.name: config_text(a, wrapper, lr, base, hooks) for a in advices}
     print(report(advices, texts, how))
     for name, text in texts.items():
         (out / f'{name}.py').write_text(text)

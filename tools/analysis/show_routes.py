@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cfg = load_config(args.config, args.cfg_options, None, 'none')
         if args.clip is not None:
-            gclip_mm.apply_clip(cfg, args.clip)
+            gclip_mm.apply_clip(cfg, args.clip, args.cfg_options)
         check_clipping(cfg)
         with quiet_logs():
             rows = route_table(cfg)

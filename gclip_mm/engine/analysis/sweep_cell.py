@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..apply_clip import apply_clip
-from ..launch import optim_wrappers
+from ..launch import drop_clip_hooks, optim_wrappers
 from ..resume import find_resumable
 from .sweep_grid import DIVERGED, FAILED, TRAINED, Cell, Outcome
 
@@ -42,7 +42,9 @@ def cell_config(base: Config, cell: Cell, folder: Path) -> Config:
     for _, wrapper in optim_wrappers(cfg):
         wrapper['optimizer']['lr'] = cell.lr
         wrapper.pop('clip_grad', None)
-    if cell.clip_grad is not None:
+    if cell.clip_grad is None:
+        drop_clip_hooks(cfg)
+    else:
         apply_clip(cfg, cell.clip_grad)
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=cell.seed)
     cfg.work_dir = str(folder)
