@@ -206,14 +206,14 @@ def spike_line(
         'grad_norm_post': _or_none(numbers[1]),
         'clip_coef': _or_none(numbers[2]),
         'clip_threshold': _or_none(numbers[3]),
-        'modules': _largest_modules(step),
+        **_largest_modules(step),
         'ranks': ranks,
     }
 
 
-def _largest_modules(step: StepRecord) -> list[dict[str, Any]]:
+def _largest_modules(step: StepRecord) -> dict[str, Any]:
     if step.norms is None:
-        return []
+        return {'modules': [], 'modules_not_finite': 0, 'modules_in_all': 0}
     norms: dict[str, float] = {}
     for info, norm in zip(step.infos, step.norms.cpu().tolist(), strict=True):
         name = module_name(info)
@@ -224,7 +224,11 @@ def _largest_modules(step: StepRecord) -> list[dict[str, Any]]:
         return norms[name] if math.isfinite(norms[name]) else math.inf
 
     names = sorted(norms, key=size, reverse=True)[:_MOST_MODULES]
-    return [{'name': name, 'grad_norm': norms[name]} for name in names]
+    return {
+        'modules': [{'name': name, 'grad_norm': norms[name]} for name in names],
+        'modules_not_finite': sum(not math.isfinite(norm) for norm in norms.values()),
+        'modules_in_all': len(norms),
+    }
 
 
 def _or_none(number: float) -> float | None:
@@ -257,6 +261,15 @@ def spike_summary(line: dict[str, Any], most: int = 4) -> str:
         value = max(entry['losses'].get(what, math.nan) for entry in line['ranks'])
     usual = '' if line['median'] is None else f', usually {line["median"]:.3g}'
     module = f', most in {line["modules"][0]["name"]}' if line['modules'] else ''
+    bad, total = line['modules_not_finite'], line['modules_in_all']
+    if bad == total > 1:
+        # It comes from what they all learn from, and none of them is to blame.
+        losses = [value for entry in line['ranks'] for value in entry['losses'].values()]
+        are_fine = bool(losses) and all(map(math.isfinite, losses))
+        module = f', in all {total} modules' + '; every loss is finite' * are_fine
+    elif bad:
+        names = ', '.join(module['name'] for module in line['modules'][: min(bad, 3)])
+        module = f', not finite in {bad} of {total} modules: {names}{" ..." if bad > 3 else ""}'
     return (
         f'iteration {line["iter"]}: {line["cause"]}, {what} {value:.3g}{usual}{module}; '
         f'{", ".join(paths[:most])}{more}'

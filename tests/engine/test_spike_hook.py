@@ -18,9 +18,18 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
 from gclip_mm.clipping import ClipConfigError, NonFiniteGradientError
+from gclip_mm.clipping.routing import ParamInfo
 from gclip_mm.engine import GClipMonitorHook, GClipOptimWrapper, GClipSpikeHook
 from gclip_mm.engine.batch_names import batch_images
 from gclip_mm.engine.hooks import spike_hook
+from gclip_mm.engine.spike_detector import Verdict
+from gclip_mm.engine.spike_record import (
+    BatchRecord,
+    StepRecord,
+    rank_entry,
+    spike_line,
+    spike_summary,
+)
 
 from .toy_task import RandomNet, run_toy
 
@@ -167,7 +176,33 @@ def test_a_non_finite_step(tmp_path):
         assert line['cause'] == 'nonfinite' and BAD in images(line)
         assert line['grad_norm'] in ('nan', 'inf') and line['clip_threshold'] is None
         assert {m['grad_norm'] for m in line['modules']} <= {'nan', 'inf'}
+        assert line['modules_not_finite'] == line['modules_in_all'] == 2
         assert line['ranks'][0]['losses']['loss'] in ('nan', 'inf')
+
+
+@pytest.mark.parametrize(
+    ('norms', 'loss', 'expected'),
+    [
+        ([math.nan, math.inf, math.nan], math.nan, 'norm nan, in all 3 modules; 7'),
+        (
+            [math.nan, math.inf, math.nan],
+            1.0,
+            'norm nan, in all 3 modules; every loss is finite; 7',
+        ),
+        ([1.0, math.inf, 2.0], 1.0, 'norm nan, not finite in 1 of 3 modules: b; 7'),
+        ([1.0, 5.0, 2.0], 1.0, 'norm nan, most in b; 7'),
+        ([math.nan], 1.0, 'norm nan, not finite in 1 of 1 modules: a; 7'),
+    ],
+)
+def test_the_log_blames_a_module_only_where_others_are_sound(norms, loss, expected):
+    params = [torch.nn.Parameter(torch.ones(1)) for _ in norms]
+    infos = [ParamInfo(p, f'{n}.weight', None, '') for p, n in zip(params, 'abc', strict=False)]
+    batch = BatchRecord([dict(img_id=7)], None)
+    batch.losses = dict(loss=loss)
+    step = StepRecord(1, 1, [batch], torch.zeros(6), infos, torch.tensor(norms))
+    numbers = np.array([math.nan, math.nan, math.nan, math.nan, 0.0, 1.0])
+    line = spike_line(step, numbers, Verdict('nonfinite', None, None), [rank_entry(step)])
+    assert spike_summary(line) == f'iteration 1: nonfinite, gradient {expected}'
 
 
 def test_the_step_that_ends_the_run(tmp_path):

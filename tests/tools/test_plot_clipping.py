@@ -72,7 +72,7 @@ def test_curves_hold_the_logged_numbers(tool, run):
     assert lines(norm)[':', color][1].tolist() == [1.0] * 5
     assert next(iter(lines(share).values()))[1].tolist() == [0.25] * 5
     assert skipped.lines[0].get_xdata().tolist() == [30]
-    assert tool.skipped_steps(scalars) == [30]
+    assert scalars.nonfinite_steps() == [30]
 
 
 @pytest.mark.parametrize('near', ['', '20240101_000100', '20240101_000100/vis_data/scalars.json'])
@@ -81,7 +81,7 @@ def test_run_by_folder_timestamp_or_file(tool, run, tmp_path, near, capsys):
     assert tool.main([str(run / near), '--out', str(out)]) == 0
     assert out.stat().st_size > 10_000
     text = capsys.readouterr().out
-    assert '1 with a skipped step' in text
+    assert '1 tell of a gradient that is not finite' in text
     assert ('3 log lines' if near else '5 log lines') in text
 
 
@@ -114,20 +114,83 @@ def test_a_run_that_did_not_clip(tool, tmp_path):
 
 
 @pytest.mark.parametrize('first_nan', [0, 2])
-def test_a_lost_run_says_from_where_on(tool, tmp_path, capsys, first_nan):
+@pytest.mark.parametrize('clips', [False, True])
+def test_a_lost_run_says_from_where_on(tool, tmp_path, capsys, first_nan, clips):
     data = rows(range(10, 60, 10))
     for row in data[first_nan:]:
-        row['loss'] = math.nan
+        row |= dict(loss=math.nan, grad_norm=math.nan, nonfinite=1.0)
+    if not clips:
+        data = [dict(lr=0.1, loss=row['loss'], step=row['step']) for row in data]
     file = write(tmp_path / 'lost', data)
-    write(tmp_path / 'one_bad_line', [*data[: first_nan + 1], *rows([60])])
-    scalars = {name: tool.read_scalars(tmp_path / name) for name in ('lost', 'one_bad_line')}
+    write(tmp_path / 'recovers', [*data[: first_nan + 1], *rows([60])])
+    scalars = {name: tool.read_scalars(tmp_path / name) for name in ('lost', 'recovers')}
     loss = tool.draw(scalars).axes[0]
     step = data[first_nan]['step']
     legend = [text.get_text() for text in loss.get_legend().get_texts()]
-    assert legend == [f'lost: NaN or inf from iteration {step} on', 'one_bad_line']
+    assert legend == [f'lost: lost from iteration {step} on', 'recovers']
     assert lines(loss)[':', tool.COLORS[0]][0] == [step, step]
     assert tool.main([str(file), '--out', str(tmp_path / 'x.png')]) == 0
-    assert f'loss not finite from {step} on' in capsys.readouterr().out
+    assert f'lost from {step} on' in capsys.readouterr().out
+
+
+def test_a_run_that_a_skipped_step_has_saved_is_not_lost(tool, tmp_path, capsys):
+    """MMEngine's means are NaN for the whole of its window, here to the end of the log."""
+    data = rows(range(5, 65, 5))
+    for row in data[1:]:
+        row |= dict(loss=math.nan, grad_norm=math.nan)
+    data[4]['nonfinite'] = 1.0
+    file = write(tmp_path / 'saved', data)
+    scalars = tool.read_scalars(file)
+    assert scalars.lost_from() is None and scalars.nonfinite_steps() == [10, 25]
+    # The last step of the log being one of them does not make it lost either.
+    data[-1]['nonfinite'] = 1.0
+    assert tool.Scalars(data, []).lost_from() is None
+    data[-2]['nonfinite'] = 1.0
+    assert tool.Scalars(data, []).lost_from() == 55
+    assert tool.main([str(file), '--out', str(tmp_path / 'x.png')]) == 0
+    out = capsys.readouterr().out
+    assert '2 tell of a gradient that is not finite' in out and 'lost' not in out
+    assert '11 lines have no loss to draw' in out and 'window_size' in out
+
+
+def test_a_run_that_only_skips_is_lost_although_its_loss_is_finite(tool):
+    data = rows(range(5, 65, 5))
+    for row in data[3:]:
+        row |= dict(nonfinite=1.0, grad_norm=math.inf)
+    assert tool.Scalars(data, []).lost_from() == 20
+
+
+def test_one_log_line_can_be_seen(tool, tmp_path):
+    write(tmp_path / 'v', rows([10]))
+    figure = tool.draw({'v': tool.read_scalars(tmp_path / 'v')})
+    assert all(line.get_marker() == 'o' for line in figure.axes[0].lines)
+
+
+def test_a_threshold_of_single_elements_is_no_norm(tool):
+    data = rows(range(10, 60, 10))
+    for row in data:
+        row |= dict(clip_threshold=0.001)
+    norm = tool.draw({'value': tool.Scalars(data, [])}).axes[1]
+    assert (':', tool.COLORS[0]) not in lines(norm)
+    assert norm.get_title(loc='left').endswith('thresholds of value: 0.001')
+
+
+def test_several_optimizers_of_a_run(tool, tmp_path, capsys):
+    def renamed(name, factor):
+        shared = ('step', 'iter', 'loss')
+        return [
+            {key if key in shared else f'{name}.{key}': value for key, value in row.items()}
+            for row in rows(range(10, 60, 10), factor)
+        ]
+
+    merged = [a | b for a, b in zip(renamed('head', 1), renamed('backbone', 3), strict=True)]
+    file = write(tmp_path / 'gan', merged)
+    scalars = tool.read_scalars(file)
+    assert scalars.members() == ['head', 'backbone']
+    assert scalars.member('backbone').series('grad_norm')[1] == [3.0, 1.5, 1.0, 0.75, 0.6]
+    assert tool.main([str(file), '--names', 'gan', '--out', str(tmp_path / 'x.png')]) == 0
+    out = capsys.readouterr().out
+    assert 'gan head: 5 log lines' in out and 'gan backbone: 5 log lines' in out
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_nan_and_a_torn_last_line_are_read(run_files, tmp_path):
     rows = [train_row(10, 2.0, grad_norm=3.0), train_row(20, math.nan), train_row(30, math.inf)]
     log_rows(tmp_path, '20260101_000000', rows, tail='{"lr": 0.1, "lo')
     scalars = run_files.read_scalars(tmp_path)
-    assert scalars.first_nonfinite('loss') == 20
+    assert scalars.lost_from() == 20
     assert scalars.series('grad_norm') == ([10], [3.0])
     assert scalars.last_metrics() == {} and run_files.main_metric(scalars) is None
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import textwrap
 from pathlib import Path
 
 # A checkout works without being installed, and before an installed copy.
@@ -117,7 +118,8 @@ def draw_spike(spike: Spike, looked: Looked, counts: dict[str, int]) -> plt.Figu
         panel.set_axis_off()
     for panel, image in zip(axes.flat, spike.images, strict=False):
         _draw_image(panel, image, looked, counts[image.name])
-    figure.suptitle(headline(spike), fontsize=11)
+    # As many characters of that size as there is room for.
+    figure.suptitle(headline(spike, 48 * columns), fontsize=11)
     return figure
 
 
@@ -155,17 +157,24 @@ def _draw_image(panel: plt.Axes, image: SpikeImage, looked: Looked, count: int) 
     panel.set_ylim(height - 0.5, -0.5)
 
 
-def headline(spike: Spike) -> str:
-    """What is known of a spike, in three lines."""
-    what = spike.loss_term or 'norm'
-    usual = '' if spike.median is None else f' (usual {what} {spike.median:.3g})'
+def headline(spike: Spike, width: int = 110) -> str:
+    """What is known of a spike, in three lines, of which long ones are broken."""
+    usual = '' if spike.median is None else f' (usually {spike.median:.3g})'
+    what = f'gradient norm {spike.grad_norm:.4g}'
+    if spike.loss_term:
+        value = spike.losses.get(spike.loss_term, math.nan)
+        what = f'{spike.loss_term} {value:.4g}{usual}, {what}'
+    else:
+        what += usual
     who = f', optimizer {spike.optimizer}' if spike.optimizer else ''
     modules = ', '.join(f'{name} {norm:.3g}' for name, norm in spike.modules[:3])
     losses = ', '.join(f'{name} {value:.3g}' for name, value in spike.losses.items())
-    return (
-        f'iteration {spike.iter}{who}: {spike.cause}, gradient norm {spike.grad_norm:.4g}{usual}\n'
-        f'{losses}\nlargest in {modules or "unknown"}'
-    )
+    lines = [
+        f'iteration {spike.iter}{who}: {spike.cause}, {what}',
+        losses,
+        f'largest in {modules or "unknown"}',
+    ]
+    return '\n'.join(textwrap.fill(line, width) for line in lines)
 
 
 def listing(ranking: list[tuple[SpikeImage, int]], total: int, looked: Looked, most: int) -> str:

@@ -39,7 +39,7 @@ class Run:
 
     def outcome(self) -> str:
         metric = main_metric(self.scalars)
-        diverged = self.scalars.first_nonfinite('loss')
+        diverged = self.scalars.lost_from()
         if diverged is None:
             return f'mAP {metric:.2f}' if metric is not None else 'not validated'
         # Where nothing is detected at all, MMDetection reports no metric.
@@ -85,11 +85,19 @@ def draw_curves(axes: tuple[plt.Axes, plt.Axes], runs: list[Run]) -> None:
     for run, color in zip(runs, COLORS, strict=False):
         draw_loss(top, run.scalars, color, run.label)
         # The norm of a run that does not clip is not logged by MMEngine; then there is no line.
-        for key, style, name in (('grad_norm', '-', ''), ('grad_norm_post', '--', ' (clipped)')):
-            steps, values = map(np.asarray, run.scalars.series(key))
-            keep = np.isfinite(values) & (values > 0)
-            if keep.any():
-                bottom.plot(steps[keep], values[keep], style, color=color, label=run.label + name)
+        members = {f' {name}': run.scalars.member(name) for name in run.scalars.members()}
+        for i, (member, scalars) in enumerate((members or {'': run.scalars}).items()):
+            for key, style, name in (
+                ('grad_norm', '-', ''),
+                ('grad_norm_post', '--', ' (clipped)'),
+            ):
+                steps, values = map(np.asarray, scalars.series(key))
+                keep = np.isfinite(values) & (values > 0)
+                if keep.any():
+                    bottom.plot(
+                        steps[keep], values[keep], style, color=color, ms=3,
+                        marker='^sDv'[i % 4] if members else None, label=run.label + member + name,
+                    )  # fmt: skip
     top.legend(fontsize=8)
     if bottom.lines:
         bottom.set_yscale('log')

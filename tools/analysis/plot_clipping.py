@@ -2,11 +2,12 @@
 
     python tools/analysis/plot_clipping.py work_dirs/agc work_dirs/norm --out clipping.png
 
-Four panels over the iterations: the loss, and from where on it is lost to NaN; the gradient norm
-before and after clipping against the threshold; the share of clipped units; and the steps that were
-skipped for a non-finite gradient.
-MMEngine logs the norms and the loss as means over its window, the other numbers of the step that is
-logged, so a skipped step between two log lines shows by its norm, which is then not finite.
+Four panels over the iterations: the loss, and from where on the run is lost; the gradient norm
+before and after clipping against the threshold; the share of clipped units; and the steps whose
+gradient was not finite.
+MMEngine logs the norms and the loss as means over ``log_processor.window_size`` steps, the other
+numbers of the step that is logged, so that a step between two log lines shows by the mean norm,
+which is then not finite, for as long as it is in the window.
 """
 
 from __future__ import annotations
@@ -70,15 +71,6 @@ def run_names(runs: Sequence[Path]) -> list[str]:
     return [f'{p[-1]} ({i})' for i, p in enumerate(parts, 1)]
 
 
-def skipped_steps(scalars: Scalars) -> list[int]:
-    """Steps of the log lines that tell of a non-finite gradient."""
-    return [
-        row['step']
-        for row in scalars.train
-        if row.get('nonfinite', 0) > 0 or not np.isfinite(row.get('grad_norm', 0.0))
-    ]
-
-
 def series(scalars: Scalars, key: str, smooth: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of what is finite, smoothed by a running median."""
     steps, values = (np.asarray(x, float) for x in scalars.series(key))
@@ -104,24 +96,29 @@ def draw(runs: dict[str, Scalars], title: str = '', smooth: int = 1) -> plt.Figu
         4, 1, figsize=(9, 10), sharex=True, layout='constrained', height_ratios=(3, 4, 3, 1)
     )
     loss, norm, share, skipped = axes
-    drawn = set()
+    drawn, others = set(), []
     for i, (name, scalars) in enumerate(runs.items()):
         color = COLORS[i % len(COLORS)]
         lost = scalars.lost_from()
-        label = name if lost is None else f'{name}: NaN or inf from iteration {lost} on'
+        label = name if lost is None else f'{name}: lost from iteration {lost} on'
         _line(loss, scalars, 'loss', color, '-', smooth, label)
         if lost is not None:
             # A run that is lost from its first line on has no other mark to be seen by.
             loss.axvline(lost, color=color, ls=':', lw=1.3)
         for key, style in (('clip_threshold', ':'), ('grad_norm', '-'), ('grad_norm_post', '--')):
-            if _line(norm, scalars, key, color, style, smooth, positive=True):
+            if key == 'clip_threshold' and not scalars.bounds_the_norm():
+                others.append(f'{name}: {scalars.train[-1][key]:.3g}')
+            elif _line(norm, scalars, key, color, style, smooth, positive=True):
                 drawn.add(key)
         _line(share, scalars, 'clip_fraction', color, '-', smooth)
-        steps = skipped_steps(scalars)
+        steps = scalars.nonfinite_steps()
         skipped.plot(steps, np.full(len(steps), i), '|', color=color, ms=12, mew=1.5)
         label = f'{len(steps)}' if steps else 'none'
         skipped.text(1.005, i, label, transform=skipped.get_yaxis_transform(), va='center')
     _finish(axes, list(runs), drawn)
+    if others:
+        text = 'not drawn, since they are no bound on this norm: thresholds of '
+        norm.set_title(text + ', '.join(others), fontsize=8, loc='left')
     if title:
         figure.suptitle(title)
     return figure
@@ -140,7 +137,8 @@ def _line(
     steps, values = series(scalars, key, smooth)
     if positive:
         steps, values = steps[values > 0], values[values > 0]
-    axes.plot(steps, values, style, color=color, lw=1.3, label=label)
+    marker = 'o' if len(steps) == 1 else None
+    axes.plot(steps, values, style, color=color, lw=1.3, marker=marker, ms=4, label=label)
     return len(steps) > 0
 
 
@@ -168,7 +166,7 @@ def _finish(axes: Sequence[plt.Axes], names: list[str], drawn: set[str]) -> None
     share.set_ylim(-0.03, 1.03)
     if not any(len(line.get_xdata()) for line in share.lines):
         _note(share, 'no share was logged: the runs clip by MMEngine itself, or not at all')
-    skipped.set_ylabel('skipped')
+    skipped.set_ylabel('not finite')
     skipped.set_yticks(range(len(names)), names, fontsize=8)
     skipped.set_ylim(len(names) - 0.5, -0.5)
     skipped.set_xlabel('iteration')
@@ -188,9 +186,11 @@ def main(argv: list[str] | None = None) -> int:
         for name, path in zip(names, args.runs, strict=True):
             if not path.exists():
                 raise RunFilesError(f'{path} is not there')
-            runs[name] = read_scalars(path)
-            if not runs[name].train:
+            scalars = read_scalars(path)
+            if not scalars.train:
                 raise RunFilesError(f'{path} has no training step in its log')
+            members = {f'{name} {part}': scalars.member(part) for part in scalars.members()}
+            runs.update(members or {name: scalars})
     except RunFilesError as error:
         print(f'plot_clipping.py: error: {error}', file=sys.stderr)
         return 1
@@ -200,9 +200,14 @@ def main(argv: list[str] | None = None) -> int:
     plt.close(figure)
     for name, scalars in runs.items():
         steps, lost = [row['step'] for row in scalars.train], scalars.lost_from()
-        end = '' if lost is None else f', loss not finite from {lost} on'
-        print(f'{name}: {len(steps)} log lines, iterations {steps[0]} to {steps[-1]}, '
-              f'{len(skipped_steps(scalars))} with a skipped step{end}')  # fmt: skip
+        end = '' if lost is None else f'; lost from {lost} on'
+        count = len(scalars.nonfinite_steps())
+        print(f'{name}: {len(steps)} log lines, iterations {steps[0]} to {steps[-1]}; '
+              f'{count} tell of a gradient that is not finite{end}')  # fmt: skip
+        hidden = sum(not np.isfinite(row.get('loss', 0.0)) for row in scalars.train)
+        if hidden and lost is None:
+            print(f'  {hidden} lines have no loss to draw: MMEngine logs the mean of '
+                  'log_processor.window_size steps, one of which was not finite')  # fmt: skip
     print(f'Saved {args.out}')
     return 0
 

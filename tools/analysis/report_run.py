@@ -58,7 +58,7 @@ def describe(scalars: Scalars) -> str:
         elif short in ('bbox_mAP_50', 'AP50'):
             shown[f'mAP50 ({name})'] = metrics[name]
     text = ', '.join(f'{name} {value:.3f}' for name, value in shown.items()) or 'not validated'
-    diverged = scalars.first_nonfinite('loss')
+    diverged = scalars.lost_from()
     if diverged is not None:
         text += f'; the loss was NaN or infinite from step {diverged}'
     return text

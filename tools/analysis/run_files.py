@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+#: A mean over some steps may lie above the threshold of the last of them, but not so far.
+_MOST_ABOVE = 2.0
 
 
 class RunFilesError(Exception):
@@ -38,19 +42,56 @@ class Scalars:
                 return metrics
         return {}
 
-    def first_nonfinite(self, key: str = 'loss') -> int | None:
-        """The first step at which a scalar was NaN or infinite."""
-        for step, value in zip(*self.series(key), strict=True):
-            if not math.isfinite(value):
-                return step
-        return None
+    def members(self) -> list[str]:
+        """The optimizers that log under their own names (``OptimWrapperDict``); empty: one."""
+        keys = dict.fromkeys(key for row in self.train for key in row)
+        return [key.removesuffix('.grad_norm') for key in keys if key.endswith('.grad_norm')]
+
+    def member(self, name: str) -> Scalars:
+        """The same run as one of its optimizers has logged it, and what belongs to all."""
+        own = f'{name}.'
+        train = [{key.removeprefix(own): v for key, v in row.items()} for row in self.train]
+        return Scalars(train, self.val)
+
+    def bounds_the_norm(self) -> bool:
+        """Whether ``clip_threshold`` is a bound on the norm of everything.
+
+        That of ``ValueClip`` is one on single elements, and where other parameters have other rules
+        the outer rule's is one on some. Then the norm is far above it after clipping, too.
+        """
+        ratios = [
+            row['grad_norm_post'] / row['clip_threshold']
+            for row in self.train
+            if row.get('clip_threshold', 0) > 0
+            and math.isfinite(row.get('grad_norm_post', math.nan))
+        ]
+        return not ratios or statistics.median(ratios) < _MOST_ABOVE
 
     def lost_from(self) -> int | None:
-        """The step from which on no logged loss is finite; None: the last one is."""
-        lost = None
-        for step, value in zip(*self.series('loss'), strict=True):
-            lost = None if math.isfinite(value) else step if lost is None else lost
-        return lost
+        """The step from which on nothing was learnt up to the end of the log; None: it was.
+
+        MMEngine logs the mean of the loss over its window, which is NaN for as long as one step in
+        it was; whether the step that is logged was finite itself says ``nonfinite``, if it is
+        there. Of such steps there have to be two.
+        """
+        lost: list[int] = []
+        for row in self.train:
+            bad = row.get('nonfinite', not math.isfinite(row.get('loss', 0.0)))
+            lost = [*lost, row['step']] if bad else []
+        says_itself = bool(lost) and 'nonfinite' in self.train[-1]
+        return lost[0] if len(lost) > says_itself else None
+
+    def nonfinite_steps(self) -> list[int]:
+        """Steps of the log lines that tell of a gradient that was not finite, each of them once."""
+        steps, before = [], 0.0
+        for row in self.train:
+            norm = row.get('grad_norm', 0.0)
+            # As the loss: the norm is a mean, and NaN for longer than the step was.
+            news = not math.isfinite(norm) and (math.isfinite(before) or 'nonfinite' not in row)
+            if row.get('nonfinite', 0) > 0 or news:
+                steps.append(row['step'])
+            before = norm
+        return steps
 
 
 def main_metric(scalars: Scalars) -> float | None:
@@ -92,18 +133,23 @@ def read_scalars(work_dir: str | Path) -> Scalars:
     val: list[dict[str, Any]] = []
     for file in _scalar_files(work_dir):
         rows = _rows(file)
-        # Only a training row has a learning rate.
-        new = [row for row in rows if 'lr' in row or 'base_lr' in row]
+        new = [row for row in rows if _is_training(row)]
         if new:
             # What comes after the point of resuming belongs to a future that was dropped.
             train = [row for row in train if row['step'] < new[0]['step']] + new
-        val += [row for row in rows if 'lr' not in row and 'base_lr' not in row]
+        val += [row for row in rows if not _is_training(row)]
     if not train and not val:
         raise RunFilesError(
             f'{work_dir} has no <timestamp>/vis_data/scalars.json with anything in it; is it the '
-            'work_dir of a run, and has the run got as far as its first log interval?'
+            'work_dir of a run, has the run got as far as its first log interval, and is '
+            'LocalVisBackend, which writes that file, among the vis_backends of its visualizer?'
         )
     return Scalars(train, val)
+
+
+def _is_training(row: dict[str, Any]) -> bool:
+    """Only a training row has a learning rate; with several optimizers, one for each."""
+    return any(key.split('.')[-1] in ('lr', 'base_lr') for key in row)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

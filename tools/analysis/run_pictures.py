@@ -30,7 +30,7 @@ def draw_loss(ax: plt.Axes, scalars: Scalars, color: str = LOSS_COLOR, label: st
     """Draw the training loss; where it stops being finite, say so."""
     steps, values = scalars.series('loss')
     steps, values = _finite(steps, values)
-    diverged = scalars.first_nonfinite('loss')
+    diverged = scalars.lost_from()
     if diverged is not None:
         label = f'{label}: NaN or inf from step {diverged}'
         ax.axvline(diverged, color=color, ls=':', lw=1.4)
@@ -45,17 +45,24 @@ def draw_loss(ax: plt.Axes, scalars: Scalars, color: str = LOSS_COLOR, label: st
 def draw_norms(ax: plt.Axes, scalars: Scalars) -> bool:
     """Draw the gradient norm before and after clipping on a log axis; False if none was logged."""
     drawn = False
-    for key, color, width, label in (
-        ('clip_threshold', THRESHOLD_COLOR, 1.0, 'threshold'),
-        ('grad_norm', PRE_COLOR, 1.4, 'before clipping'),
-        ('grad_norm_post', POST_COLOR, 1.4, 'after clipping'),
-    ):
-        steps, values = _finite(*scalars.series(key))
-        positive = values > 0
-        if positive.any():
-            style = '--' if key == 'clip_threshold' else '-'
-            ax.plot(steps[positive], values[positive], style, color=color, lw=width, label=label)
-            drawn = True
+    members = scalars.members()
+    runs = {f' ({name})': scalars.member(name) for name in members} or {'': scalars}
+    for i, (name, run) in enumerate(runs.items()):
+        for key, color, width, label in (
+            ('clip_threshold', THRESHOLD_COLOR, 1.0, 'threshold'),
+            ('grad_norm', PRE_COLOR, 1.4, 'before clipping'),
+            ('grad_norm_post', POST_COLOR, 1.4, 'after clipping'),
+        ):
+            steps, values = _finite(*run.series(key))
+            positive = values > 0
+            if positive.any() and not (key == 'clip_threshold' and not run.bounds_the_norm()):
+                style = '--' if key == 'clip_threshold' else '-'
+                mark = 'o' if positive.sum() == 1 else '^sDv'[i % 4] * bool(members)
+                ax.plot(
+                    steps[positive], values[positive], style, color=color, lw=width,
+                    marker=mark or None, ms=3, label=label + name,
+                )  # fmt: skip
+                drawn = True
     if drawn:
         ax.set_yscale('log')
         ax.legend(loc='upper right', fontsize=8)
@@ -69,7 +76,7 @@ def save_curves(scalars: Scalars, path: Path, title: str) -> Path:
     """Draw loss and gradient norms of one run into a PNG."""
     fig, (top, bottom) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout='constrained')
     draw_loss(top, scalars)
-    if scalars.first_nonfinite('loss') is not None:
+    if scalars.lost_from() is not None:
         top.legend(fontsize=8)
     top.set_xlabel('')
     if not draw_norms(bottom, scalars):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,12 +16,16 @@ from mmengine.hooks.hook import DATA_BATCH
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from mmengine.visualization import LocalVisBackend, Visualizer
 from torch import Tensor
 
 from ...clipping.checks import check_number
 from ..histograms import log_histograms, publish
 from ..module_probe import ModuleProbe, ModuleStats, UnitNorms, cut_name
 from ..observing import iterations_of_a_step, observe, refuse_sharded, wrapper_members
+
+#: The file of the local backend that the numbers go to.
+SCALARS = 'module_scalars.json'
 
 
 @HOOKS.register_module()
@@ -31,9 +37,10 @@ class GClipMonitorHook(Hook):
     weights a few times and makes the host wait for the device once. Only the main process watches,
     since after the gradients' all-reduce every process sees the same.
 
-    Written with ``Visualizer.add_scalars``, so that they reach every backend and not the terminal
-    (``<module>`` is a name cut at ``depth`` parts, as ``backbone.layer1``; with an
-    ``OptimWrapperDict`` each name begins with the member's):
+    Written to every backend of the visualizer, into ``module_scalars.json`` beside
+    ``scalars.json`` by the local one, and not to the terminal (``<module>`` is a name cut at
+    ``depth`` parts, as ``backbone.layer1``; with an ``OptimWrapperDict`` each name begins with the
+    member's):
 
     * ``module_grad_norm.<module>``: norm of its gradient before clipping;
     * ``module_update_ratio.<module>``: norm of the step's change over the norm of the weights;
@@ -56,7 +63,8 @@ class GClipMonitorHook(Hook):
 
     Args:
         interval: iterations from one watched step to the next, at least 1.
-        histogram_interval: iterations between histograms, a multiple of ``interval``; 0: none.
+        histogram_interval: iterations between histograms, drawn of the next step that is watched;
+            0: none.
         depth: parts of a module's name to report under, at least 1.
         loss_intervals: groups of steps by loss, at least 2; 0: none.
         vanishing: ratio of gradient to weights below which a module counts as vanishing.
@@ -146,12 +154,27 @@ class GClipMonitorHook(Hook):
         if self.loss_intervals:
             scalars.update(loss_interval_scalars(*probe.take_history(), self.loss_intervals))
         scalars = {f'{prefix}{k}': v for k, v in scalars.items() if math.isfinite(v)}
-        runner.visualizer.add_scalars(scalars, step=step)
+        _write(runner.visualizer, scalars, step)
         if wants_units:
             for title, values in unit_quantities(units, self.depth).items():
                 publish(runner.visualizer, f'{prefix}{title}', log_histograms(values), step)
         for message in self._watches[name](stats):
             runner.logger.warning(f'GClipMonitorHook, iteration {step}: {message}')
+
+
+def _write(visualizer: Visualizer, scalars: dict[str, float], step: int) -> None:
+    """Hand scalars to every backend; the local one gets a file of its own for them.
+
+    ``analyze_logs.py`` of MMDetection takes each line of ``scalars.json`` for a step with a loss.
+    """
+    for backend in visualizer._vis_backends.values():
+        if not isinstance(backend, LocalVisBackend):
+            backend.add_scalars(dict(scalars), step=step)
+            continue
+        # Asking for it makes the folder.
+        folder = Path(backend.experiment._save_dir)
+        with (folder / SCALARS).open('a') as file:
+            file.write(json.dumps({**scalars, 'step': step}) + '\n')
 
 
 class _Probe(ModuleProbe):

@@ -48,6 +48,8 @@ class GClipSpikeHook(Hook):
         yet (and for ``loss`` if another process than the first has seen it).
     ``modules``
         the ten with the largest gradient norms before clipping, non-finite ones first.
+    ``modules_not_finite``, ``modules_in_all``
+        how many have a norm that is not finite, and how many there are.
     ``ranks``
         one entry a process: ``rank``, ``images`` (``img_id``, ``img_path``), ``losses`` (each term
         of the loss). With accumulated gradients: of all batches of the step.
