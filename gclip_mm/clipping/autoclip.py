@@ -138,6 +138,7 @@ class AutoClip(GlobalClipper):
         if history is not None and len(history) != self.window:
             raise ValueError(
                 f'the AutoClip history in the checkpoint has window={len(history)}, this run has '
-                f'window={self.window}'
+                f'window={self.window}: resume with the window of the checkpoint, or use load_from '
+                'instead of resume to start the rule afresh'
             )
         super().load_state_dict(state, params)

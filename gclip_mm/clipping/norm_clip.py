@@ -80,6 +80,11 @@ class NormClip(GlobalClipper):
             self.State = CarryState
             self.is_global = False
 
+    @property
+    def _least(self) -> float | None:
+        # A schedule may have driven one past the other.
+        return None if self.min_norm is None else min(self.min_norm, self.max_norm)
+
     def norms(self, view) -> Tensor:
         # A norm that is summed in another order is faster, but not that of torch to the bit.
         return norm_of_each(view, self.norm_type, exact=not view.folds)
@@ -88,14 +93,14 @@ class NormClip(GlobalClipper):
         coef = torch.clamp(self.max_norm / (norm + 1e-6), max=1.0)
         if self.min_norm is not None:
             # No more than float32 holds: an infinite factor would make NaN of the zeros.
-            lift = torch.clamp(self.min_norm / norm, max=torch.finfo(torch.float32).max)
+            lift = torch.clamp(self._least / norm, max=torch.finfo(torch.float32).max)
             lift = torch.where(norm > 0, lift, 1.0)
-            coef = torch.where(norm < self.min_norm, lift, coef)
+            coef = torch.where(norm < self._least, lift, coef)
         return coef, float(self.max_norm)
 
     def decision_kernel(self, device: torch.device) -> KernelCall:
         # No norm is below 0.
-        bounds = float(self.max_norm), float(self.min_norm or 0)
+        bounds = float(self.max_norm), float(self._least or 0)
         return KernelCall('norm_clip', bounds, {})
 
     def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:

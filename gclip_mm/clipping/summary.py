@@ -72,11 +72,23 @@ def summarize(
         # The route without a condition, which takes the rest, is the outer rule.
         outer = outcomes[-1] if views[-1].route.selector is None else None
         threshold = outer.threshold if outer is not None else float('nan')
-        units = sum(outcome.units for outcome in active)
-        fraction = sum(outcome.clipped for outcome in active) / units if active else 0.0
+        fraction = _clipped_share(views, outcomes)
     if coef is None:
         coef = _share(post, norm)
     return make_record(device, norm, post, coef, threshold, fraction, nonfinite)
+
+
+def _clipped_share(views: list[GradView], outcomes: list[Outcome | None]) -> Tensor | float:
+    """The share of the weights whose unit was clipped.
+
+    A rule counts in units of its own: elements, rows, tensors, or everything at once. Each route's
+    share counts by the weights that it governs.
+    """
+    pairs = [(v, o) for v, o in zip(views, outcomes, strict=True) if o is not None]
+    total = sum(view.elements for view, _ in pairs)
+    if not total:
+        return 0.0
+    return sum(o.clipped * (view.elements / (o.units * total)) for view, o in pairs)
 
 
 def _share(post: Tensor, norm: Tensor) -> Tensor | float:

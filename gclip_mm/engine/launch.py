@@ -86,16 +86,18 @@ def load_config(
 def use_amp(cfg: Config) -> None:
     """Turn every optim wrapper of ``cfg`` into its mixed-precision twin, clipping included.
 
-    ``OptimWrapper`` becomes ``AmpOptimWrapper`` and ``GClipOptimWrapper`` becomes
-    ``GClipAmpOptimWrapper``; one that is mixed-precision already stays. A config with several
-    wrappers (``OptimWrapperDict``) is converted member by member.
+    ``OptimWrapper`` becomes ``AmpOptimWrapper``, or ``GClipAmpOptimWrapper`` on a CPU, and
+    ``GClipOptimWrapper`` becomes ``GClipAmpOptimWrapper``; one that is mixed-precision already
+    stays. A config with several wrappers (``OptimWrapperDict``) is converted member by member.
 
     Raises:
         LaunchError: For any other wrapper, because a twin chosen blindly could drop its clipping.
     """
     from gclip_mm.engine import GClipAmpOptimWrapper, GClipOptimWrapper
 
-    twins = {OptimWrapper: AmpOptimWrapper, GClipOptimWrapper: GClipAmpOptimWrapper}
+    # Stock MMEngine's refuses a CPU; ours clips, if it is told to, to the same bits.
+    amp = GClipAmpOptimWrapper if get_device() == 'cpu' else AmpOptimWrapper
+    twins = {OptimWrapper: amp, GClipOptimWrapper: GClipAmpOptimWrapper}
     for key, wrapper in optim_wrappers(cfg):
         kind = wrapper_class(wrapper)
         if kind in twins:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from ..clipping.engine import GradClipEngine
 from ..clipping.registry import CLIPPERS, ClipConfigError
 from ..clipping.sharding import flat_param_groups
+from ..clipping.stats import LOG_KEYS
 from .clock import HubClock
 from .record_log import record_log
 
@@ -144,6 +145,9 @@ class _ClippingMixin:
         if self.engine is not None:
             self.engine.load_state_dict(clipping)
         else:
+            # Or the log would repeat its last numbers to the end.
+            for key in LOG_KEYS:
+                self.message_hub.log_scalars.pop(f'train/{self.log_prefix}{key}', None)
             print_log(
                 'The checkpoint holds a clipping state, but clip_grad is not set: dropped.',
                 logger='current',

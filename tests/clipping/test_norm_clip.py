@@ -195,6 +195,18 @@ def test_min_norm_lifts_a_vanishing_gradient():
         assert stats['grad_norm_post'] == pytest.approx(0.01, rel=1e-5)
 
 
+def test_a_schedule_that_crosses_the_bounds_leaves_the_upper_one():
+    param = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([param], lr=0.0)
+    schedule = dict(type='constant', param_name='max_norm', factor=0.1, end=100)
+    handle = attach(optimizer, dict(max_norm=1.0, min_norm=0.5, schedule=[schedule]))
+    for value in (0.3, 0.05, 5.0):
+        param.grad = torch.tensor([value])
+        optimizer.step()
+        assert param.grad.item() == pytest.approx(0.1, rel=1e-5)
+        assert handle.stats()['clip_threshold'] == pytest.approx(0.1)
+
+
 def test_min_norm_leaves_zero_and_subnormal_gradients_finite():
     zero = make([(3,)], scale=0.0)
     clip(zero, max_norm=1.0, min_norm=0.01)

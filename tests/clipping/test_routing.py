@@ -205,6 +205,20 @@ def test_routes_with_a_fused_optimizer_are_those_without(name):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
+def test_the_clipped_share_of_several_rules_is_one_of_weights():
+    """One counts elements, one units, one everything at once."""
+    model = nn.ModuleDict(dict(a=nn.Linear(30, 2, bias=False), b=nn.Linear(20, 2, bias=False)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    values = dict(match='^a', type='ValueClip', clip_value=1.0)
+    handle = attach(optimizer, dict(max_norm=1e-3, rules=[values]), model=model)
+    for outside, expected in ((0, 40 / 100), (15, 55 / 100)):
+        model['a'].weight.grad = torch.full((2, 30), 0.5)
+        model['a'].weight.grad[0, :outside] = 2.0
+        model['b'].weight.grad = torch.ones(2, 20)
+        optimizer.step()
+        assert handle.stats()['clip_fraction'] == pytest.approx(expected)
+
+
 def test_a_route_whose_gradients_are_all_missing():
     model = Detector()
     fill(model)

@@ -316,6 +316,19 @@ def test_clipping_state_without_clipping_is_dropped_with_a_word(hub, caplog):
     assert record.levelno == logging.WARNING and 'clip_grad is not set' in record.message
 
 
+def test_a_log_of_clipping_ends_with_it(hub):
+    """A resumed hub holds its numbers, of which MMEngine would log the last ones for ever."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(max_norm=1.0))
+    train(wrapper, model, 2)
+    hub.load_state_dict(copy.deepcopy(hub.state_dict()))
+    hub.update_scalar('train/loss', 1.0)
+    assert {f'train/{key}' for key in LOG_KEYS} <= set(hub.log_scalars)
+    GClipOptimWrapper(optimizer).load_state_dict(wrapper.state_dict())
+    assert set(hub.log_scalars) == {'train/loss'}
+
+
 def test_state_of_another_rule_is_refused():
     def build(config):
         model = Net()
