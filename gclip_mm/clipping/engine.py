@@ -441,14 +441,11 @@ class GradClipEngine:
         Raises:
             ValueError: the state is of another rule or of other parameters; says what differs.
         """
+        self._pending_state = state
         if self.is_bound:
-            self._pending_state = None
-            load_state(self, state)
-        else:
-            self._pending_state = state
+            self._adopt_pending_state()
 
     def _adopt_pending_state(self) -> None:
         if self._pending_state is not None:
-            load_state(self, self._pending_state)
-            # Kept where that has failed: a run must not go on as if it had never been there.
-            self._pending_state = None
+            state, self._pending_state = self._pending_state, None
+            load_state(self, state)
