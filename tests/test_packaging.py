@@ -46,11 +46,10 @@ def requirements(text: str) -> list[Requirement]:
 def wheel(tmp_path_factory) -> zipfile.ZipFile:
     """Built in a copy, because setuptools writes beside the sources."""
     copy = tmp_path_factory.mktemp('source')
-    for name in ('pyproject.toml', 'README.md', 'LICENSE'):
+    for name in ('pyproject.toml', 'setup.py', 'MANIFEST.in', 'README.md', 'LICENSE'):
         shutil.copy(ROOT / name, copy)
-    shutil.copytree(
-        ROOT / 'gclip_mm', copy / 'gclip_mm', ignore=shutil.ignore_patterns('__pycache__')
-    )
+    for name in ('gclip_mm', 'configs', 'tools'):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns('__pycache__'))
     build = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation']
     subprocess.run([*build, '-w', str(copy / 'dist'), str(copy)], check=True, capture_output=True)
     (path,) = (copy / 'dist').glob('*.whl')
@@ -74,8 +73,32 @@ def test_wheel_holds_the_package_and_its_licence(wheel):
     here = {path.relative_to(ROOT).as_posix() for path in (ROOT / 'gclip_mm').rglob('*.py')}
     assert held >= here
     assert {name.split('/')[0] for name in held} == {'gclip_mm'}
+    for folder in ('configs', 'tools'):
+        files = (
+            path for path in (ROOT / folder).rglob('*') if path.suffix in ('.py', '.yml', '.sh')
+        )
+        assert held >= {f'gclip_mm/.mim/{path.relative_to(ROOT).as_posix()}' for path in files}
     (licence,) = (name for name in wheel.namelist() if name.endswith('LICENSE'))
     assert 'Apache License' in wheel.read(licence).decode()
+
+
+def test_an_installed_package_knows_the_recipes(wheel, tmp_path):
+    """Far from any checkout."""
+    pytest.importorskip('mmengine')
+    wheel.extractall(tmp_path / 'site')
+    code = (
+        'import gclip_mm, mmengine; from gclip_mm.engine.launch import find_config\n'
+        "cfg = mmengine.Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=1))))\n"
+        "print(gclip_mm.apply_clip(cfg, 'agc').optim_wrapper.clip_grad.type)\n"
+        "print(find_config('gclip_mm::bccd/ssd_tiny_bccd.py'))\n"
+    )
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path / 'site'), 'PYTHONWARNINGS': 'ignore'}
+    done = subprocess.run(
+        [sys.executable, '-c', code], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rule, path = done.stdout.split()
+    assert rule == 'AGC' and path.startswith(str(tmp_path / 'site' / 'gclip_mm' / '.mim'))
 
 
 # -- PyTorch alone ---------------------------------------------------------------------------------

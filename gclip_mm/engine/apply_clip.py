@@ -17,8 +17,16 @@ from .launch import clip_hooks, drop_clip_hooks, optim_wrappers, wrapper_class
 from .optim_wrapper import GClipAmpOptimWrapper, GClipOptimWrapper
 from .strategies import FOREIGN_WRAPPERS, hand_over, refuse
 
-#: Where the recipes lie in a checkout of the project.
-RECIPES = Path(__file__).resolve().parents[2] / 'configs' / '_base_' / 'clip'
+_PACKAGE = Path(__file__).resolve().parents[1]
+#: Where the recipes lie: in a checkout, or in what was installed.
+RECIPES = next(
+    (
+        folder
+        for root in (_PACKAGE.parent, _PACKAGE / '.mim')
+        if (folder := root / 'configs' / '_base_' / 'clip').is_dir()
+    ),
+    _PACKAGE.parent,
+)
 
 
 def apply_clip(
