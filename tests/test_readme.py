@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, DefaultScope
 from torch import nn
 
 import gclip_mm
@@ -53,6 +57,35 @@ def test_python_blocks(code):
         HOOKS.build(hook)
     if 'handle' in namespace:
         assert set(namespace['handle'].stats()) == set(gclip_mm.clipping.LOG_KEYS)
+
+
+def test_the_config_for_data_of_ones_own(tmp_path, monkeypatch):
+    """With a data set as it describes, and nothing else."""
+    (code,) = (text for text in PYTHON if 'metainfo' in text)
+    (tmp_path / 'mine.py').write_text(code)
+    folder = tmp_path / 'data' / 'mine'
+    (folder / 'images').mkdir(parents=True)
+    cv2.imwrite(str(folder / 'images' / 'a.png'), np.zeros((48, 64, 3), np.uint8))
+    content = dict(
+        images=[dict(id=1, file_name='a.png', width=64, height=48)],
+        annotations=[
+            dict(id=1, image_id=1, category_id=8, bbox=[2, 2, 20, 20], area=400, iscrowd=0)
+        ],
+        categories=[dict(id=5, name='cat'), dict(id=8, name='dog')],
+    )
+    for name in ('train', 'val'):
+        (folder / f'{name}.json').write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    cfg = gclip_mm.apply_clip(Config.fromfile('mine.py'), 'norm')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        for split in ('train', 'val', 'test'):
+            dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+            assert len(dataset) == 1
+            (box,) = dataset[0]['data_samples'].gt_instances.labels.tolist()
+            assert dataset.metainfo['classes'][box] == 'dog'
+        for split in ('val', 'test'):
+            METRICS.build(cfg[f'{split}_evaluator'])
+    assert cfg.model.roi_head.bbox_head.num_classes == 2
 
 
 def test_the_table_of_rules_is_the_registry():
