@@ -18,7 +18,9 @@ PAGE = ROOT / 'docs' / 'model_zoo.md'
 
 HEAD = """# Model zoo
 
-Everything here was trained from scratch on a CPU, with the command in its row and nothing else. The
+Everything here was trained from scratch on a CPU, with the command in its row; on one thread
+(`OMP_NUM_THREADS=1`) but for the quickstart, and R-CNN and Fast R-CNN with proposals that were made
+before ([configs/bccd](../configs/bccd)). The
 page is written by `python results/model_zoo.py` from the tables in [results](../results), which say
 how each was measured. Checkpoints are not kept: the longest of these trainings takes minutes.
 

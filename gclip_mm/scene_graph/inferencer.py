@@ -37,8 +37,7 @@ class SceneGraphInferencer(DetInferencer):
     labels as indices or names of the classes.
 
     Args:
-        model: Config file, or a name in ``configs/scene_graph/metafile.yml``. None: the config is
-            in the checkpoint.
+        model: Config file. None: the config is in the checkpoint.
         weights: Checkpoint.
         device: None: a GPU if there is one.
         protocol: Ask the model by another protocol than it was trained for: ``'predcls'``,
