@@ -47,9 +47,12 @@ def test_bad_input_is_found_when_the_runner_is_built(tmp_path):
         (dict(type='AGCC'), 'unknown type'),
         ({}, 'empty dict'),
         (dict(max_norm=-1), 'max_norm'),
+        (None, 'should be a dict with a rule'),
     ]:
         with pytest.raises(ClipConfigError, match=message):
             GClipHook(clip_grad)
+    with pytest.raises(ClipConfigError, match=r"no 'type_': .* clip_grad=dict\(type_='AGC'\)"):
+        GClipHook(type_='AGC')
     cfg = door_config('hook', tmp_path, dict(max_norm=1, exclude=['haed']), SGD)
     with pytest.raises(ClipConfigError, match=r"'haed' matches no.*'head'"):
         Runner.from_cfg(cfg).train()

@@ -43,14 +43,15 @@ def save_sweep(
         2, 1, figsize=(9.5, 6.4), sharex=True, height_ratios=[5, 0.6 + 0.28 * len(rules)],
         layout='constrained',
     )  # fmt: skip
-    # Side by side at each rate, so that bars do not hide one another.
-    step = np.log10(lrs[-1] / lrs[0]) / max(len(lrs) - 1, 1) if len(lrs) > 1 else 1.0
+    # Side by side at each rate, so that bars do not hide one another; rates that are far apart are
+    # no reason to move them far from theirs.
+    step = min(np.log10(lrs[-1] / lrs[0]) / (len(lrs) - 1), 0.6) if len(lrs) > 1 else 0.6
     offsets = np.linspace(-0.13, 0.13, len(rules)) * step if len(rules) > 1 else [0.0]
     others = [r for r in rules if r != NONE]
     for row, (rule, offset) in enumerate(zip(rules, offsets, strict=True)):
         index = others.index(rule) if rule != NONE else 0
         color = 'black' if rule == NONE else COLORS[index % len(COLORS)]
-        marker = 'X' if rule == NONE else MARKERS[index % len(MARKERS)]
+        marker = '*' if rule == NONE else MARKERS[index % len(MARKERS)]
         groups = [(lr, group(results, rule, lr)) for lr in lrs]
         groups = [(lr, g) for lr, g in groups if g.metrics]
         if not groups:

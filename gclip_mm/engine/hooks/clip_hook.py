@@ -42,7 +42,13 @@ class GClipHook(Hook):
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, clip_grad: dict[str, Any]) -> None:
+    def __init__(self, clip_grad: dict[str, Any] | None = None, **misplaced: Any) -> None:
+        if misplaced:
+            rule = ', '.join(f'{key}={value!r}' for key, value in misplaced.items())
+            raise ClipConfigError(
+                f"GClipHook takes 'clip_grad' and no {next(iter(misplaced))!r}: write "
+                f"dict(type='GClipHook', clip_grad=dict({rule}))"
+            )
         parse_clip_grad(clip_grad)
         self.clip_grad = copy.deepcopy(clip_grad)
         self.engines: dict[str, GradClipEngine] = {}
