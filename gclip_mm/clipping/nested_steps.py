@@ -1,6 +1,6 @@
 """Tells the step of an optimizer's parent class from the step that called it.
 
-PyTorch runs the hooks around ``step`` of every class that an optimizer was ever made of. Of ::
+PyTorch runs the hooks around ``step`` of every class that an optimizer has been made of. Of ::
 
     class Mine(torch.optim.SGD):
         def step(self, closure=None):

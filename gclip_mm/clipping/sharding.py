@@ -192,6 +192,11 @@ def flat_param_groups(model: nn.Module | None) -> dict[int, FlatShard]:
     return found
 
 
+def is_spread_flat(model: nn.Module | None) -> bool:
+    """Whether FSDP1 spreads parameters of the model over processes."""
+    return any(flat.group is not None for flat in flat_param_groups(model).values())
+
+
 def is_dtensor(tensor: Tensor) -> bool:
     """Whether this is a ``torch.distributed.tensor.DTensor``."""
     if type(tensor) in (Tensor, nn.Parameter) or not dist.is_available():

@@ -15,7 +15,7 @@ from ..clipping.engine import GradClipEngine
 from ..clipping.norms import combine, tensor_norms
 from ..clipping.observer import StepObserver
 from ..clipping.routing import GradView, Route, describe_params
-from ..clipping.sharding import flat_param_groups, is_dtensor
+from ..clipping.sharding import is_dtensor, is_spread_flat
 from ..clipping.stats import make_record
 
 #: Iterations that a model is thought to accumulate by itself at most.
@@ -56,7 +56,7 @@ def refuse_sharded(runner: Runner, who: str) -> None:
         ValueError: a parameter is a DTensor or belongs to an FSDP module.
     """
     params = list(runner.model.parameters())
-    if any(is_dtensor(p) for p in params) or flat_param_groups(runner.model):
+    if any(is_dtensor(p) for p in params) or is_spread_flat(runner.model):
         raise ValueError(
             f'{who} does not support sharded parameters (FSDP, tensor parallelism): take it out of '
             'custom_hooks'

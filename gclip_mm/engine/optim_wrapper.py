@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from ..clipping.engine import GradClipEngine
 from ..clipping.registry import CLIPPERS, ClipConfigError
-from ..clipping.sharding import flat_param_groups
+from ..clipping.sharding import is_spread_flat
 from ..clipping.stats import LOG_KEYS
 from .clock import HubClock
 from .record_log import record_log
@@ -295,7 +295,7 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
         super()._bind(model)
         if self.engine is None or not self.loss_scaler.is_enabled():
             return
-        if flat_param_groups(model) and not hasattr(self.loss_scaler, 'process_group'):
+        if is_spread_flat(model) and not hasattr(self.loss_scaler, 'process_group'):
             raise ClipConfigError(
                 'optim_wrapper: FSDP needs a loss scaler that all ranks share, or one of them '
                 f'skips a step that the others wait in: set {type(self).__name__}(use_fsdp=True)'
