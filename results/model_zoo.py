@@ -143,8 +143,9 @@ def quickstart() -> list[str]:
 def page() -> str:
     sections = {
         'Six detectors on BCCD': (
-            'Real photos, 256x192, one seed, the same schedule for every rule; the best of several '
-            'learning rates for each, all of which are in [results/bccd_zoo](../results/bccd_zoo).',
+            'Real photos, 256x192, seed 0, the same schedule for every rule; the best of several '
+            'learning rates for each. All rates, and two more seeds, are in '
+            '[results/bccd_zoo](../results/bccd_zoo).',
             bccd_zoo(),
         ),
         'Faster R-CNN on BCCD at a learning rate that is fatal without clipping': (

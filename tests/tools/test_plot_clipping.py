@@ -81,7 +81,7 @@ def test_run_by_folder_timestamp_or_file(tool, run, tmp_path, near, capsys):
     assert tool.main([str(run / near), '--out', str(out)]) == 0
     assert out.stat().st_size > 10_000
     text = capsys.readouterr().out
-    assert '1 tell of a gradient that is not finite' in text
+    assert '1 of them tells of a gradient that is not finite' in text
     assert ('3 log lines' if near else '5 log lines') in text
 
 
@@ -111,6 +111,7 @@ def test_a_run_that_did_not_clip(tool, tmp_path):
     write(tmp_path / 'v', [dict(lr=0.1, loss=1.0, step=s) for s in (1, 2)])
     figure = tool.draw({'v': tool.read_scalars(tmp_path / 'v')})
     assert 'did not clip' in figure.axes[1].texts[0].get_text()
+    assert figure.axes[3].texts[0].get_text() == 'unknown'
 
 
 @pytest.mark.parametrize('first_nan', [0, 2])
@@ -149,7 +150,7 @@ def test_a_run_that_a_skipped_step_has_saved_is_not_lost(tool, tmp_path, capsys)
     assert tool.Scalars(data, []).lost_from() == 55
     assert tool.main([str(file), '--out', str(tmp_path / 'x.png')]) == 0
     out = capsys.readouterr().out
-    assert '2 tell of a gradient that is not finite' in out and 'lost' not in out
+    assert '2 of them tells of a gradient' in out and 'lost' not in out
     assert '11 lines have no loss to draw' in out and 'window_size' in out
 
 

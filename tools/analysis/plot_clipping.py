@@ -113,7 +113,8 @@ def draw(runs: dict[str, Scalars], title: str = '', smooth: int = 1) -> plt.Figu
         _line(share, scalars, 'clip_fraction', color, '-', smooth)
         steps = scalars.nonfinite_steps()
         skipped.plot(steps, np.full(len(steps), i), '|', color=color, ms=12, mew=1.5)
-        label = f'{len(steps)}' if steps else 'none'
+        knows = any({'nonfinite', 'grad_norm'} & row.keys() for row in scalars.train)
+        label = f'{len(steps)}' if steps else 'none' if knows else 'unknown'
         skipped.text(1.005, i, label, transform=skipped.get_yaxis_transform(), va='center')
     _finish(axes, list(runs), drawn)
     if others:
@@ -201,9 +202,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, scalars in runs.items():
         steps, lost = [row['step'] for row in scalars.train], scalars.lost_from()
         end = '' if lost is None else f'; lost from {lost} on'
-        count = len(scalars.nonfinite_steps())
+        count = len(scalars.nonfinite_steps()) or 'none'
         print(f'{name}: {len(steps)} log lines, iterations {steps[0]} to {steps[-1]}; '
-              f'{count} tell of a gradient that is not finite{end}')  # fmt: skip
+              f'{count} of them tells of a gradient that is not finite{end}')  # fmt: skip
         hidden = sum(not np.isfinite(row.get('loss', 0.0)) for row in scalars.train)
         if hidden and lost is None:
             print(f'  {hidden} lines have no loss to draw: MMEngine logs the mean of '
