@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -103,8 +105,7 @@ class ValueClip(Clipper):
             scan = kernels.scan(*self.bounds, write=early)
             if scan.written:
                 mark_written(view.grads)
-            norm = combine(scan.norms, exact=False)
-            return Measure(norm, scan.norms, scan=scan, kernels=kernels)
+            return Measure(scan.totals[0], scan.norms, scan=scan, kernels=kernels)
         norms = kernels.norms()
         return Measure(combine(norms), norms, kernels=kernels)
 
@@ -112,16 +113,17 @@ class ValueClip(Clipper):
         low, high = self.bounds
         threshold = float(max(abs(end) for end in (low, high) if end is not None))
         elements = max(view.elements, 1)
-        if measure.kernels is not None and not measure.kernels.has(view.grads):
-            measure = self.measure(view)
         scan, kernels = measure.scan, measure.kernels
+        # Where it has written, nobody has come between.
+        if kernels is not None and not (scan and scan.written) and not kernels.has(view.grads):
+            measure = self.measure(view)
+            scan, kernels = measure.scan, measure.kernels
         # What a scan makes of elements that are not finite is not what clamping makes of them.
-        if scan is not None and host(torch.isfinite(measure.norm)):
+        if scan is not None and math.isfinite(host(measure.norm)):
             if not scan.written:
                 kernels.write(scan)
                 mark_written(view.grads)
-            post = combine(scan.posts, exact=False)
-            return Outcome(None, post, threshold, scan.changed, elements)
+            return Outcome(None, scan.totals[1], threshold, scan.changed, elements)
         if isinstance(kernels, MultiTensor):
             counts, posts = kernels.clamp(low, high)
             mark_written(view.grads)

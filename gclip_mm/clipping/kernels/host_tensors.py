@@ -41,6 +41,7 @@ class Scan(NamedTuple):
     Attributes:
         norms: (U,) float64, the 2-norms of the units; inf or NaN where an element is.
         posts: (U,) float64, the same of their clamped values.
+        totals: (2,) float64, the 2-norm of everything, and the same of the clamped values.
         changed: float, how many elements are outside the range.
         written: whether the clamped values have been written.
         hot: (I,) bool, the items that have elements outside.
@@ -49,6 +50,7 @@ class Scan(NamedTuple):
 
     norms: Tensor
     posts: Tensor
+    totals: Tensor
     changed: float
     written: bool
     hot: np.ndarray
@@ -207,8 +209,11 @@ class HostTensors:
             bounds = np.array([low, high, max(min(-low, high), -1.0)]).astype(np.float32)
         results = np.empty((len(self._counts), 3))
         self._run(_library().scan, bounds, results, write=write, backwards=True)
-        norms, changed = self._of_units(results[:, :2]), results[:, 2]
-        return Scan(norms[:, 0], norms[:, 1], float(changed.sum()), write, changed > 0, bounds[:2])
+        # In float64 no sum of squares of float32 numbers over- or underflows.
+        *totals, changed = results.sum(axis=0).tolist()
+        totals = torch.from_numpy(np.sqrt(totals))
+        norms, hot = self._of_units(results[:, :2]), results[:, 2] > 0
+        return Scan(norms[:, 0], norms[:, 1], totals, changed, write, hot, bounds[:2])
 
     def write(self, scan: Scan) -> None:
         """Write the clamped values where a scan has found that they differ."""
