@@ -16,6 +16,7 @@ from mmengine.registry import RUNNERS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 import gclip_mm  # noqa: E402  registers the wrappers and hooks, so that stock configs find them
+from gclip_mm.engine.apply_clip import split_options  # noqa: E402
 from gclip_mm.engine.dist import close_distributed, set_up_cpu_distributed  # noqa: E402
 from gclip_mm.engine.launch import (  # noqa: E402
     LaunchError,
@@ -79,9 +80,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def configure(args: argparse.Namespace) -> Config:
     """The config that the Runner gets, every flag applied."""
-    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    options, clip_options = args.cfg_options, {}
     if args.clip is not None:
-        gclip_mm.apply_clip(cfg, args.clip, args.cfg_options)
+        options, clip_options = split_options(options)
+    cfg = load_config(args.config, options, args.work_dir, args.launcher)
+    if args.clip is not None:
+        gclip_mm.apply_clip(cfg, args.clip, clip_options)
     check_clipping(cfg)
     if args.amp:
         use_amp(cfg)

@@ -125,7 +125,7 @@ class GradClipEngine:
     def __setstate__(self, state: dict[str, Any]) -> None:
         # torch copies an optimizer without its hooks, and the copy would go on unclipped.
         vars(self).update(state)
-        self.book.refresh()
+        self.book.refresh(is_change=True)
         self._attach()
 
     @property

@@ -51,8 +51,10 @@ class ParameterBook:
         Raises:
             ClipConfigError: a route that matches no parameter.
         """
+        # Of a model that is known already everything has matched before.
+        is_known = model is self._model and bool(self.assigned)
         self._model = model
-        self.refresh()
+        self.refresh(is_change=is_known)
 
     def refresh(self, is_change: bool = False) -> None:
         """Find the parameters anew. The state of the rules follows those that stay.

@@ -88,7 +88,7 @@ def _clipped_share(views: list[GradView], outcomes: list[Outcome | None]) -> Ten
     total = sum(view.elements for view, _ in pairs)
     if not total:
         return 0.0
-    return sum(o.clipped * (view.elements / (o.units * total)) for view, o in pairs)
+    return sum(o.clipped * (v.elements / (o.units * total)) for v, o in pairs if o.units)
 
 
 def _share(post: Tensor, norm: Tensor) -> Tensor | float:

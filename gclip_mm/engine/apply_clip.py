@@ -13,7 +13,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
 from ..clipping.config import parse_clip_grad
 from ..clipping.registry import CLIPPERS, ClipConfigError
-from .launch import clip_hooks, drop_clip_hooks, optim_wrappers, wrapper_class
+from .launch import clip_hooks, drop_clip_hooks, import_us, optim_wrappers, wrapper_class
 from .optim_wrapper import GClipAmpOptimWrapper, GClipOptimWrapper
 from .strategies import FOREIGN_WRAPPERS, hand_over, refuse
 
@@ -60,14 +60,16 @@ def apply_clip(
         >>> Runner.from_cfg(gclip_mm.apply_clip(cfg, 'type=AGC,clip_factor=0.01')).train()
     """
     clip_grad = recipe if isinstance(recipe, dict) else read_recipe(recipe)
-    rules = {
-        key: _with_options(clip_grad, options or {}, f'{key}.clip_grad')
-        for key in ('optim_wrapper', *(key for key, _ in optim_wrappers(cfg)))
-    }
+    options = options or {}
+    shared = _with_options(clip_grad, options, 'optim_wrapper')
+    rules = {'optim_wrapper': shared}
+    for key, _ in optim_wrappers(cfg):
+        if key not in rules:
+            rules[key] = _with_options(shared, options, key)
     for rule in rules.values():
         parse_clip_grad(rule)
     if hand_over(cfg, rules['optim_wrapper']):
-        _import_us(cfg)
+        import_us(cfg)
         return cfg
     wrappers = list(optim_wrappers(cfg))
     if not wrappers:
@@ -88,7 +90,7 @@ def apply_clip(
         hooks = clip_hooks(cfg)
         if twin is None and len(wrappers) == len(hooks) == 1:
             hooks[0]['clip_grad'] = rules[key]
-            _import_us(cfg)
+            import_us(cfg)
             return cfg
         if twin is None:
             raise ClipConfigError(
@@ -103,8 +105,17 @@ def apply_clip(
         wrapper.pop('clip_grad', None)
         wrapper['clip_grad'] = rule
     drop_clip_hooks(cfg)
-    _import_us(cfg)
+    import_us(cfg)
     return cfg
+
+
+def split_options(options: dict[str, Any] | None) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """``--cfg-options`` as those that the config takes, and those for the recipe of ``--clip``."""
+    if options is None:
+        return None, {}
+    ours = {key: value for key, value in options.items() if 'clip_grad' in key.split('.')}
+    ours |= {k: v for k, v in options.items() if isinstance(v, dict) and 'clip_grad' in v}
+    return {key: value for key, value in options.items() if key not in ours}, ours
 
 
 def _with_options(clip_grad: dict[str, Any], options: dict[str, Any], key: str) -> dict[str, Any]:
@@ -113,10 +124,12 @@ def _with_options(clip_grad: dict[str, Any], options: dict[str, Any], key: str) 
     Raises:
         ClipConfigError: the options give a whole other ``clip_grad``.
     """
-    if key in options:
+    whole = options.get(key)
+    key = f'{key}.clip_grad'
+    if key in options or (isinstance(whole, dict) and 'clip_grad' in whole):
         raise ClipConfigError(
-            f'both a recipe and --cfg-options {key}=... say how to clip: leave one of them out, or '
-            f'give single keys of the recipe, as {key}.max_norm=3'
+            f'both a recipe and --cfg-options say what {key} is: leave one of them out, or give '
+            f'single keys of the recipe, as {key}.max_norm=3'
         )
     own = {k.removeprefix(f'{key}.'): v for k, v in options.items() if k.startswith(f'{key}.')}
     if not own:
@@ -124,16 +137,6 @@ def _with_options(clip_grad: dict[str, Any], options: dict[str, Any], key: str) 
     merged = Config(dict(clip_grad=copy.deepcopy(dict(clip_grad))))
     merged.merge_from_dict({f'clip_grad.{k}': v for k, v in own.items()})
     return merged.clip_grad.to_dict()
-
-
-def _import_us(cfg: Config) -> None:
-    imports = dict(cfg.get('custom_imports') or {})
-    modules = imports.get('imports') or []
-    modules = [modules] if isinstance(modules, str) else list(modules)
-    if 'gclip_mm' not in modules:
-        imports['imports'] = [*modules, 'gclip_mm']
-        imports.setdefault('allow_failed_imports', False)
-        cfg.custom_imports = imports
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 from mmengine.logging import MessageHub
 
@@ -18,6 +20,10 @@ class HubClock:
     def __init__(self, hub: MessageHub, fallback: Callable[[], int] | None = None) -> None:
         self._hub = hub
         self._fallback = fallback
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HubClock:
+        # There is one runner to look at, however many copies are made of a wrapper.
+        return HubClock(self._hub, copy.deepcopy(self._fallback, memo))
 
     def __call__(self) -> tuple[int, int]:
         iteration = self._hub.get_info('iter')

@@ -109,6 +109,8 @@ def use_amp(cfg: Config) -> None:
                 'Name a mixed-precision wrapper in the config instead'
             )
         wrapper.setdefault('loss_scale', 'dynamic')
+        if wrapper_class(wrapper) is GClipAmpOptimWrapper:
+            import_us(cfg)
 
 
 def check_clipping(cfg: Config) -> None:
@@ -201,6 +203,17 @@ def optim_wrappers(cfg: Config) -> Iterator[tuple[str, dict]]:
         if isinstance(member, dict) and 'optimizer' in member:
             member.setdefault('type', 'OptimWrapper')
             yield f'optim_wrapper.{name}', member
+
+
+def import_us(cfg: Config) -> None:
+    """Add this package to ``custom_imports``, for whoever trains the config elsewhere."""
+    imports = dict(cfg.get('custom_imports') or {})
+    modules = imports.get('imports') or []
+    modules = [modules] if isinstance(modules, str) else list(modules)
+    if 'gclip_mm' not in modules:
+        imports['imports'] = [*modules, 'gclip_mm']
+        imports.setdefault('allow_failed_imports', False)
+        cfg.custom_imports = imports
 
 
 def clip_hooks(cfg: Config) -> list[dict]:

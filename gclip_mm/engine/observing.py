@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..clipping.base import Measure
 from ..clipping.engine import GradClipEngine
+from ..clipping.nested_steps import is_nested
 from ..clipping.norms import combine, tensor_norms
 from ..clipping.observer import StepObserver
 from ..clipping.routing import GradView, Route, describe_params
@@ -119,6 +120,8 @@ class _StockSeam:
 
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if is_nested(optimizer):
+            return
         scale = getattr(optimizer, 'grad_scale', None)
         if self._norm is None:
             self._before_clip(scale)

@@ -144,7 +144,7 @@ class _ClippingMixin:
             return
         if self.engine is not None:
             self.engine.load_state_dict(clipping)
-        else:
+        elif GradClipEngine.on(self.optimizer) is None:
             # Or the log would repeat its last numbers to the end.
             for key in LOG_KEYS:
                 self.message_hub.log_scalars.pop(f'train/{self.log_prefix}{key}', None)

@@ -39,7 +39,10 @@ def train(row: dict[str, str], seed: int, folder: Path) -> dict[str, str]:
     if metric(work_dir) is None:
         words = [sys.executable, *shlex.split(command)[1:], '--work-dir', str(work_dir)]
         subprocess.run(words, cwd=ROOT, check=True)
-    cell = (row['detector'], row['rule'], row['best_lr'], seed, f'{metric(work_dir):.4f}', command)
+    found = metric(work_dir)
+    # MMDetection reports none where nothing was detected at all.
+    text = '' if found is None else f'{found:.4f}'
+    cell = (row['detector'], row['rule'], row['best_lr'], seed, text, command)
     return dict(zip(COLUMNS, cell, strict=True))
 
 
@@ -52,7 +55,7 @@ def print_table(best: list[dict[str, str]], rows: list[dict[str, str]]) -> None:
         for row in best:
             if row['detector'] == detector:
                 others = [r for r in rows if (r['detector'], r['rule']) == (detector, row['rule'])]
-                values = [float(r['mAP']) for r in (row, *others)]
+                values = [float(r['mAP'] or 0) for r in (row, *others)]
                 each = ', '.join(f'{value:.3f}' for value in values)
                 texts.append(f'{mean(values):.3f} ({each})')
         print(f'| {detector} | ' + ' | '.join(texts) + ' |')

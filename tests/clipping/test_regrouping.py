@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -136,6 +138,9 @@ def test_a_condition_whose_parameters_have_left_is_no_error():
         p.grad = torch.full_like(p, 10.0)
     optimizer.step()
     assert handle.stats()['grad_norm_post'] == pytest.approx(1, rel=1e-5)
-    # A model is a new beginning, and a spelling mistake may be in the condition.
+    # A second training begins with the same model, and a copy is no new beginning.
+    handle.engine.bind(model)
+    copy.deepcopy(handle.engine)
+    # Another model is, and a spelling mistake may be in the condition.
     with pytest.raises(ClipConfigError, match="'\\^head' matches no parameter"):
-        handle.engine.bind(model)
+        handle.engine.bind(nn.ModuleDict(dict(model)))

@@ -219,6 +219,17 @@ def test_the_clipped_share_of_several_rules_is_one_of_weights():
         assert handle.stats()['clip_fraction'] == pytest.approx(expected)
 
 
+def test_a_route_without_a_weight_is_no_part_of_the_share():
+    model = nn.ParameterDict(dict(a=torch.ones(3), z=torch.zeros(0, 3)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    rules = [dict(match='^z', type='AGC')]
+    handle = attach(optimizer, dict(max_norm=1e-3, rules=rules), model=model)
+    for p in model.values():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert handle.stats()['clip_fraction'] == 1
+
+
 def test_a_route_whose_gradients_are_all_missing():
     model = Detector()
     fill(model)

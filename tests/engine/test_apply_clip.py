@@ -9,7 +9,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from torch import nn
 
 import gclip_mm
-from gclip_mm.engine.apply_clip import read_recipe
+from gclip_mm.engine.apply_clip import read_recipe, split_options
 
 
 def config(**optim_wrapper) -> Config:
@@ -171,6 +171,22 @@ def test_options_of_one_member_are_its_own():
     cfg = Config(dict(optim_wrapper=dict(constructor='Mine', a=member, b=dict(member))))
     gclip_mm.apply_clip(cfg, 'max_norm=10', {'optim_wrapper.b.clip_grad.max_norm': 2})
     assert [cfg.optim_wrapper[name].clip_grad.max_norm for name in 'ab'] == [10, 2]
+    # Without a name they are for all.
+    gclip_mm.apply_clip(
+        cfg,
+        'max_norm=10',
+        {'optim_wrapper.clip_grad.max_norm': 3, 'optim_wrapper.b.clip_grad.max_norm': 2},
+    )
+    assert [cfg.optim_wrapper[name].clip_grad.max_norm for name in 'ab'] == [3, 2]
+    assert 'clip_grad' not in cfg.optim_wrapper
+
+
+def test_options_are_told_apart():
+    ours = {'optim_wrapper.clip_grad.max_norm': 3, 'optim_wrapper.a.clip_grad': None}
+    ours['optim_wrapper'] = dict(clip_grad=dict(max_norm=3))
+    rest = {'optim_wrapper.optimizer.lr': 7, 'model.backbone': dict(depth=18)}
+    assert split_options({**ours, **rest}) == (rest, ours)
+    assert split_options(None) == (None, {})
 
 
 def test_options_of_a_strategy_reach_it():
@@ -186,6 +202,7 @@ def test_options_of_a_strategy_reach_it():
         ({'optim_wrapper.clip_grad.clip_factor': 3}, "no key 'clip_factor'"),
         ({'optim_wrapper.clip_grad': dict(max_norm=1)}, 'leave one of them out'),
         ({'optim_wrapper.clip_grad': None}, 'leave one of them out'),
+        ({'optim_wrapper': dict(clip_grad=dict(max_norm=3))}, 'leave one of them out'),
     ],
 )
 def test_options_that_do_not_fit_the_recipe(options, message):

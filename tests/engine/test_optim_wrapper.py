@@ -14,7 +14,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 from torch.optim import Optimizer
 
-from gclip_mm import ClipConfigError, GClipAmpOptimWrapper, GClipOptimWrapper
+from gclip_mm import ClipConfigError, GClipAmpOptimWrapper, GClipOptimWrapper, attach
 from gclip_mm.clipping import LOG_KEYS
 from tests.clipping.cases import CASES, equal, make_optimizer
 from tests.clipping.steps import Failure, fail, gradients, make_params, set_grads
@@ -368,3 +368,30 @@ def test_it_can_be_pickled_and_clips_on(kind):
     params = wrapper.optimizer.param_groups[0]['params']
     wrapper.update_params(sum(p.sum() for p in params) * 100)
     assert wrapper.engine.stats()['grad_norm_post'] == pytest.approx(0.1, rel=1e-3)
+
+
+def test_a_copy_goes_by_the_runners_clock(hub):
+    model = Net()
+    schedule = dict(type='linear', start_factor=0.1, end=100)
+    wrapper = GClipOptimWrapper(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        clip_grad=dict(type='NormClip', max_norm=10.0, schedule=schedule),
+    )
+    model, wrapper = copy.deepcopy((model, wrapper))
+    for iteration, threshold in ((0, 1.0), (50, 5.545454), (150, 10.0)):
+        hub.update_info('iter', iteration)
+        train(wrapper, model, 1)
+        assert wrapper.engine.stats()['clip_threshold'] == pytest.approx(threshold)
+
+
+def test_what_a_hook_clips_is_not_dropped_from_the_log(hub):
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(max_norm=1.0))
+    train(wrapper, model, 2)
+    state = wrapper.state_dict()
+    wrapper.engine.remove()
+    unclipped = GClipOptimWrapper(optimizer)
+    attach(optimizer, dict(max_norm=1.0))
+    unclipped.load_state_dict(state)
+    assert f'train/{LOG_KEYS[0]}' in hub.log_scalars

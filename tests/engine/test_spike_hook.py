@@ -15,7 +15,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapperDict
-from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 
 from gclip_mm.clipping import ClipConfigError, NonFiniteGradientError
 from gclip_mm.clipping.routing import ParamInfo
@@ -342,6 +342,35 @@ def test_every_step_of_an_iteration_is_looked_at(tmp_path, which):
         (12, 'nonfinite')
     ]
     assert len(images(found[0])) == 4
+
+
+def test_steps_of_one_iteration_share_its_batch(tmp_path):
+    found = run(
+        tmp_path,
+        spoiled=math.inf,
+        hook=dict(keep_batch=True, max_batches=2),
+        model=dict(type='SeveralSteps', which=3),
+        **DOORS['wrapper'],
+    )
+    iterations = list(dict.fromkeys(line['iter'] for line in found))
+    assert len(found) == 2 * len(iterations)
+    kept = {f'iter_{iteration}_rank0.pth' for iteration in iterations[:2]}
+    assert {path.name for path in (tmp_path / 'spikes').iterdir()} == kept
+
+
+class Nested(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+OPTIMIZERS.register_module(module=Nested)
+
+
+def test_a_step_within_a_step_is_one_under_a_stock_wrapper_too(tmp_path):
+    torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    found = run(tmp_path, **DOORS['stock'], optim_wrapper__optimizer__type='Nested')
+    iterations = [line['iter'] for line in found]
+    assert iterations and len(iterations) == len(set(iterations))
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

@@ -38,6 +38,7 @@ def test_each_wrapper_becomes_its_twin(before, after, device, monkeypatch):
         after = 'GClipAmpOptimWrapper'
     cfg = Config(dict(optim_wrapper=wrapper(before, clip_grad=dict(max_norm=35))))
     use_amp(cfg)
+    assert ('custom_imports' in cfg) == after.startswith('GClip')
     assert cfg.optim_wrapper.to_dict() == dict(
         type=after,
         optimizer=dict(type='SGD', lr=0.1),

@@ -55,3 +55,15 @@ def test_help_describes_every_flag_but_the_launchers_own(name, request):
     parser = request.getfixturevalue(f'{name}_tool').build_parser()
     undescribed = [a.dest for a in parser._actions if not a.help]
     assert undescribed in ([], ['local_rank'])
+
+
+@pytest.mark.parametrize(
+    'name', ['vfnet/vfnet_r50_fpn_1x_coco.py', 'retinanet/retinanet_r50_fpn_1x_coco.py']
+)
+def test_options_reach_the_recipe_whatever_the_config_says_of_clipping(name, train_tool):
+    """The first of them says None, into which nothing can be merged."""
+    words = [f'mmdet::{name}', '--clip', 'norm', '--cfg-options']
+    words += ['optim_wrapper.clip_grad.max_norm=3', 'optim_wrapper.optimizer.lr=0.5']
+    cfg = train_tool.configure(train_tool.build_parser().parse_args(words))
+    assert cfg.optim_wrapper.clip_grad.max_norm == 3
+    assert cfg.optim_wrapper.optimizer.lr == 0.5

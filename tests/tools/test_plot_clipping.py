@@ -10,6 +10,9 @@ import pytest
 
 from .conftest import ROOT, load_tool
 
+#: What the record of a step that was left out says.
+LEFT_OUT = dict(nonfinite=1.0, clip_coef=0.0, clip_threshold=math.nan)
+
 
 @pytest.fixture(scope='module')
 def tool():
@@ -119,7 +122,7 @@ def test_a_run_that_did_not_clip(tool, tmp_path):
 def test_a_lost_run_says_from_where_on(tool, tmp_path, capsys, first_nan, clips):
     data = rows(range(10, 60, 10))
     for row in data[first_nan:]:
-        row |= dict(loss=math.nan, grad_norm=math.nan, nonfinite=1.0)
+        row |= dict(loss=math.nan, grad_norm=math.nan, **LEFT_OUT)
     if not clips:
         data = [dict(lr=0.1, loss=row['loss'], step=row['step']) for row in data]
     file = write(tmp_path / 'lost', data)
@@ -139,14 +142,14 @@ def test_a_run_that_a_skipped_step_has_saved_is_not_lost(tool, tmp_path, capsys)
     data = rows(range(5, 65, 5))
     for row in data[1:]:
         row |= dict(loss=math.nan, grad_norm=math.nan)
-    data[4]['nonfinite'] = 1.0
+    data[4] |= LEFT_OUT
     file = write(tmp_path / 'saved', data)
     scalars = tool.read_scalars(file)
     assert scalars.lost_from() is None and scalars.nonfinite_steps() == [10, 25]
     # The last step of the log being one of them does not make it lost either.
-    data[-1]['nonfinite'] = 1.0
+    data[-1] |= LEFT_OUT
     assert tool.Scalars(data, []).lost_from() is None
-    data[-2]['nonfinite'] = 1.0
+    data[-2] |= LEFT_OUT
     assert tool.Scalars(data, []).lost_from() == 55
     assert tool.main([str(file), '--out', str(tmp_path / 'x.png')]) == 0
     out = capsys.readouterr().out
@@ -157,8 +160,24 @@ def test_a_run_that_a_skipped_step_has_saved_is_not_lost(tool, tmp_path, capsys)
 def test_a_run_that_only_skips_is_lost_although_its_loss_is_finite(tool):
     data = rows(range(5, 65, 5))
     for row in data[3:]:
-        row |= dict(nonfinite=1.0, grad_norm=math.inf)
+        row |= dict(LEFT_OUT, grad_norm=math.inf)
     assert tool.Scalars(data, []).lost_from() == 20
+
+
+def test_the_largest_of_a_window_says_nothing_of_the_step(tool):
+    """``nonfinite`` as docs/telemetry.md has it logged, with one skipped step in each window."""
+    data = rows(range(10, 60, 10))
+    for row in data[2:]:
+        row |= dict(nonfinite=1.0, loss=math.nan, grad_norm=math.nan)
+    assert tool.Scalars(data, []).lost_from() is None
+    assert tool.Scalars(data, []).nonfinite_steps() == [30, 40, 50]
+
+
+def test_a_run_that_zeroes_its_gradients_and_learns_is_not_lost(tool):
+    data = rows(range(10, 60, 10))
+    for row in data:
+        row |= dict(nonfinite=1.0, grad_norm=math.inf)
+    assert tool.Scalars(data, []).lost_from() is None
 
 
 def test_one_log_line_can_be_seen(tool, tmp_path):
@@ -171,6 +190,8 @@ def test_a_threshold_of_single_elements_is_no_norm(tool):
     data = rows(range(10, 60, 10))
     for row in data:
         row |= dict(clip_threshold=0.001)
+    # It goes on without clipping.
+    data += [dict(lr=0.1, loss=1.0, step=60)]
     norm = tool.draw({'value': tool.Scalars(data, [])}).axes[1]
     assert (':', tool.COLORS[0]) not in lines(norm)
     assert norm.get_title(loc='left').endswith('thresholds of value: 0.001')
@@ -189,6 +210,12 @@ def test_several_optimizers_of_a_run(tool, tmp_path, capsys):
     scalars = tool.read_scalars(file)
     assert scalars.members() == ['head', 'backbone']
     assert scalars.member('backbone').series('grad_norm')[1] == [3.0, 1.5, 1.0, 0.75, 0.6]
+    for row in merged[2:]:
+        row['loss'] = math.nan
+    assert tool.Scalars(merged, []).lost_from() is None
+    for row in merged[3:]:
+        row |= {f'head.{key}': value for key, value in LEFT_OUT.items()}
+    assert tool.Scalars(merged, []).lost_from() == 40
     assert tool.main([str(file), '--names', 'gan', '--out', str(tmp_path / 'x.png')]) == 0
     out = capsys.readouterr().out
     assert 'gan head: 5 log lines' in out and 'gan backbone: 5 log lines' in out

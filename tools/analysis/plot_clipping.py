@@ -107,7 +107,7 @@ def draw(runs: dict[str, Scalars], title: str = '', smooth: int = 1) -> plt.Figu
             loss.axvline(lost, color=color, ls=':', lw=1.3)
         for key, style in (('clip_threshold', ':'), ('grad_norm', '-'), ('grad_norm_post', '--')):
             if key == 'clip_threshold' and not scalars.bounds_the_norm():
-                others.append(f'{name}: {scalars.train[-1][key]:.3g}')
+                others.append(f'{name}: {scalars.series(key)[1][-1]:.3g}')
             elif _line(norm, scalars, key, color, style, smooth, positive=True):
                 drawn.add(key)
         _line(share, scalars, 'clip_fraction', color, '-', smooth)

@@ -60,7 +60,7 @@ def describe(scalars: Scalars) -> str:
     text = ', '.join(f'{name} {value:.3f}' for name, value in shown.items()) or 'not validated'
     diverged = scalars.lost_from()
     if diverged is not None:
-        text += f'; the loss was NaN or infinite from step {diverged}'
+        text += f'; lost to NaN or infinity from step {diverged}'
     return text
 
 

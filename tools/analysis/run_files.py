@@ -50,7 +50,11 @@ class Scalars:
     def member(self, name: str) -> Scalars:
         """The same run as one of its optimizers has logged it, and what belongs to all."""
         own = f'{name}.'
-        train = [{key.removeprefix(own): v for key, v in row.items()} for row in self.train]
+        others = tuple(f'{other}.' for other in self.members() if other != name)
+        train = [
+            {key.removeprefix(own): v for key, v in row.items() if not key.startswith(others)}
+            for row in self.train
+        ]
         return Scalars(train, self.val)
 
     def bounds_the_norm(self) -> bool:
@@ -71,12 +75,18 @@ class Scalars:
         """The step from which on nothing was learnt up to the end of the log; None: it was.
 
         MMEngine logs the mean of the loss over its window, which is NaN for as long as one step in
-        it was; whether the step that is logged was finite itself says ``nonfinite``, if it is
-        there. Of such steps there have to be two.
+        it was. Where there is clipping, it is the step that is logged which counts: one that was
+        left out has no threshold. Of such steps there have to be two.
         """
+        if members := self.members():
+            starts = [self.member(name).lost_from() for name in members]
+            return min((start for start in starts if start is not None), default=None)
         lost: list[int] = []
         for row in self.train:
-            bad = row.get('nonfinite', not math.isfinite(row.get('loss', 0.0)))
+            bad = not math.isfinite(row.get('loss', 0.0))
+            if 'nonfinite' in row:
+                decided = (row.get(key, math.nan) for key in ('clip_threshold', 'clip_coef'))
+                bad = row['nonfinite'] > 0 and any(map(math.isnan, decided))
             lost = [*lost, row['step']] if bad else []
         says_itself = bool(lost) and 'nonfinite' in self.train[-1]
         return lost[0] if len(lost) > says_itself else None

@@ -117,6 +117,7 @@ class GClipSpikeHook(Hook):
         self.max_lines = max_lines
         self._lines = 0
         self._batches = 0
+        self._last_batch = ''
         self._members: dict[str, StepBuffer] = {}
         self._detach: Callable[[], None] = lambda: None
         self._names_known = True
@@ -201,11 +202,14 @@ class GClipSpikeHook(Hook):
 
     def _write(self, member: StepBuffer, spikes: list, ranks: list, writes_lines: bool) -> None:
         for (step, numbers, verdict), entry in zip(spikes, ranks, strict=True):
-            if self.keep_batch and self._batches < self.max_batches:
+            member_name = f'{member.name}_' if member.name else ''
+            name = f'{member_name}iter_{step.iter}_rank{get_rank()}.pth'
+            # Several steps of an iteration are of the same batch.
+            is_new = name != self._last_batch
+            if self.keep_batch and is_new and self._batches < self.max_batches:
                 self._batches += 1
+                self._last_batch = name
                 os.makedirs(self._folder, exist_ok=True)
-                member_name = f'{member.name}_' if member.name else ''
-                name = f'{member_name}iter_{step.iter}_rank{get_rank()}.pth'
                 path = os.path.join(self._folder, name)
                 torch.save([batch.data for batch in step.batches], path)
             if self._lines == self.max_lines:

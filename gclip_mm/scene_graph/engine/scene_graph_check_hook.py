@@ -173,9 +173,21 @@ def _sizes(model: SceneGraphRCNN) -> Iterator[tuple[str, str, int]]:
         yield 'scenes', 'model.scene_head.num_scenes', model.scene_head.num_scenes
 
 
+def _reads_elsewhere(dataset: Any) -> bool:
+    """Whether pictures come by a backend of MMEngine's that is told what to do."""
+    transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+    return any(getattr(part, 'backend_args', None) for part in (dataset, *transforms))
+
+
 def check_pictures(dataset: Any, where: str) -> None:
     """Raise where pictures are missing; a hundred are looked for, spread over the data set."""
-    if not hasattr(dataset, 'get_data_info') or getattr(dataset, 'backend_args', None):
+    parts = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    if parts != [None]:
+        # A wrapper, of which each part may be somewhere else.
+        for part in parts:
+            check_pictures(part, where)
+        return
+    if not hasattr(dataset, 'get_data_info') or _reads_elsewhere(dataset):
         return
     # Where they all lie in a wrong folder one would do; of a copy that was cut short, the last.
     chosen = sorted(set(np.linspace(0, len(dataset) - 1, _LOOKED_FOR).astype(int).tolist()))

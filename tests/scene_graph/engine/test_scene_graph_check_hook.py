@@ -167,6 +167,22 @@ def test_missing_pictures(tmp_path):
     remote = training_on(*infos)
     remote.dataloader.dataset.backend_args = dict(backend='petrel')
     check(val=remote)
+    # Within a wrapper, each part by itself.
+    inner = remote.dataloader.dataset
+    for parts in (dict(dataset=inner), dict(datasets=[inner, inner])):
+        wrapped = loop()
+        wrapped.dataloader.dataset = SimpleNamespace(
+            metainfo=METAINFO, get_data_info=inner.get_data_info, **parts
+        )
+        check(val=wrapped)
+        inner.backend_args = None
+        with pytest.raises(FileNotFoundError, match='last.png'):
+            check(val=wrapped)
+        load = SimpleNamespace(backend_args=dict(backend='petrel'))
+        inner.pipeline = SimpleNamespace(transforms=[load])
+        check(val=wrapped)
+        del inner.pipeline
+        inner.backend_args = dict(backend='petrel')
 
 
 def test_sizes_say_of_which_file():
