@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -188,11 +189,12 @@ class GradView:
     def elements(self) -> int:
         """How many weights the N parameters have in all, over all processes; counted once."""
         if 'elements' not in self.cache:
-            here = torch.tensor([float(p.numel()) for p in self.params], dtype=torch.float64)
-            if self.sharding is not None:
-                # The one read of the device happens when the view is made, not in every step.
-                here = self.sum(here.to(self.params[0].device))
-            self.cache['elements'] = int(here.sum())
+            specs = [None] * self.size if self.sharding is None else self.sharding.specs
+            shapes = [
+                param.shape if specs[slot] is None else specs[slot].shape
+                for slot, param in zip(self.slots, self._params, strict=True)
+            ]
+            self.cache['elements'] = sum(map(math.prod, shapes))
         return self.cache['elements']
 
     @property
