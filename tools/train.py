@@ -16,14 +16,13 @@ from mmengine.registry import RUNNERS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 import gclip_mm  # noqa: E402  registers the wrappers and hooks, so that stock configs find them
-from gclip_mm.engine.apply_clip import split_options  # noqa: E402
+from gclip_mm.engine.apply_clip import load_clipped  # noqa: E402
 from gclip_mm.engine.dist import close_distributed, set_up_cpu_distributed  # noqa: E402
 from gclip_mm.engine.launch import (  # noqa: E402
     LaunchError,
     check_clipping,
     explain_amp_on_cpu,
     explain_missing_data,
-    load_config,
     use_amp,
 )
 from gclip_mm.engine.resume import ResumeError, find_resumable  # noqa: E402
@@ -80,12 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def configure(args: argparse.Namespace) -> Config:
     """The config that the Runner gets, every flag applied."""
-    options, clip_options = args.cfg_options, {}
-    if args.clip is not None:
-        options, clip_options = split_options(options)
-    cfg = load_config(args.config, options, args.work_dir, args.launcher)
-    if args.clip is not None:
-        gclip_mm.apply_clip(cfg, args.clip, clip_options)
+    cfg = load_clipped(args.config, args.clip, args.cfg_options, args.work_dir, args.launcher)
     check_clipping(cfg)
     if args.amp:
         use_amp(cfg)

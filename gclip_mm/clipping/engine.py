@@ -24,7 +24,6 @@ from .footprint import Footprint
 from .fused import MomentumWatch
 from .kernels import can_run_on
 from .kernels.decision import Decision, decide
-from .nested_steps import is_nested
 from .nonfinite import NonFiniteGradientError, SkipCounter, offenders
 from .norms import host
 from .observer import StepObserver
@@ -33,6 +32,7 @@ from .registry import ClipConfigError
 from .routing import GradView
 from .state import dump_state, load_state
 from .stats import make_record, record_to_dict
+from .step_seam import StepSeam
 from .summary import is_global, measure, summarize, total_norm
 
 
@@ -74,7 +74,7 @@ class GradClipEngine:
         self.on_record = on_record
         #: Called around the clipping of every step; empty, it costs nothing.
         self.observers: list[StepObserver] = []
-        self.steps = 0
+        self.steps = self._begun = 0
         self.skips = SkipCounter(self.config.max_consecutive_skips)
         self.last_record: Tensor | None = None
         self.book = ParameterBook(optimizer, self.config.router)
@@ -95,26 +95,16 @@ class GradClipEngine:
         if model is not None:
             self.bind(model)
         # Last: an engine that could not be built must not stay on the optimizer.
-        self._attach()
+        self._seam = StepSeam(self)
 
     # -- life cycle ------------------------------------------------------------------------------
     @staticmethod
     def on(optimizer: Optimizer) -> GradClipEngine | None:
         """The engine that clips for an optimizer, or None."""
-        hooks = getattr(optimizer, '_optimizer_step_pre_hooks', {}).values()
-        return next((hook.engine for hook in hooks if hasattr(hook, 'engine')), None)
-
-    def _attach(self) -> None:
-        # Traced by torch.compile, an attribute set on the optimizer is not seen by its step.
-        before, after = (torch.compiler.disable(f) for f in (self._before_step, self._after_step))
-        before.engine = self
-        self._hooks = [
-            self.optimizer.register_step_pre_hook(before),
-            self.optimizer.register_step_post_hook(after),
-        ]
+        return StepSeam.engine_on(optimizer)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != '_hooks'}
+        return {key: value for key, value in vars(self).items() if key != '_seam'}
 
     def __copy__(self) -> GradClipEngine:
         raise TypeError(
@@ -126,7 +116,7 @@ class GradClipEngine:
         # torch copies an optimizer without its hooks, and the copy would go on unclipped.
         vars(self).update(state)
         self.book.refresh(is_change=True)
-        self._attach()
+        self._seam = StepSeam(self)
 
     @property
     def is_bound(self) -> bool:
@@ -144,8 +134,7 @@ class GradClipEngine:
     def remove(self) -> None:
         """Detach from the optimizer and leave no trace on it."""
         self.restore()
-        for hook in self._hooks:
-            hook.remove()
+        self._seam.remove()
 
     def _check_epochs(self) -> None:
         if self.clock is None and any(driver.needs_epoch for driver in self.config.drivers):
@@ -155,48 +144,20 @@ class GradClipEngine:
             )
 
     # -- the step --------------------------------------------------------------------------------
-    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple | None:
-        if is_nested(optimizer):
-            return None
+    def begin_step(self) -> None:
+        """A step of the optimizer begins."""
         self.restore()
-        # torch hands the arguments of step on as they came, the optimizer itself first.
-        closure = kwargs.get('closure', args[1] if len(args) > 1 else None)
-        if closure is None:
-            try:
-                self._run()
-            except BaseException:
-                self.restore()
-                raise
-            return None
+        self._begun = self.steps
 
-        begun = self.steps
-
-        # The gradients are made within the step, by the closure: clip when it returns.
-        def clipped_closure() -> Any:
-            try:
-                self._footprint.unhide()
-                with torch.enable_grad():
-                    loss = closure()
-                # However often it is asked for its gradients, it is one step.
-                self.steps = begun
-                self._run()
-            except BaseException:
-                self.restore()
-                raise
-            return loss
-
-        # As for the hooks: see _attach.
-        clipped = torch.compiler.disable(clipped_closure)
-        if 'closure' in kwargs:
-            return args, {**kwargs, 'closure': clipped}
-        return (args[0], clipped, *args[2:]), kwargs
-
-    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if not is_nested(optimizer):
-            self.restore()
+    def begin_evaluation(self) -> None:
+        """Its closure is about to make gradients, perhaps not for the first time."""
+        self._footprint.unhide()
+        # However often it is asked for them, it is one step.
+        self.steps = self._begun
 
     @torch.no_grad()
-    def _run(self) -> None:
+    def run_step(self) -> None:
+        """The gradients are there: clip what the optimizer is going to step with."""
         early, self._early = self._early, None
         if early is None:
             self._clip(can_fold=True)

@@ -13,7 +13,14 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
 from ..clipping.config import parse_clip_grad
 from ..clipping.registry import CLIPPERS, ClipConfigError
-from .launch import clip_hooks, drop_clip_hooks, import_us, optim_wrappers, wrapper_class
+from .launch import (
+    clip_hooks,
+    drop_clip_hooks,
+    import_us,
+    load_config,
+    optim_wrappers,
+    wrapper_class,
+)
 from .optim_wrapper import GClipAmpOptimWrapper, GClipOptimWrapper
 from .strategies import FOREIGN_WRAPPERS, hand_over, refuse
 
@@ -109,13 +116,28 @@ def apply_clip(
     return cfg
 
 
-def split_options(options: dict[str, Any] | None) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """``--cfg-options`` as those that the config takes, and those for the recipe of ``--clip``."""
-    if options is None:
-        return None, {}
-    ours = {key: value for key, value in options.items() if 'clip_grad' in key.split('.')}
-    ours |= {k: v for k, v in options.items() if isinstance(v, dict) and 'clip_grad' in v}
-    return {key: value for key, value in options.items() if key not in ours}, ours
+def load_clipped(
+    name: str,
+    recipe: str | None,
+    options: dict[str, Any] | None,
+    work_dir: str | None,
+    launcher: str,
+) -> Config:
+    """:func:`~gclip_mm.engine.launch.load_config`, with what ``--clip`` gave, if it gave anything.
+
+    What ``--cfg-options`` says of ``clip_grad`` is then of the recipe, and not of what the config
+    has, which may be None.
+    """
+    if recipe is None:
+        return load_config(name, options, work_dir, launcher)
+    options = options or {}
+    ours = {key: value for key, value in options.items() if _is_of_clipping(key, value)}
+    rest = {key: value for key, value in options.items() if key not in ours}
+    return apply_clip(load_config(name, rest, work_dir, launcher), recipe, ours)
+
+
+def _is_of_clipping(key: str, value: Any) -> bool:
+    return 'clip_grad' in key.split('.') or (isinstance(value, dict) and 'clip_grad' in value)
 
 
 def _with_options(clip_grad: dict[str, Any], options: dict[str, Any], key: str) -> dict[str, Any]:

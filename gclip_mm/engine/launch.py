@@ -218,22 +218,19 @@ def import_us(cfg: Config) -> None:
 
 def clip_hooks(cfg: Config) -> list[dict]:
     """The ``GClipHook`` entries of ``custom_hooks``."""
-    kinds = [(hook, hook.get('type')) for hook in cfg.get('custom_hooks') or ()]
-    return [
-        hook
-        for hook, kind in kinds
-        if (kind if isinstance(kind, str) else getattr(kind, '__name__', '')).split('.')[-1]
-        == 'GClipHook'
-    ]
+    return [hook for hook in cfg.get('custom_hooks') or () if _is_clip_hook(hook)]
 
 
 def drop_clip_hooks(cfg: Config) -> None:
     """Take every ``GClipHook`` out of ``custom_hooks``."""
-    dropped = clip_hooks(cfg)
-    if dropped:
-        cfg.custom_hooks = [
-            hook for hook in cfg.custom_hooks if not any(hook is one for one in dropped)
-        ]
+    if clip_hooks(cfg):
+        cfg.custom_hooks = [hook for hook in cfg.custom_hooks if not _is_clip_hook(hook)]
+
+
+def _is_clip_hook(hook: dict) -> bool:
+    kind = hook.get('type')
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.split('.')[-1] == 'GClipHook'
 
 
 def wrapper_class(wrapper: dict) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import shlex
 import subprocess
 import sys
@@ -20,16 +19,19 @@ from statistics import mean
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / 'tools' / 'analysis'))
+
+from run_files import RunFilesError, main_metric, read_scalars  # noqa: E402
+
 COLUMNS = ('detector', 'rule', 'lr', 'seed', 'mAP', 'command')
 
 
 def metric(work_dir: Path) -> float | None:
     """The mAP of the last validation of a run, or None."""
-    found = None
-    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in log.read_text().splitlines():
-            found = json.loads(line).get('coco/bbox_mAP', found)
-    return found
+    try:
+        return main_metric(read_scalars(work_dir))
+    except RunFilesError:
+        return None
 
 
 def train(row: dict[str, str], seed: int, folder: Path) -> dict[str, str]:

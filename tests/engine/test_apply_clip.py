@@ -9,7 +9,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from torch import nn
 
 import gclip_mm
-from gclip_mm.engine.apply_clip import read_recipe, split_options
+from gclip_mm.engine.apply_clip import load_clipped, read_recipe
 
 
 def config(**optim_wrapper) -> Config:
@@ -181,12 +181,24 @@ def test_options_of_one_member_are_its_own():
     assert 'clip_grad' not in cfg.optim_wrapper
 
 
-def test_options_are_told_apart():
-    ours = {'optim_wrapper.clip_grad.max_norm': 3, 'optim_wrapper.a.clip_grad': None}
-    ours['optim_wrapper'] = dict(clip_grad=dict(max_norm=3))
-    rest = {'optim_wrapper.optimizer.lr': 7, 'model.backbone': dict(depth=18)}
-    assert split_options({**ours, **rest}) == (rest, ours)
-    assert split_options(None) == (None, {})
+def test_a_config_is_loaded_with_the_options_that_are_its_own(tmp_path):
+    path = tmp_path / 'c.py'
+    path.write_text(
+        'model = dict(backbone=dict(depth=50))\n'
+        "optim_wrapper = dict(type='OptimWrapper', clip_grad=None,\n"
+        "                     optimizer=dict(type='SGD', lr=1))\n"
+    )
+    options = {'optim_wrapper.optimizer.lr': 7, 'model.backbone': dict(depth=18)}
+    plain = load_clipped(str(path), None, options, None, 'none')
+    assert plain.optim_wrapper.optimizer.lr == 7 and plain.optim_wrapper.clip_grad is None
+    for more in ({'optim_wrapper.clip_grad.max_norm': 3}, {}):
+        cfg = load_clipped(str(path), 'max_norm=10', {**options, **more}, None, 'none')
+        assert cfg.model.backbone.depth == 18 and cfg.optim_wrapper.optimizer.lr == 7
+        assert cfg.optim_wrapper.clip_grad.max_norm == (3 if more else 10)
+    assert load_clipped(str(path), 'agc', None, None, 'none').optim_wrapper.clip_grad.type == 'AGC'
+    for whole in ({'optim_wrapper.clip_grad': None}, {'optim_wrapper': dict(clip_grad=dict())}):
+        with pytest.raises(gclip_mm.ClipConfigError, match='leave one of them out'):
+            load_clipped(str(path), 'agc', whole, None, 'none')
 
 
 def test_options_of_a_strategy_reach_it():

@@ -81,15 +81,17 @@ class Scalars:
         if members := self.members():
             starts = [self.member(name).lost_from() for name in members]
             return min((start for start in starts if start is not None), default=None)
-        lost: list[int] = []
+        start, count = None, 0
         for row in self.train:
             bad = not math.isfinite(row.get('loss', 0.0))
             if 'nonfinite' in row:
                 decided = (row.get(key, math.nan) for key in ('clip_threshold', 'clip_coef'))
                 bad = row['nonfinite'] > 0 and any(map(math.isnan, decided))
-            lost = [*lost, row['step']] if bad else []
-        says_itself = bool(lost) and 'nonfinite' in self.train[-1]
-        return lost[0] if len(lost) > says_itself else None
+            start, count = (
+                (row['step'] if start is None else start, count + 1) if bad else (None, 0)
+            )
+        least = 2 if count and 'nonfinite' in self.train[-1] else 1
+        return start if count >= least else None
 
     def nonfinite_steps(self) -> list[int]:
         """Steps of the log lines that tell of a gradient that was not finite, each of them once."""

@@ -27,12 +27,12 @@ def _finite(steps: Sequence[int], values: Sequence[float]) -> tuple[np.ndarray, 
 
 
 def draw_loss(ax: plt.Axes, scalars: Scalars, color: str = LOSS_COLOR, label: str = 'loss') -> None:
-    """Draw the training loss; where it stops being finite, say so."""
+    """Draw the training loss; where the run is lost, say so."""
     steps, values = scalars.series('loss')
     steps, values = _finite(steps, values)
     diverged = scalars.lost_from()
     if diverged is not None:
-        label = f'{label}: NaN or inf from step {diverged}'
+        label = f'{label}: lost from step {diverged}'
         ax.axvline(diverged, color=color, ls=':', lw=1.4)
         # A run may diverge so early that there is no line to see, only its points.
         ax.plot(steps, values, 'x', color=color, ms=6)

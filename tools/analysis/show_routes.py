@@ -22,8 +22,8 @@ from mmengine.config import DictAction  # noqa: E402
 import gclip_mm  # noqa: E402, registers what a config of this package names
 from gclip_mm.engine.analysis.quiet import quiet_logs  # noqa: E402
 from gclip_mm.engine.analysis.routes import RouteRow, route_table  # noqa: E402
-from gclip_mm.engine.apply_clip import split_options  # noqa: E402
-from gclip_mm.engine.launch import LaunchError, check_clipping, load_config  # noqa: E402
+from gclip_mm.engine.apply_clip import load_clipped  # noqa: E402
+from gclip_mm.engine.launch import LaunchError, check_clipping  # noqa: E402
 
 COLUMNS = ('parameter', 'module', 'shape', 'units', 'rule', 'threshold', 'route')
 
@@ -101,12 +101,7 @@ def summary(rows: Sequence[RouteRow]) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
-        options, clip_options = args.cfg_options, {}
-        if args.clip is not None:
-            options, clip_options = split_options(options)
-        cfg = load_config(args.config, options, None, 'none')
-        if args.clip is not None:
-            gclip_mm.apply_clip(cfg, args.clip, clip_options)
+        cfg = load_clipped(args.config, args.clip, args.cfg_options, None, 'none')
         check_clipping(cfg)
         with quiet_logs():
             rows = route_table(cfg)

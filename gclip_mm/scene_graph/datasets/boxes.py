@@ -21,27 +21,23 @@ def box_array(annotations: Sequence[dict[str, Any]], source: str) -> np.ndarray:
     """
     # All at once: a loop over the million boxes of Visual Genome takes seconds.
     boxes = [annotation['bbox'] for annotation in annotations]
-    try:
-        array = np.array(boxes)
-    except (ValueError, TypeError):
-        array = np.array([], dtype=object)
-    if array.dtype.kind in 'iuf' and array.shape == (len(boxes), 4) and np.isfinite(array).all():
-        return array.astype(np.float64)
-    for annotation, box in zip(annotations, boxes, strict=True):
-        if not _is_box(box):
-            raise ValueError(
-                f'{source}: the bbox of annotation {annotation["id"]!r} must be '
-                f'[x, y, width, height], four finite numbers, got {box}'
-            )
+    if not _are_numbers(boxes, (len(boxes), 4)):
+        for annotation, box in zip(annotations, boxes, strict=True):
+            if not _are_numbers(box, (4,)):
+                raise ValueError(
+                    f'{source}: the bbox of annotation {annotation["id"]!r} must be '
+                    f'[x, y, width, height], four finite numbers, got {box}'
+                )
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
-def _is_box(box: Any) -> bool:
+def _are_numbers(value: Any, shape: tuple[int, ...]) -> bool:
+    """Whether these are finite numbers, as many as that."""
     try:
-        array = np.array(box)
+        array = np.array(value)
     except (ValueError, TypeError):
         return False
-    return array.dtype.kind in 'iuf' and array.shape == (4,) and bool(np.isfinite(array).all())
+    return array.dtype.kind in 'iuf' and array.shape == shape and bool(np.isfinite(array).all())
 
 
 def doubt(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
