@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gclip_mm.clipping.config import parse_clip_grad
+from gclip_mm.clipping.config.parse import parse_clip_grad
 from gclip_mm.engine.apply_clip import read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,6 +17,7 @@ from mmengine.runner import Runner  # noqa: E402
 
 import gclip_mm  # noqa: E402  registers the wrappers and hooks, so that stock configs find them
 from gclip_mm.engine.apply_clip import load_clipped  # noqa: E402
+from gclip_mm.engine.checkpoints.resume import ResumeError, find_resumable  # noqa: E402
 from gclip_mm.engine.dist import close_distributed, set_up_cpu_distributed  # noqa: E402
 from gclip_mm.engine.launch import (  # noqa: E402
     LaunchError,
@@ -25,7 +26,6 @@ from gclip_mm.engine.launch import (  # noqa: E402
     explain_missing_data,
     use_amp,
 )
-from gclip_mm.engine.resume import ResumeError, find_resumable  # noqa: E402
 
 
 def build_parser() -> argparse.ArgumentParser:

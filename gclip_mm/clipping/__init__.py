@@ -1,24 +1,25 @@
 """Gradient clipping for any PyTorch optimizer: rules, routes, and the engine that applies them."""
 
-from .adaclip import AdaClip
-from .adagc import AdaGC
-from .agc import AGC
 from .attach import ClipHandle, attach
-from .autoclip import AutoClip
 from .base import Clipper, GlobalClipper, Measure, Outcome, TensorClipper
-from .block_rms_clip import BlockRMSClip
-from .chain_clip import ChainClip
-from .config import ClipConfig, parse_clip_grad
-from .engine import GradClipEngine
-from .gradient_stabilizer import GradientStabilizer
-from .nonfinite import NonFiniteGradientError
-from .norm_clip import NormClip
-from .param_norm_clip import ParamNormClip
-from .registry import CLIPPERS, ClipConfigError
-from .spike_clip import SpikeClip
-from .stats import LOG_KEYS
-from .value_clip import ValueClip
-from .zclip import ZClip
+from .checks import ClipConfigError
+from .config.parse import ClipConfig, parse_clip_grad
+from .config.registry import CLIPPERS
+from .rules.adaclip import AdaClip
+from .rules.adagc import AdaGC
+from .rules.agc import AGC
+from .rules.autoclip import AutoClip
+from .rules.block_rms_clip import BlockRMSClip
+from .rules.chain_clip import ChainClip
+from .rules.gradient_stabilizer import GradientStabilizer
+from .rules.norm_clip import NormClip
+from .rules.param_norm_clip import ParamNormClip
+from .rules.spike_clip import SpikeClip
+from .rules.value_clip import ValueClip
+from .rules.zclip import ZClip
+from .step.engine import GradClipEngine
+from .step.nonfinite import NonFiniteGradientError
+from .step.record import LOG_KEYS
 
 __all__ = [
     'AGC',

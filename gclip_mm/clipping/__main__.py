@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 
-from .registry import CLIPPERS
+from .config.registry import CLIPPERS
 
 #: A reader meets them in this order; a rule that is not named here comes after these.
 _ORDER = ('ValueClip', 'NormClip', 'ParamNormClip', 'AGC', 'AutoClip', 'ZClip', 'AdaGC')

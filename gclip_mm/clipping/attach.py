@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from .engine import GradClipEngine
+from .step.engine import GradClipEngine
 
 
 class ClipHandle:
@@ -57,7 +57,7 @@ def attach(
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.
-        clip_grad: a rule and its keys (:func:`gclip_mm.clipping.config.parse_clip_grad`); it is
+        clip_grad: a rule and its keys (:func:`gclip_mm.clipping.config.parse.parse_clip_grad`); it is
             not changed.
         model: gives parameters names and modules: needed for ``exclude`` and ``rules``, and for AGC
             to know a transposed convolution from an ordinary one.

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .gradients.norms import combine, host
 from .kernels import KernelCall, mark_written, whole_tensors
-from .norms import combine, host
 
 if TYPE_CHECKING:
+    from .gradients.rows import RowNorms
+    from .gradients.view import GradView
     from .kernels import HostTensors, MultiTensor, UnitKernels
     from .kernels.host_tensors import Scan
-    from .routing import GradView
-    from .rows import RowNorms
 
 
 class Measure(NamedTuple):
@@ -69,7 +69,7 @@ class Clipper(ABC):
     """A clipping rule. Subclasses are registered in ``CLIPPERS``; one file each.
 
     The constructor's keyword arguments are the rule's config keys; it raises
-    :class:`~gclip_mm.clipping.registry.ClipConfigError` for a value that makes no sense.
+    :class:`~gclip_mm.clipping.checks.ClipConfigError` for a value that makes no sense.
     """
 
     #: Order of the norm that the rule reports.

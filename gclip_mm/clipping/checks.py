@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 
-from .registry import ClipConfigError
+
+class ClipConfigError(ValueError, AssertionError):
+    """A ``clip_grad`` config that cannot be obeyed.
+
+    It is a ``ValueError`` to everybody, and also an ``AssertionError`` because that is what stock
+    MMEngine raises for a malformed ``clip_grad``: code that catches the stock error keeps working.
+    """
+
+
+def suggest(word: str, valid: list[str]) -> str:
+    """``" Did you mean 'x'?"`` for the nearest valid word, or an empty string."""
+    near = difflib.get_close_matches(str(word), valid, n=1, cutoff=0.6)
+    return f' Did you mean {near[0]!r}?' if near else ''
 
 
 def check_number(

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .norms import host, np
+from .gradients.norms import host, np
 
 if TYPE_CHECKING:
-    from .routing import GradView
+    from .gradients.view import GradView
 
 
 def learns(ok: Tensor | None) -> bool:

@@ -2,7 +2,6 @@
 
 from ..compat import allow_mmengine_checkpoints
 from .apply_clip import apply_clip
-from .fsdp_strategy import complete_fsdp_strategy
 from .hooks import (
     GClipCheckpointHook,
     GClipHook,
@@ -12,7 +11,8 @@ from .hooks import (
     GClipSpikeHook,
 )
 from .optim_wrapper import GClipAmpOptimWrapper, GClipOptimWrapper
-from .optim_wrapper_dict import name_members
+from .patches.fsdp_strategy import complete_fsdp_strategy
+from .patches.optim_wrapper_dict import name_members
 
 allow_mmengine_checkpoints()
 complete_fsdp_strategy()

@@ -11,8 +11,9 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
-from ..clipping.config import parse_clip_grad
-from ..clipping.registry import CLIPPERS, ClipConfigError
+from ..clipping.checks import ClipConfigError
+from ..clipping.config.parse import parse_clip_grad
+from ..clipping.config.registry import CLIPPERS
 from .launch import (
     clip_hooks,
     drop_clip_hooks,

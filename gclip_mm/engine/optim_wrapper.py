@@ -14,12 +14,13 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..clipping.engine import GradClipEngine
-from ..clipping.registry import CLIPPERS, ClipConfigError
-from ..clipping.sharding import is_spread_flat
-from ..clipping.stats import LOG_KEYS
-from .clock import HubClock
-from .record_log import record_log
+from ..clipping.checks import ClipConfigError
+from ..clipping.config.registry import CLIPPERS
+from ..clipping.gradients.sharding import is_spread_flat
+from ..clipping.step.engine import GradClipEngine
+from ..clipping.step.record import LOG_KEYS
+from .hub.clock import HubClock
+from .hub.record_log import record_log
 
 #: The key under which the clipping state lies in a wrapper's ``state_dict()``.
 STATE_KEY = 'gclip'
@@ -166,7 +167,7 @@ class GClipOptimWrapper(_ClippingMixin, OptimWrapper):
     Args:
         optimizer: the optimizer.
         accumulative_counts: iterations to accumulate before a step.
-        clip_grad: a rule and its keys (:func:`gclip_mm.clipping.config.parse_clip_grad`), or None.
+        clip_grad: a rule and its keys (:func:`gclip_mm.clipping.config.parse.parse_clip_grad`), or None.
             It is not changed.
 
     Raises:

@@ -11,9 +11,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..clipping.config import parse_clip_grad
-from ..clipping.norm_clip import NormClip
-from ..clipping.registry import ClipConfigError
+from ..clipping.checks import ClipConfigError
+from ..clipping.config.parse import parse_clip_grad
+from ..clipping.rules.norm_clip import NormClip
 
 #: Wrappers whose optimizer is not what it seems, and what to write instead.
 FOREIGN_WRAPPERS = {

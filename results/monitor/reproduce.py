@@ -29,8 +29,8 @@ sys.path.insert(0, str(ROOT))
 import gclip_mm  # noqa: E402, F401  registers the hooks
 from gclip_mm.engine.hooks.monitor_hook import GClipMonitorHook  # noqa: E402
 from gclip_mm.engine.hooks.spike_hook import GClipSpikeHook  # noqa: E402
-from gclip_mm.engine.module_probe import ModuleProbe  # noqa: E402
-from gclip_mm.engine.spike_record import _StepMeasurer  # noqa: E402
+from gclip_mm.engine.telemetry.module_probe import ModuleProbe  # noqa: E402
+from gclip_mm.engine.telemetry.spike_record import _StepMeasurer  # noqa: E402
 
 CONFIG = 'configs/quickstart/faster-rcnn_tiny_shapescenes.py'
 spent: dict[str, list[float]] = defaultdict(list)

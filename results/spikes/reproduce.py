@@ -35,7 +35,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from gclip_mm.engine.analysis.spikes import rank_images, read_spikes  # noqa: E402
+from gclip_mm.analysis.spikes import rank_images, read_spikes  # noqa: E402
 
 CONFIG = 'configs/bccd/faster-rcnn_tiny_bccd.py'
 #: What is planted where: the place in the list of training images.

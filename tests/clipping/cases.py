@@ -14,7 +14,9 @@ from torch.optim import Optimizer
 
 from gclip_mm.clipping import CLIPPERS, ClipConfigError, Clipper, attach, parse_clip_grad
 from gclip_mm.clipping.base import Measure, Outcome, scale_all
-from gclip_mm.clipping.routing import GradView, Route, Router, describe_params
+from gclip_mm.clipping.config.routes import Route, Router
+from gclip_mm.clipping.gradients.names import describe_params
+from gclip_mm.clipping.gradients.view import GradView
 
 
 def example(name: str) -> dict[str, Any]:

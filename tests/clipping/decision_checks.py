@@ -27,8 +27,8 @@ pytest.importorskip('triton', reason='the kernels need Triton')
 
 from gclip_mm import NonFiniteGradientError, attach  # noqa: E402
 from gclip_mm.clipping.kernels import decision, decision_kernels, launch, orders  # noqa: E402
-from gclip_mm.clipping.norm_clip import NormClip  # noqa: E402
-from gclip_mm.clipping.observer import StepObserver  # noqa: E402
+from gclip_mm.clipping.rules.norm_clip import NormClip  # noqa: E402
+from gclip_mm.clipping.step.observers import StepObserver  # noqa: E402
 
 from .kernel_checks import (  # noqa: E402
     DEVICE,

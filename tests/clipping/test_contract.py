@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gclip_mm.clipping import CLIPPERS, ClipConfigError, NonFiniteGradientError, attach, pieces
+from gclip_mm.clipping import CLIPPERS, ClipConfigError, NonFiniteGradientError, attach
 from gclip_mm.clipping import parse_clip_grad as parse
+from gclip_mm.clipping.gradients import pieces
 from tests.clipping.cases import (
     CASES,
     DeviceRunner,

@@ -12,7 +12,7 @@ from torch import nn
 
 from gclip_mm import ClipConfigError, attach
 from gclip_mm.clipping import GradClipEngine
-from gclip_mm.clipping.norm_clip import NormClip
+from gclip_mm.clipping.rules.norm_clip import NormClip
 from tests.clipping.cases import CASES, equal, make_optimizer
 from tests.clipping.steps import Failure, fail, gradients, make_params, set_grads
 

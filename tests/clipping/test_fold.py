@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gclip_mm import NonFiniteGradientError, attach
 from gclip_mm.clipping import CLIPPERS
-from gclip_mm.clipping.engine import GradClipEngine
-from gclip_mm.clipping.stats import pack_on_device
+from gclip_mm.clipping.step.engine import GradClipEngine
+from gclip_mm.clipping.step.record import pack_on_device
 from tests.clipping.cases import CASES, equal, example, make_optimizer
 
 SHAPES = [(4, 3), (4,), (2, 4), (2,)]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gclip_mm import attach
 from gclip_mm.clipping.kernels import Units, host_tensors, host_threads
-from gclip_mm.clipping.observer import StepObserver
+from gclip_mm.clipping.step.observers import StepObserver
 from tests.clipping.cases import CASES, equal, make_optimizer
 
 pytest.importorskip('numba')

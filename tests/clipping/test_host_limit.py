@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gclip_mm import attach
-from gclip_mm.clipping.agc import AGC
 from gclip_mm.clipping.base import Outcome
 from gclip_mm.clipping.kernels import Units, host_tensors
-from gclip_mm.clipping.observer import StepObserver
-from gclip_mm.clipping.param_norm_clip import ParamNormClip
-from gclip_mm.clipping.value_clip import ValueClip
+from gclip_mm.clipping.rules.agc import AGC
+from gclip_mm.clipping.rules.param_norm_clip import ParamNormClip
+from gclip_mm.clipping.rules.value_clip import ValueClip
+from gclip_mm.clipping.step.observers import StepObserver
 
 from .cases import Probe
 

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gclip_mm.clipping import outliers, pieces
-from gclip_mm.clipping import rows as rows_module
-from gclip_mm.clipping.norms import finish_norms, read_by_rows, tensor_norms
-from gclip_mm.clipping.outliers import OutlierEdit
-from gclip_mm.clipping.rows import NARROW
+from gclip_mm.clipping.gradients import outliers, pieces
+from gclip_mm.clipping.gradients import rows as rows_module
+from gclip_mm.clipping.gradients.norms import finish_norms, read_by_rows, tensor_norms
+from gclip_mm.clipping.gradients.outliers import OutlierEdit
+from gclip_mm.clipping.gradients.rows import NARROW
 from tests.clipping.cases import on_device
 
 LARGE = 1 << 16

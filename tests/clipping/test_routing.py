@@ -9,7 +9,7 @@ from torch import nn
 
 from gclip_mm import ClipConfigError, attach
 from gclip_mm.clipping import GradClipEngine
-from gclip_mm.clipping.routing import describe_params
+from gclip_mm.clipping.gradients.names import describe_params
 
 
 class Detector(nn.Module):

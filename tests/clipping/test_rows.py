@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gclip_mm import attach
-from gclip_mm.clipping import rows as rows_module
-from gclip_mm.clipping.norms import finish_norms, read_by_rows, tensor_norms
-from gclip_mm.clipping.rows import NARROW, WIDE, in_line, row_norms
+from gclip_mm.clipping.gradients import rows as rows_module
+from gclip_mm.clipping.gradients.norms import finish_norms, read_by_rows, tensor_norms
+from gclip_mm.clipping.gradients.rows import NARROW, WIDE, in_line, row_norms
 
 LARGE = 1 << 16
 

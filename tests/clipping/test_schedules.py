@@ -8,7 +8,7 @@ from torch import nn
 
 from gclip_mm import ClipConfigError, attach
 from gclip_mm.clipping import parse_clip_grad
-from gclip_mm.clipping.schedules import Schedule
+from gclip_mm.clipping.config.schedules import Schedule
 
 STEPS = 30
 CASES = {

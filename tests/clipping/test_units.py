@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gclip_mm import attach
-from gclip_mm.clipping.units import unit_layout
+from gclip_mm.clipping.gradients.units import unit_layout
 
 
 def by_output_first(shape, module):

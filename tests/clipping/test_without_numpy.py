@@ -18,7 +18,7 @@ for name in [n for n in sys.modules if n == 'numpy' or n.startswith('numpy.')]:
 sys.modules['numpy'] = None
 sys.modules['mmengine'] = sys.modules['mmdet'] = None
 import gclip_mm
-assert gclip_mm.clipping.norms.np is None
+assert gclip_mm.clipping.gradients.norms.np is None
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3))
 for name in gclip_mm.CLIPPERS:
     for fused in (False, True):

@@ -23,7 +23,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 import gclip_mm  # noqa: F401  registers the package
-from gclip_mm.clipping.engine import GradClipEngine
+from gclip_mm.clipping.step.engine import GradClipEngine
 from gclip_mm.engine.dist import set_up_cpu_distributed
 
 BATCH = 8

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 
-from gclip_mm.clipping.engine import GradClipEngine
-from gclip_mm.clipping.registry import CLIPPERS, ClipConfigError
+from gclip_mm.clipping.checks import ClipConfigError
+from gclip_mm.clipping.config.registry import CLIPPERS
+from gclip_mm.clipping.step.engine import GradClipEngine
 
 RULES = {cls.__name__: cls.example for cls in map(CLIPPERS.get, CLIPPERS)}
 

@@ -32,7 +32,7 @@ from mmengine.hooks import Hook  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 from toy_task import as_it_is, toy_config  # noqa: E402
 
-from gclip_mm.engine import atomic_backend, resume  # noqa: E402
+from gclip_mm.engine.checkpoints import atomic_backend, resume  # noqa: E402
 
 
 def die(*_: Any) -> None:

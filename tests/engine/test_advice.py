@@ -7,21 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from gclip_mm.analysis.advice import advise, norm_bound, two_digits, value_bound
+from gclip_mm.analysis.gradient_stats import GradientRecorder, load_stats, octave_sizes, save_stats
 from gclip_mm.clipping import CLIPPERS, attach
 from gclip_mm.clipping.base import Measure
-from gclip_mm.clipping.routing import GradView, Route, describe_params
-from gclip_mm.engine.analysis.advice import (
-    advise,
-    norm_bound,
-    two_digits,
-    value_bound,
-)
-from gclip_mm.engine.analysis.gradient_stats import (
-    GradientRecorder,
-    load_stats,
-    octave_sizes,
-    save_stats,
-)
+from gclip_mm.clipping.config.routes import Route
+from gclip_mm.clipping.gradients.names import describe_params
+from gclip_mm.clipping.gradients.view import GradView
 
 
 def record(model, steps, optimizer=None, make_grads=None):

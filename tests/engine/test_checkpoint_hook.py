@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from mmengine.fileio import get_file_backend
 
-from gclip_mm.engine.atomic_backend import AtomicLocalBackend
-from gclip_mm.engine.resume import ResumeError, check_checkpoint
+from gclip_mm.engine.checkpoints.atomic_backend import AtomicLocalBackend
+from gclip_mm.engine.checkpoints.resume import ResumeError, check_checkpoint
 
 from .toy_task import RULES, run_toy
 

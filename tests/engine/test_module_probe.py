@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from gclip_mm.clipping.engine import GradClipEngine
-from gclip_mm.engine.module_probe import ModuleProbe, cut_name
+from gclip_mm.clipping.step.engine import GradClipEngine
+from gclip_mm.engine.telemetry.module_probe import ModuleProbe, cut_name
 
 
 class Net(nn.Module):

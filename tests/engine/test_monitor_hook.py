@@ -15,11 +15,11 @@ from mmengine.optim import OptimWrapperDict
 from torch import nn
 
 from gclip_mm.clipping import ClipConfigError
-from gclip_mm.clipping.observer import StepObserver
+from gclip_mm.clipping.step.observers import StepObserver
 from gclip_mm.engine import GClipMonitorHook, GClipOptimWrapper
-from gclip_mm.engine.histograms import HIGH, LOW, draw, log_histograms, publish
 from gclip_mm.engine.hooks.monitor_hook import loss_interval_scalars
-from gclip_mm.engine.observing import observe
+from gclip_mm.engine.telemetry.histograms import HIGH, LOW, draw, log_histograms, publish
+from gclip_mm.engine.telemetry.observing import observe
 
 from .test_spike_hook import DOORS
 from .toy_task import run_toy
@@ -77,7 +77,7 @@ def test_the_log_is_left_to_mmdetections_tools(tmp_path):
 
 
 def test_nothing_is_watched_between_the_intervals(tmp_path, monkeypatch):
-    from gclip_mm.engine.module_probe import ModuleProbe
+    from gclip_mm.engine.telemetry.module_probe import ModuleProbe
 
     calls = []
     describe = ModuleProbe._describe

@@ -18,8 +18,8 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import Runner
 
 from gclip_mm.clipping import LOG_KEYS
-from gclip_mm.clipping.stats import make_record
-from gclip_mm.engine.record_log import RecordLog, record_log
+from gclip_mm.clipping.step.record import make_record
+from gclip_mm.engine.hub.record_log import RecordLog, record_log
 from tests.engine.door_task import door_config, history, read_scalars, run_door
 
 SGD = dict(type='SGD', lr=0.02, momentum=0.9)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gclip_mm.engine import resume
-from gclip_mm.engine.resume import ResumeError, check_checkpoint, find_resumable
+from gclip_mm.engine.checkpoints import resume
+from gclip_mm.engine.checkpoints.resume import ResumeError, check_checkpoint, find_resumable
 
 
 @pytest.fixture

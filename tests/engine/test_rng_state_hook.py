@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from gclip_mm.engine.checkpoints.rng_state import capture_rng_state, restore_rng_state
 from gclip_mm.engine.hooks import rng_state_hook
-from gclip_mm.engine.rng_state import capture_rng_state, restore_rng_state
 
 from .toy_task import RULES, run_toy
 

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gclip_mm.engine import GClipRuntimeInfoHook
-from gclip_mm.engine.deferred_scalars import DeferredScalars
+from gclip_mm.engine.hub.deferred_scalars import DeferredScalars
 
 from . import door_task  # noqa: F401  registers DoorNet
 from .toy_task import toy_config

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gclip_mm.clipping import ClipConfigError
-from gclip_mm.engine.spike_detector import SpikeDetector
+from gclip_mm.engine.telemetry.spike_detector import SpikeDetector
 
 NAN = math.nan
 

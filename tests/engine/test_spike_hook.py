@@ -18,12 +18,12 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 
 from gclip_mm.clipping import ClipConfigError, NonFiniteGradientError
-from gclip_mm.clipping.routing import ParamInfo
+from gclip_mm.clipping.gradients.names import ParamInfo
 from gclip_mm.engine import GClipMonitorHook, GClipOptimWrapper, GClipSpikeHook
-from gclip_mm.engine.batch_names import batch_images
 from gclip_mm.engine.hooks import spike_hook
-from gclip_mm.engine.spike_detector import Verdict
-from gclip_mm.engine.spike_record import (
+from gclip_mm.engine.telemetry.batch_names import batch_images
+from gclip_mm.engine.telemetry.spike_detector import Verdict
+from gclip_mm.engine.telemetry.spike_record import (
     BatchRecord,
     StepRecord,
     rank_entry,

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from gclip_mm.engine.analysis.sweep_grid import (
+from gclip_mm.analysis.sweep_grid import (
     DIVERGED,
     FAILED,
     TRAINED,

@@ -14,8 +14,8 @@ from mmengine.registry import DefaultScope
 from mmengine.registry import init_default_scope as set_scope
 
 import gclip_mm
-from gclip_mm.clipping.config import parse_clip_grad
-from gclip_mm.clipping.routing import describe_params
+from gclip_mm.clipping.config.parse import parse_clip_grad
+from gclip_mm.clipping.gradients.names import describe_params
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / 'configs' / 'scene_graph'

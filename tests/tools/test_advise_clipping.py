@@ -10,9 +10,9 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
 
-from gclip_mm.engine.analysis.advice import advise
-from gclip_mm.engine.analysis.gradient_stats import load_stats
-from gclip_mm.engine.analysis.record import AdviceError, record_gradients
+from gclip_mm.analysis.advice import advise
+from gclip_mm.analysis.gradient_stats import load_stats
+from gclip_mm.analysis.record import AdviceError, record_gradients
 
 from .conftest import ROOT, load_tool
 

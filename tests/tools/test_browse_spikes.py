@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from gclip_mm.engine.analysis.annotations import AnnotationIndex, box_faults, pixel_fault
-from gclip_mm.engine.analysis.spikes import SpikesError, rank_images, read_spikes
+from gclip_mm.analysis.annotations import AnnotationIndex, box_faults, pixel_fault
+from gclip_mm.analysis.spikes import SpikesError, rank_images, read_spikes
 
 from .conftest import ROOT, load_tool
 

@@ -9,9 +9,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
+from gclip_mm.analysis.routes import route_table
 from gclip_mm.clipping import ClipConfigError
-from gclip_mm.clipping.engine import GradClipEngine
-from gclip_mm.engine.analysis.routes import route_table
+from gclip_mm.clipping.step.engine import GradClipEngine
 
 from .conftest import ROOT, load_tool
 

@@ -13,8 +13,8 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from gclip_mm.engine.analysis.sweep_cell import cell_config, run_cell
-from gclip_mm.engine.analysis.sweep_grid import Cell
+from gclip_mm.analysis.sweep_cell import cell_config, run_cell
+from gclip_mm.analysis.sweep_grid import Cell
 
 from .conftest import ROOT, TOY, load_tool
 

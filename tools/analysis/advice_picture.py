@@ -15,9 +15,9 @@ matplotlib.use('Agg')  # no display is needed, nor looked for
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
-from gclip_mm.engine.analysis.advice import Advice  # noqa: E402
-from gclip_mm.engine.analysis.gradient_stats import GradientStats, octave_sizes  # noqa: E402
-from gclip_mm.engine.module_probe import cut_name  # noqa: E402
+from gclip_mm.analysis.advice import Advice  # noqa: E402
+from gclip_mm.analysis.gradient_stats import GradientStats, octave_sizes  # noqa: E402
+from gclip_mm.engine.telemetry.module_probe import cut_name  # noqa: E402
 
 BAR, LINE, LOSS = '#0072B2', '#D55E00', '#999999'
 

@@ -31,18 +31,9 @@ import numpy as np  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 
 import gclip_mm  # noqa: E402, F401  registers what a config of this package names
-from gclip_mm.engine.analysis.advice import (  # noqa: E402
-    PROPORTIONAL,
-    REACH,
-    Advice,
-    advise,
-)
-from gclip_mm.engine.analysis.gradient_stats import (  # noqa: E402
-    GradientStats,
-    load_stats,
-    save_stats,
-)
-from gclip_mm.engine.analysis.record import AdviceError, record_gradients  # noqa: E402
+from gclip_mm.analysis.advice import PROPORTIONAL, REACH, Advice, advise  # noqa: E402
+from gclip_mm.analysis.gradient_stats import GradientStats, load_stats, save_stats  # noqa: E402
+from gclip_mm.analysis.record import AdviceError, record_gradients  # noqa: E402
 from gclip_mm.engine.launch import (  # noqa: E402
     LaunchError,
     clip_hooks,

@@ -30,20 +30,9 @@ from mmengine.config import DictAction  # noqa: E402
 from mmengine.utils import ProgressBar  # noqa: E402
 
 import gclip_mm  # noqa: E402, F401  registers what a config of this package names
-from gclip_mm.engine.analysis.annotations import (  # noqa: E402
-    Annotation,
-    AnnotationIndex,
-    box_faults,
-    pixel_fault,
-)
-from gclip_mm.engine.analysis.quiet import quiet_logs  # noqa: E402
-from gclip_mm.engine.analysis.spikes import (  # noqa: E402
-    Spike,
-    SpikeImage,
-    SpikesError,
-    rank_images,
-    read_spikes,
-)
+from gclip_mm.analysis.annotations import Annotation, AnnotationIndex, box_faults, pixel_fault  # noqa: E402
+from gclip_mm.analysis.quiet import quiet_logs  # noqa: E402
+from gclip_mm.analysis.spikes import Spike, SpikeImage, SpikesError, rank_images, read_spikes  # noqa: E402
 from gclip_mm.engine.launch import LaunchError, explain_missing_data, load_config  # noqa: E402
 
 SOUND, IGNORED, FAULTY = '#00A36C', '#999999', '#E3170A'

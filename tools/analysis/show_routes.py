@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmengine.config import DictAction  # noqa: E402
 
 import gclip_mm  # noqa: E402, registers what a config of this package names
-from gclip_mm.engine.analysis.quiet import quiet_logs  # noqa: E402
-from gclip_mm.engine.analysis.routes import RouteRow, route_table  # noqa: E402
+from gclip_mm.analysis.quiet import quiet_logs  # noqa: E402
+from gclip_mm.analysis.routes import RouteRow, route_table  # noqa: E402
 from gclip_mm.engine.apply_clip import load_clipped  # noqa: E402
 from gclip_mm.engine.launch import LaunchError, check_clipping  # noqa: E402
 

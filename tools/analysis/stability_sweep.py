@@ -49,12 +49,11 @@ import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 
 import gclip_mm  # noqa: E402
-from gclip_mm.clipping.config import parse_clip_grad  # noqa: E402
-from gclip_mm.engine.analysis.advice import PROPORTIONAL, advise  # noqa: E402
-from gclip_mm.engine.analysis.gradient_stats import load_stats  # noqa: E402
-from gclip_mm.engine.analysis.record import AdviceError  # noqa: E402
-from gclip_mm.engine.analysis.sweep_cell import cell_config, fingerprint  # noqa: E402
-from gclip_mm.engine.analysis.sweep_grid import (  # noqa: E402
+from gclip_mm.analysis.advice import PROPORTIONAL, advise  # noqa: E402
+from gclip_mm.analysis.gradient_stats import load_stats  # noqa: E402
+from gclip_mm.analysis.record import AdviceError  # noqa: E402
+from gclip_mm.analysis.sweep_cell import cell_config, fingerprint  # noqa: E402
+from gclip_mm.analysis.sweep_grid import (  # noqa: E402
     FAILED,
     NONE,
     TRAINED,
@@ -67,6 +66,7 @@ from gclip_mm.engine.analysis.sweep_grid import (  # noqa: E402
     summarise,
     write_csv,
 )
+from gclip_mm.clipping.config.parse import parse_clip_grad  # noqa: E402
 from gclip_mm.engine.apply_clip import read_recipe  # noqa: E402
 from gclip_mm.engine.launch import LaunchError, load_config, optim_wrappers  # noqa: E402
 

@@ -12,7 +12,7 @@ matplotlib.use('Agg')  # no display is needed, nor looked for
 import matplotlib.pyplot as plt
 import numpy as np
 
-from gclip_mm.engine.analysis.sweep_grid import DIVERGED, NONE, TRAINED, Results, group
+from gclip_mm.analysis.sweep_grid import DIVERGED, NONE, TRAINED, Results, group
 
 #: Of Okabe and Ito, told apart by everybody; no clipping is black.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#8C6D31', '#666666')

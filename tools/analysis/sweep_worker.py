@@ -14,9 +14,9 @@ from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
 import gclip_mm  # noqa: F401  registers what a config of this package names
-from gclip_mm.engine.analysis.gradient_stats import save_stats
-from gclip_mm.engine.analysis.record import record_gradients
-from gclip_mm.engine.analysis.sweep_cell import run_cell
+from gclip_mm.analysis.gradient_stats import save_stats
+from gclip_mm.analysis.record import record_gradients
+from gclip_mm.analysis.sweep_cell import run_cell
 
 
 def train(

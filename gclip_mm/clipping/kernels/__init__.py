@@ -32,7 +32,7 @@ from .multi_tensor import MultiTensor, Units
 from .unit_kernels import UnitKernels
 
 if TYPE_CHECKING:
-    from ..routing import GradView
+    from ..gradients.view import GradView
 
 _device_types = {'cuda'}
 

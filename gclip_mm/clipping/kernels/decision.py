@@ -20,7 +20,7 @@ from ..base import Measure, Outcome
 from . import KernelCall
 
 if TYPE_CHECKING:
-    from ..routing import GradView
+    from ..gradients.view import GradView
 
 #: Kernels that could not be built; they are not tried again.
 _broken: set[str] = set()
@@ -35,7 +35,7 @@ class Decision(NamedTuple):
         divisor: 0-d float32, what the optimizer has to divide gradients by, loss scale included;
             inf where it is more than float32 holds.
         found_inf: 0-d float32, 1 where the step is not to be taken, else 0.
-        record: (6,) float64 (:mod:`gclip_mm.clipping.stats`).
+        record: (6,) float64 (:mod:`gclip_mm.clipping.step.record`).
     """
 
     measure: Measure

@@ -13,7 +13,7 @@ from .host_tensors import HostTensors
 from .multi_tensor import Units
 
 if TYPE_CHECKING:
-    from ..routing import GradView
+    from ..gradients.view import GradView
     from .multi_tensor import MultiTensor
 
 

@@ -8,13 +8,7 @@ import numpy as np
 
 from .relations import OVERLAP, Thing, contains, overlap
 from .shapes import coverage
-from .vocabulary import (
-    CLASSES,
-    COLORS,
-    HOST_CLASSES,
-    SCENE_TYPICAL_CLASSES,
-    TYPICAL_SHARE,
-)
+from .vocabulary import CLASSES, COLORS, HOST_CLASSES, SCENE_TYPICAL_CLASSES, TYPICAL_SHARE
 
 OBJECTS_PER_IMAGE = (3, 6)
 # Radii as shares of the picture's shorter side.

@@ -9,8 +9,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..atomic_backend import ATOMIC_BACKEND
-from ..resume import ResumeError, find_resumable
+from ..checkpoints.atomic_backend import ATOMIC_BACKEND
+from ..checkpoints.resume import ResumeError, find_resumable
 
 
 @HOOKS.register_module()
@@ -21,7 +21,7 @@ class GClipCheckpointHook(CheckpointHook):
     whole. With ``max_keep_ckpts`` the oldest checkpoint goes after the newest is there, not before,
     so that there is a good one at any moment. And on an automatic resume (``resume=True`` without
     ``load_from``) a checkpoint that cannot be read is passed over with a warning for the last one
-    that can (:func:`gclip_mm.engine.resume.find_resumable`).
+    that can (:func:`gclip_mm.engine.checkpoints.resume.find_resumable`).
 
     Args:
         *args, **kwargs: those of :class:`mmengine.hooks.CheckpointHook`. ``backend_args`` or

@@ -10,12 +10,12 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ...clipping.config import parse_clip_grad
-from ...clipping.engine import GradClipEngine
-from ...clipping.registry import ClipConfigError
-from ..clock import HubClock
+from ...clipping.checks import ClipConfigError
+from ...clipping.config.parse import parse_clip_grad
+from ...clipping.step.engine import GradClipEngine
+from ..hub.clock import HubClock
+from ..hub.record_log import record_log
 from ..optim_wrapper import STATE_KEY
-from ..record_log import record_log
 from ..strategies import FOREIGN_WRAPPERS, refuse
 
 
@@ -28,7 +28,7 @@ class GClipHook(Hook):
     own and logs under its own name.
 
     Args:
-        clip_grad: a rule and its keys (:func:`gclip_mm.clipping.config.parse_clip_grad`).
+        clip_grad: a rule and its keys (:func:`gclip_mm.clipping.config.parse.parse_clip_grad`).
 
     Raises:
         ClipConfigError: a ``clip_grad`` that cannot be obeyed (when the hook is built), or an

@@ -20,9 +20,9 @@ from mmengine.visualization import LocalVisBackend, Visualizer
 from torch import Tensor
 
 from ...clipping.checks import check_number
-from ..histograms import log_histograms, publish
-from ..module_probe import ModuleProbe, ModuleStats, UnitNorms, cut_name
-from ..observing import iterations_of_a_step, observe, refuse_sharded, wrapper_members
+from ..telemetry.histograms import log_histograms, publish
+from ..telemetry.module_probe import ModuleProbe, ModuleStats, UnitNorms, cut_name
+from ..telemetry.observing import iterations_of_a_step, observe, refuse_sharded, wrapper_members
 
 #: The file of the local backend that the numbers go to.
 SCALARS = 'module_scalars.json'

@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from ..rng_state import capture_rng_state, restore_rng_state
+from ..checkpoints.rng_state import capture_rng_state, restore_rng_state
 
 #: The key under which the state lies in a checkpoint.
 RNG_KEY = 'gclip_rng'

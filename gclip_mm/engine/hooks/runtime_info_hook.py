@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..deferred_scalars import DeferredScalars
+from ..hub.deferred_scalars import DeferredScalars
 
 
 @HOOKS.register_module()

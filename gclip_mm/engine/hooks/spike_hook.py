@@ -18,10 +18,17 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from ...clipping.checks import check_number
-from ..batch_names import batch_images
-from ..observing import iterations_of_a_step, observe, wrapper_members
-from ..spike_detector import SpikeDetector
-from ..spike_record import BatchRecord, StepBuffer, rank_entry, spike_line, spike_summary, to_json
+from ..telemetry.batch_names import batch_images
+from ..telemetry.observing import iterations_of_a_step, observe, wrapper_members
+from ..telemetry.spike_detector import SpikeDetector
+from ..telemetry.spike_record import (
+    BatchRecord,
+    StepBuffer,
+    rank_entry,
+    spike_line,
+    spike_summary,
+    to_json,
+)
 
 
 @HOOKS.register_module()
@@ -29,7 +36,7 @@ class GClipSpikeHook(Hook):
     """Appends one JSON line to ``work_dir/spikes.jsonl`` for each spike and each non-finite step.
 
     A step is a spike if its gradient norm stands out from the recent ones
-    (:class:`~gclip_mm.engine.spike_detector.SpikeDetector`), or if a term of its loss does by the
+    (:class:`~gclip_mm.engine.telemetry.spike_detector.SpikeDetector`), or if a term of its loss does by the
     same measure or is not finite (a box of absurd size has a huge L1 loss, or none that is a
     number, and an ordinary gradient), or if clipping shrank it below ``min_coef``. The fields of a
     line:
@@ -72,7 +79,7 @@ class GClipSpikeHook(Hook):
 
     Args:
         z_threshold, min_ratio, window, min_history, min_coef: see
-            :class:`~gclip_mm.engine.spike_detector.SpikeDetector`.
+            :class:`~gclip_mm.engine.telemetry.spike_detector.SpikeDetector`.
         interval: iterations between two looks; None: the log interval on a GPU, 1 on a CPU.
         keep_batch: also ``torch.save`` the batch, as the data loader gave it, to
             ``work_dir/spikes/iter_{iter}_rank{rank}.pth`` (with the name of the optimizer before

@@ -13,11 +13,7 @@ from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
 
 import gclip_mm.scene_graph  # noqa: F401
-from gclip_mm.scene_graph.datasets import (
-    SceneGraphDataset,
-    relation_statistics,
-    zero_shot_triplets,
-)
+from gclip_mm.scene_graph.datasets import SceneGraphDataset, relation_statistics, zero_shot_triplets
 
 # Ids are neither contiguous nor sorted, on purpose: labels follow the order of the file.
 CONTENT = dict(

@@ -4,11 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gclip_mm.scene_graph.models.heads.frequency_bias import (
-    FrequencyBias,
-    load_counts,
-    save_counts,
-)
+from gclip_mm.scene_graph.models.heads.frequency_bias import FrequencyBias, load_counts, save_counts
 
 
 def counts():

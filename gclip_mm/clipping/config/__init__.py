@@ -1,0 +1,1 @@
+"""From a ``clip_grad`` config to rules, routes and schedules."""

@@ -1,0 +1,98 @@
+"""The registry of clipping rules: a name in a config -> the class that implements it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+
+from ..checks import ClipConfigError, suggest
+
+
+class ClipperRegistry:
+    """Maps rule names and their aliases to :class:`~gclip_mm.clipping.base.Clipper` classes.
+
+    It is the package's own and not one of MMEngine's, because the rules run without MMEngine.
+
+    Example:
+        >>> @CLIPPERS.register_module(aliases=('mine',))
+        ... class MyClip(NormClip):
+        ...     '''A rule of one's own: now ``clip_grad=dict(type='mine', max_norm=1)`` works.'''
+    """
+
+    def __init__(self) -> None:
+        self._classes: dict[str, type] = {}
+        self._aliases: dict[str, str] = {}
+
+    def register_module(
+        self, *, name: str | None = None, aliases: tuple[str, ...] = (), force: bool = False
+    ) -> Callable[[type], type]:
+        """Class decorator. ``force`` allows a name that is taken to be replaced."""
+
+        def decorate(cls: type) -> type:
+            key = name or cls.__name__
+            for word in (key, *aliases):
+                if not force and (word in self._classes or word in self._aliases):
+                    raise KeyError(f'the clipping rule {word!r} is registered already')
+            self._classes[key] = cls
+            self._aliases.update(dict.fromkeys(aliases, key))
+            return cls
+
+        return decorate
+
+    def get(self, name: str) -> type:
+        """The class behind a name or an alias.
+
+        Raises:
+            ClipConfigError: nothing is registered under that name.
+        """
+        key = self._aliases.get(name, name) if isinstance(name, str) else name
+        if not isinstance(key, str) or key not in self._classes:
+            valid = sorted([*self._classes, *self._aliases])
+            raise ClipConfigError(
+                f'clip_grad: unknown type {name!r}.{suggest(name, valid)} '
+                f'Valid types: {", ".join(valid)}'
+            )
+        return self._classes[key]
+
+    def aliases(self, name: str) -> tuple[str, ...]:
+        """The short names of a registered rule."""
+        return tuple(alias for alias, key in self._aliases.items() if key == name)
+
+    def keys_of(self, name: str) -> list[str]:
+        """The config keys that a rule takes, in the order of its constructor."""
+        return list(inspect.signature(self.get(name)).parameters)
+
+    def build(self, name: str, kwargs: dict, where: str = 'clip_grad'):
+        """Construct a rule, turning a misspelt or missing key into an error that names it."""
+        cls = self.get(name)
+        parameters = inspect.signature(cls).parameters
+        for key in kwargs:
+            if key not in parameters:
+                raise ClipConfigError(
+                    f'{where}: {cls.__name__} has no key {key!r}.'
+                    f'{suggest(key, list(parameters))} Valid keys: {", ".join(parameters)}'
+                )
+        missing = [
+            key for key, p in parameters.items() if p.default is p.empty and key not in kwargs
+        ]
+        if missing:
+            raise ClipConfigError(
+                f'{where}: {cls.__name__} needs the key {missing[0]!r}. '
+                f'Its keys: {", ".join(parameters)}'
+            )
+        return cls(**kwargs)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._classes or name in self._aliases
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+    def __repr__(self) -> str:
+        return f'ClipperRegistry({", ".join(self._classes)})'
+
+
+CLIPPERS = ClipperRegistry()

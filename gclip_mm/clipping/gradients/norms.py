@@ -1,0 +1,180 @@
+"""Norms of many tensors that neither overflow nor wait for the device.
+
+Accumulation is in float32 or wider. A float32 sum of squares overflows from about 1.8e19 and loses
+everything below about 1e-19, although the gradient itself is finite; such a norm is computed again
+in float64. On a CPU that is a branch, which costs nothing there. On other devices a branch would
+force the host to wait, and float64 accumulation is bound by memory bandwidth like float32, so it is
+used throughout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from operator import attrgetter
+
+import torch
+from torch import Tensor
+
+from .rows import WIDE, RowNorms, row_norms
+
+try:
+    import numpy as np
+except ModuleNotFoundError:
+    # torch runs without it, and so does this package: a CPU tensor is then treated like one on any
+    # other device, whose values nobody looks at.
+    np = None
+
+# A norm whose p-th power is below this may have lost terms whose own powers are subnormal.
+_TINY_POWERS = {torch.float32: 1e-30, torch.float64: 1e-290}
+
+
+def host(tensor: Tensor) -> np.ndarray | None:
+    """A view of the tensor's own memory if that is host memory, else None (never a copy or a wait).
+
+    Unlike ``tensor.item()`` it issues no device read, so a hot path may branch on it.
+    """
+    return tensor.detach().numpy() if tensor.device.type == 'cpu' and np is not None else None
+
+
+def quiet() -> contextlib.AbstractContextManager:
+    """NumPy without warnings about what torch does silently: dividing by zero, NaN."""
+    return contextlib.nullcontext() if np is None else np.errstate(all='ignore')
+
+
+def accumulate_dtype(tensor: Tensor) -> torch.dtype:
+    """The type in which the norm of a tensor is accumulated."""
+    if tensor.dtype == torch.float64 or tensor.device.type != 'cpu' or np is None:
+        return torch.float64
+    return torch.float32
+
+
+def tensor_norms(tensors: list[Tensor], p: float = 2.0, exact: bool = True) -> Tensor:
+    """The p-norm of each tensor.
+
+    Args:
+        tensors: N tensors of any shape and floating type, on one or several devices.
+        p: order of the norm, greater than 0, or ``math.inf``.
+        exact: on a CPU to the bit what ``torch.nn.utils.clip_grad_norm_`` gets. Otherwise large
+            tensors may be read by their rows (:mod:`gclip_mm.clipping.gradients.rows`), which is as accurate
+            and uses all cores.
+
+    Returns:
+        Tensor: shape (N,), float32 or float64, on the device of the first tensor.
+    """
+    rows = None if exact or p != 2 else read_by_rows(tensors)
+    return finish_norms(_each_norm(tensors, p) if rows is None else rows.norms(tensors), tensors, p)
+
+
+def read_by_rows(tensors: list[Tensor], width: int = WIDE) -> RowNorms | None:
+    """The norms of the rows of all large tensors; None where reading them so would gain nothing."""
+    if accumulate_dtype(tensors[0]) != torch.float32 or not _is_uniform(tensors):
+        return None
+    return row_norms(tensors, width)
+
+
+def finish_norms(norms: list[Tensor], tensors: list[Tensor], p: float = 2.0) -> Tensor:
+    """N norms, 0-d, as one tensor (N,), free of over- and underflow."""
+    return _recompute_extremes(torch.stack(list(norms)), tensors, p)
+
+
+def _each_norm(tensors: list[Tensor], p: float) -> list[Tensor]:
+    first = tensors[0]
+    if p == math.inf and (first.device.type == 'cpu' or any(t.numel() == 0 for t in tensors)):
+        norms = [_largest(tensor) for tensor in tensors]
+    elif _is_uniform(tensors):
+        dtype = accumulate_dtype(first)
+        # Without a dtype torch's own code path is taken, bit for bit that of clip_grad_norm_.
+        if first.dtype == dtype:
+            return torch._foreach_norm(tensors, p)
+        return torch._foreach_norm(tensors, p, dtype=dtype)
+    else:
+        norms = [torch.linalg.vector_norm(t, p, dtype=accumulate_dtype(t)) for t in tensors]
+    widest = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
+    return [n.to(first.device, widest) for n in norms]
+
+
+def _is_uniform(tensors: list[Tensor]) -> bool:
+    """Whether all tensors have one type and lie on one device."""
+    # As sets of plain values: comparing pair by pair costs as much as the norms of small tensors.
+    return (
+        len(set(map(attrgetter('dtype'), tensors))) == 1
+        and len(set(map(Tensor.get_device, tensors))) == 1
+    )
+
+
+def _largest(tensor: Tensor) -> Tensor:
+    """The largest absolute value, 0-d; NaN where there is one; 0 of no elements."""
+    dtype = accumulate_dtype(tensor)
+    if tensor.numel() == 0:
+        # Undefined for torch; the norm of nothing is 0.
+        return torch.zeros((), dtype=dtype, device=tensor.device)
+    if tensor.device.type != 'cpu' or tensor.numel() < 4096:
+        return torch.linalg.vector_norm(tensor, math.inf, dtype=dtype)
+    # torch's norm of order inf goes element by element, ten times as slow as this.
+    low, high = torch.aminmax(tensor)
+    return torch.maximum(-low, high).abs_().to(dtype)
+
+
+def _recompute_extremes(norms: Tensor, tensors: list[Tensor], p: float) -> Tensor:
+    """Replace, on the CPU, the norms that over- or underflowed by float64 ones."""
+    values = host(norms)
+    if values is None or p == math.inf:
+        return norms
+    inside = _is_safe(norms, values, p)
+    if inside.all():
+        return norms
+    wide = norms.double()
+    for i in np.flatnonzero(~inside):
+        wide[i] = _careful_norm(tensors[i], p)
+    return wide if norms.dtype == torch.float64 else fit(wide)
+
+
+def _is_safe(norms: Tensor, values: np.ndarray, p: float) -> np.ndarray:
+    """Whether norms can be trusted: no power over- or underflowed on the way."""
+    return (values > _TINY_POWERS[norms.dtype] ** (1.0 / p)) & (values < np.inf)
+
+
+def _careful_norm(tensor: Tensor, p: float) -> Tensor:
+    """The p-norm in float64, taken relative to the largest element so that no power overflows."""
+    if tensor.numel() == 0:
+        return torch.zeros((), dtype=torch.float64)
+    top = _largest(tensor).double()
+    value = float(host(top))
+    if value == 0 or not math.isfinite(value):
+        # Zero, inf or NaN: what the largest element is, the norm is.
+        return top
+    return torch.linalg.vector_norm(tensor.double() / top, p) * top
+
+
+def fit(wide: Tensor) -> Tensor:
+    """float64 -> float32 when every value survives it (CPU only), else unchanged."""
+    values = host(wide)
+    if values is None or wide.dtype != torch.float64:
+        return wide
+    finite = values[np.isfinite(values)]
+    return wide.float() if ((finite == 0) | (finite > 1e-15) & (finite < 1e19)).all() else wide
+
+
+def combine(norms: Tensor, p: float = 2.0, exact: bool = True) -> Tensor:
+    """The p-norm of everything, given the p-norms (N,) of its parts; a 0-d tensor.
+
+    Args:
+        norms: of the parts.
+        p: their order.
+        exact: on a CPU to the bit what PyTorch makes of them.
+    """
+    if norms.numel() == 0:
+        return norms.new_zeros(())
+    parts = None if exact or p != 2 or norms.dtype != torch.float64 else host(norms)
+    if parts is not None:
+        # For so few numbers PyTorch takes longer to begin than to end.
+        with quiet():
+            total = torch.from_numpy(np.sqrt(np.square(parts).sum(keepdims=True)).reshape(()))
+    else:
+        total = torch.linalg.vector_norm(norms, p)
+    value = host(total)
+    if value is None or p == math.inf or _is_safe(total, value, p):
+        return total
+    wide = _careful_norm(norms, p)
+    return wide if total.dtype == torch.float64 else fit(wide)

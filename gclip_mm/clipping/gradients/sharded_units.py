@@ -1,0 +1,98 @@
+"""Unit norms of parameters that are cut over processes (DTensor).
+
+If the cut runs between units, as when FSDP2 shards a convolution by its filters, each rank holds
+whole units and only totals have to be exchanged. If it runs through them, as with a bias or a
+transposed convolution, the squares of the units themselves are summed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..checks import ClipConfigError
+from .sharding import all_reduce_rows, to_rows
+from .view import GradView
+
+
+class UnitReduction:
+    """Exchanges what the flat vector of unit norms of one view needs.
+
+    Args:
+        view: the view; its parameters' layouts decide where a cut runs.
+        order: the places in the view of the P parameters, as they lie in the flat vector.
+        sizes: how many units (of this rank) each of them has there, U in all.
+
+    Raises:
+        ClipConfigError: units that cannot be told apart in the way the parameter is spread.
+    """
+
+    def __init__(
+        self, view: GradView, order: list[int], sizes: list[int], device: torch.device
+    ) -> None:
+        specs = [view.sharding.specs[view.slots[i]] for i in order]
+        infos = [view.infos[i] for i in order]
+        layouts = [view.layouts[i] for i in order]
+        self.segment = torch.repeat_interleave(torch.arange(len(order)), torch.tensor(sizes)).to(
+            device
+        )
+        starts = [sum(sizes[:k]) for k in range(len(sizes))]
+        units, params = sum(sizes), len(order)
+        # Rows of the exchanged vector: squares of the gradient's units, of the weight's units,
+        # and the sum over each parameter.
+        measured: dict[dist.ProcessGroup, list[int]] = {}
+        spread: dict[dist.ProcessGroup, list[int]] = {}
+        for k, (spec, info, layout) in enumerate(zip(specs, infos, layouts, strict=True)):
+            if spec is not None and None in spec.dims:
+                raise ClipConfigError(
+                    f'clip_grad: AGC cannot find the units of {info.name}: FSDP1 lays it out flat. '
+                    'Shard with FSDP2 (torch.distributed.fsdp.fully_shard), or take NormClip or '
+                    'ParamNormClip'
+                )
+            for group, dim in () if spec is None else zip(spec.groups, spec.dims, strict=True):
+                if layout.groups is not None:
+                    raise ClipConfigError(
+                        f'clip_grad: AGC cannot find the units of {info.name}, a grouped '
+                        "transposed convolution that is sharded: add it to 'exclude'"
+                    )
+                rows = measured.setdefault(group, [])
+                rows.append(2 * units + k)
+                if layout.dims is None or dim % info.param.ndim in layout.dims:
+                    here = range(starts[k], starts[k] + sizes[k])
+                    rows.extend(here)
+                    rows.extend(units + i for i in here)
+                else:
+                    spread.setdefault(group, []).append(k)
+        self._units, self._params = units, params
+        self._measured = to_rows(measured, device)
+        self._spread = to_rows(spread, device)
+        self.count = sum(
+            math.prod(layout.shape(info.param)) for layout, info in zip(layouts, infos, strict=True)
+        )
+        #: Norms of the weights' units (U,), set by :meth:`measure`.
+        self.weights: Tensor | None = None
+
+    def measure(self, grads: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of all gradients, 0-d, and the gradient norms of this rank's units, (U,)."""
+        squares = grads.double().square()
+        vector = torch.cat([squares, weights.double().square(), self._per_param(squares)])
+        all_reduce_rows(vector, self._measured)
+        norms, self.weights, sums = vector.split([self._units, self._units, self._params])
+        self.weights = self.weights.sqrt()
+        return sums.sum().sqrt(), norms.sqrt()
+
+    def totals(
+        self, post: Tensor, limits: Tensor, over: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Norm after clipping, norm of all limits, units clipped, units; over all processes."""
+        columns = [post.square(), limits.square(), over.double()]
+        table = torch.stack([self._per_param(column) for column in columns], dim=1)
+        all_reduce_rows(table, self._spread)
+        post_sum, limit_sum, clipped = table.sum(0)
+        return post_sum.sqrt(), limit_sum.sqrt(), clipped, self.count
+
+    def _per_param(self, values: Tensor) -> Tensor:
+        return values.new_zeros(self._params).index_add_(0, self.segment, values)

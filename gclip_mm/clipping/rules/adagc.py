@@ -1,0 +1,116 @@
+"""Clip each tensor against the moving average of its own norm."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..base import TensorClipper
+from ..checks import check_number
+from ..config.registry import CLIPPERS
+from ..gradients.norms import quiet
+from ..small_state import columns, learns, remember, to_tensor
+
+
+class AdaGCState(NamedTuple):
+    """What is known of each parameter of the route.
+
+    Attributes:
+        average: (parameters,) float64, moving average of the clipped norm; while a parameter warms
+            up, the smallest so far; +inf before its first gradient.
+        count: (parameters,) int64, the gradients it has had.
+    """
+
+    average: Tensor
+    count: Tensor
+
+    fresh = dict(average=math.inf, count=0)
+
+
+@CLIPPERS.register_module()
+class AdaGC(TensorClipper):
+    """Keep each tensor's norm near the moving average of its own clipped norms.
+
+    While a tensor warms up, for its first ``warmup_steps`` gradients, it is scaled by the global
+    norm's coefficient ``min(1, max_norm / norm(all))``, and ``average`` is the smallest of its
+    clipped norms. After that::
+
+        g *= min(1, rel * average / norm(g))
+        average = beta * average + (1 - beta) * norm(g after clipping)
+
+    A tensor whose gradient is exactly zero while others' are not (a box head in a batch without a
+    positive box) has taken no part in the step, and is passed over as if it had no gradient:
+    otherwise a single such step while warming up would freeze it for good.
+
+    Good for: language models and ViTs with AdamW, whose rare spikes hit single tensors: they never
+    reach the moments, and nobody else pays for them. Bad for: norms that ought to grow, since the
+    average can rise by a factor of at most ``1 + (1 - beta) * (rel - 1)``, a thousandth, in a step,
+    and starts from the smallest norm seen: with SGD on a detector whose norm rises after the
+    warm-up it cuts off far too much. ``max_norm`` suits language models; set it to your model's
+    scale.
+
+    Args:
+        rel: how far above its average a norm may be, as a factor above 0.
+        beta: weight of the past in the moving average, at least 0 and below 1.
+        warmup_steps: gradients of a tensor before its own average counts, at least 1.
+        max_norm: bound on the global norm while warming up, at least 0.
+
+    Raises:
+        ClipConfigError: a value out of range.
+
+    Source: Wang et al., "AdaGC: Enhancing LLM Pretraining Stability via Adaptive Gradient
+    Clipping", arXiv 2502.11034, algorithm 1.
+
+    Example:
+        >>> optim_wrapper = dict(
+        ...     type='GClipOptimWrapper',
+        ...     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+        ...     clip_grad=dict(type='AdaGC', rel=1.05, beta=0.98, warmup_steps=100))
+    """
+
+    State = AdaGCState
+    thresholds = ('rel', 'max_norm')
+    source = 'arXiv 2502.11034'
+
+    def __init__(
+        self,
+        rel: float = 1.05,
+        beta: float = 0.98,
+        warmup_steps: int = 100,
+        max_norm: float = 1.0,
+    ) -> None:
+        check_number('rel', rel, low=0, open_low=True)
+        check_number('beta', beta, low=0, high=1, open_high=True)
+        check_number('warmup_steps', warmup_steps, low=1, integer=True)
+        check_number('max_norm', max_norm, low=0)
+        self.rel = rel
+        self.beta = beta
+        self.warmup_steps = warmup_steps
+        self.max_norm = max_norm
+
+    def decide(self, norms: Tensor, view, ok: Tensor | None) -> tuple[Tensor, Tensor]:
+        state = self.state or AdaGCState(
+            torch.full((view.size,), torch.inf, dtype=torch.float64, device=norms.device),
+            torch.zeros(view.size, dtype=torch.int64, device=norms.device),
+        )
+        # The gradients of a step that nobody may learn from need not be finite.
+        with quiet():
+            (n, average, count), xp = columns(norms, view, *state)
+            warming = count < self.warmup_steps
+            total = (n * n).sum() ** 0.5
+            share = xp.where(total > 0, n / total, len(n) ** -0.5)
+            bound = xp.where(warming, self.max_norm * share, self.rel * average)
+            coefs = xp.where(n > bound, bound / n, 1.0)
+
+            clipped = n * coefs
+            ema = self.beta * average + (1 - self.beta) * clipped
+            new_average = xp.where(warming, xp.minimum(average, clipped), ema)
+            seen = (n > 0) | ((total == 0) & ~warming)
+            news = xp.where(seen, new_average, average), xp.where(seen, count + 1, count)
+        if learns(ok):
+            self.state = state
+            remember(state, news, ok, view)
+        return to_tensor(coefs, norms), to_tensor(bound, norms)

@@ -1,0 +1,126 @@
+"""Replace each tensor's norm by a steadier one; keep its direction."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..base import TensorClipper
+from ..checks import ClipConfigError, check_number
+from ..config.registry import CLIPPERS
+from ..gradients.norms import quiet
+from ..small_state import columns, learns, remember, to_tensor
+
+#: torch's optimizers without Adam's ``betas`` whose step does not depend on the gradient's scale.
+_SCALE_FREE = ('Adadelta', 'Adafactor', 'Adagrad', 'Muon', 'RMSprop', 'Rprop')
+
+
+class GradientStabilizerState(NamedTuple):
+    """What is known of each parameter of the route.
+
+    Attributes:
+        mean: (parameters,) float64, moving average of the norm, not corrected for its start at 0.
+        square: (parameters,) float64, moving average of the squared norm, likewise.
+        count: (parameters,) int64, the gradients it has had.
+    """
+
+    mean: Tensor
+    square: Tensor
+    count: Tensor
+
+    fresh = dict(mean=0.0, square=0.0, count=0)
+
+
+@CLIPPERS.register_module()
+class GradientStabilizer(TensorClipper):
+    """Keep each tensor's direction and set its norm to what its history says.
+
+    With ``n`` the norm of a tensor's gradient and ``t`` the number of gradients it has had::
+
+        mean = gamma1 * mean + (1 - gamma1) * n
+        square = gamma2 * square + (1 - gamma2) * n**2
+        g *= mean / (1 - gamma1**t) / sqrt(square / (1 - gamma2**t)) / n
+
+    The new norm is about 1 in a steady run, whatever the scale of the gradients, and below
+    ``(1 - gamma1) / sqrt(1 - gamma2)``, about 0.95, plus what is left of the past, on a spike of
+    any size. There is no threshold to tune. It is the AdaGN of Stable-SPAM, which applies it after
+    :class:`~gclip_mm.clipping.rules.adaclip.AdaClip` (``ChainClip``).
+
+    Good for: Adam and its kin at high learning rates or low precision, whose step does not depend
+    on the gradient's scale. Bad for: SGD, which would step equally far for every tensor whatever
+    its gradient, so that it is refused; weight decay that is added to the gradient (Adam's, not
+    AdamW's), which weighs more against the smaller gradients. It lifts small norms: no bound on the
+    global norm follows from it.
+
+    Args:
+        gamma1: weight of the past in the average of the norm, at least 0 and below 1.
+        gamma2: weight of the past in the average of its square, at least 0 and below 1.
+
+    Raises:
+        ClipConfigError: a value out of range; when it is attached, an optimizer that is not
+            Adam-like.
+
+    Source: Huang et al., "GradientStabilizer: Fix the Norm, Not the Gradient", arXiv 2502.17055v4;
+    v1 and v2 are "Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam".
+
+    Example:
+        >>> optim_wrapper = dict(
+        ...     type='GClipOptimWrapper',
+        ...     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+        ...     clip_grad=dict(type='GradientStabilizer'))
+    """
+
+    State = GradientStabilizerState
+    source = 'arXiv 2502.17055v4'
+    never_increases = False
+
+    def __init__(self, gamma1: float = 0.7, gamma2: float = 0.9) -> None:
+        check_number('gamma1', gamma1, low=0, high=1, open_high=True)
+        check_number('gamma2', gamma2, low=0, high=1, open_high=True)
+        self.gamma1 = gamma1
+        self.gamma2 = gamma2
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Refuse an optimizer whose step grows with the gradient.
+
+        Raises:
+            ClipConfigError: an optimizer that is not Adam-like.
+        """
+        # ZeroRedundancyOptimizer steps by another one, which it keeps there.
+        inner = getattr(optimizer, 'optim', None)
+        stepper = inner if isinstance(inner, Optimizer) else optimizer
+        names = {cls.__name__ for cls in type(stepper).__mro__}
+        if 'betas' not in stepper.defaults and names.isdisjoint(_SCALE_FREE):
+            raise ClipConfigError(
+                f'clip_grad: GradientStabilizer gives every gradient a norm of about 1, which '
+                f'{type(stepper).__name__} would step by: use it with an Adam-like optimizer '
+                '(Adam, AdamW, NAdam, RAdam, Lion, RMSprop, ...)'
+            )
+
+    def decide(self, norms: Tensor, view, ok: Tensor | None) -> tuple[Tensor, Tensor]:
+        zeros = {'dtype': torch.float64, 'device': norms.device}
+        state = self.state or GradientStabilizerState(
+            torch.zeros(view.size, **zeros),
+            torch.zeros(view.size, **zeros),
+            torch.zeros(view.size, dtype=torch.int64, device=norms.device),
+        )
+        # The gradients of a step that nobody may learn from need not be finite.
+        with quiet():
+            (n, mean, square, count), xp = columns(norms, view, *state)
+            count = count + 1
+            mean = self.gamma1 * mean + (1 - self.gamma1) * n
+            square = self.gamma2 * square + (1 - self.gamma2) * n * n
+            steady = mean / (1 - self.gamma1**count)
+            spread = (square / (1 - self.gamma2**count)) ** 0.5
+            # A tensor that has only ever had zeros keeps its zero.
+            target = xp.where(spread > 0, steady / spread, 0.0)
+            # A larger factor is inf in float32: a subnormal gradient stays below its target.
+            largest = torch.finfo(torch.float32).max
+            coefs = xp.where(n > 0, xp.clip(target / n, None, largest), 1.0)
+        if learns(ok):
+            self.state = state
+            remember(state, (mean, square, count), ok, view)
+        return to_tensor(coefs, norms), to_tensor(target, norms)

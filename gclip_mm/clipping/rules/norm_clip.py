@@ -1,0 +1,116 @@
+"""Clip by the global norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..base import GlobalClipper, Measure, Outcome, norm_of_each
+from ..checks import ClipConfigError, check_flag, check_norm_type, check_number
+from ..config.registry import CLIPPERS
+from ..gradients.norms import combine
+from ..kernels import KernelCall
+from ..small_state import learns
+from .carry import CarryState, carried, drop_what_passed, norms_of
+
+
+@CLIPPERS.register_module(aliases=('norm',))
+class NormClip(GlobalClipper):
+    """Scale all gradients together so that their joint norm is at most ``max_norm``.
+
+    ``g * min(1, max_norm / (norm_p(g) + 1e-6))``, as ``torch.nn.utils.clip_grad_norm_`` has it, on
+    a CPU to the bit, unless a fused optimizer applies the coefficient, which rounds otherwise
+    anyway (elsewhere the norm is accumulated in float64). The direction of the update is kept. With
+    ``min_norm``, a gradient whose norm is below it is scaled up to it: for deep recurrent nets
+    whose gradient vanishes. A gradient of exactly zero has no direction and stays zero.
+
+    Good for: detectors with SGD, recurrent and Transformer models; the default choice. Bad for:
+    models in which one module explodes while the others are fine, since they all pay for it (see
+    ``rules`` and ``ParamNormClip``); the threshold has to be found for each model and learning rate
+    (``tools/analysis/advise_clipping.py``).
+
+    Args:
+        max_norm: largest norm allowed, at least 0; ``inf`` clips nothing and logs the norm.
+        norm_type: order p of the norm: a number above 0, or ``'inf'``.
+        min_norm: smallest norm allowed, above 0 and at most ``max_norm``; None: no such bound.
+        carry: keep what is cut off and add it to the next step's gradient
+            (:mod:`gclip_mm.clipping.rules.carry`).
+
+    Raises:
+        ClipConfigError: a bound that is negative, NaN or out of order; ``carry`` and ``min_norm``
+            together.
+
+    Source: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks",
+    arXiv 1211.5063.
+
+    Example:
+        >>> optim_wrapper = dict(
+        ...     type='GClipOptimWrapper',
+        ...     optimizer=dict(type='SGD', lr=0.02, momentum=0.9),
+        ...     clip_grad=dict(type='NormClip', max_norm=35, norm_type=2))
+    """
+
+    thresholds = ('max_norm', 'min_norm')
+    source = 'arXiv 1211.5063'
+    example = dict(max_norm=1.0)
+
+    def __init__(
+        self,
+        max_norm: float,
+        norm_type: float | str = 2.0,
+        min_norm: float | None = None,
+        carry: bool = False,
+    ) -> None:
+        check_number('max_norm', max_norm, low=0, allow_inf=True)
+        check_number('min_norm', min_norm, low=0, high=max_norm, open_low=True, allow_none=True)
+        check_flag('carry', carry)
+        if carry and min_norm is not None:
+            raise ClipConfigError(
+                'clip_grad: carry gives back what was cut off, but min_norm adds to the gradient: '
+                'leave one of them out'
+            )
+        self.max_norm = max_norm
+        self.norm_type = check_norm_type('norm_type', norm_type)
+        self.min_norm = min_norm
+        # Lifting a vanishing gradient breaks the promise that a norm never grows.
+        self.never_increases = min_norm is None and not carry
+        self.carry = carry
+        self.elementwise_state = carry
+        if carry:
+            self.State = CarryState
+            self.is_global = False
+
+    @property
+    def _least(self) -> float | None:
+        # A schedule may have driven one past the other.
+        return None if self.min_norm is None else min(self.min_norm, self.max_norm)
+
+    def norms(self, view) -> Tensor:
+        # A norm that is summed in another order is faster, but not that of torch to the bit.
+        return norm_of_each(view, self.norm_type, exact=not view.folds)
+
+    def decide(self, norm: Tensor, ok: Tensor | None) -> tuple[Tensor, float]:
+        coef = torch.clamp(self.max_norm / (norm + 1e-6), max=1.0)
+        if self.min_norm is not None:
+            # No more than float32 holds: an infinite factor would make NaN of the zeros.
+            lift = torch.clamp(self._least / norm, max=torch.finfo(torch.float32).max)
+            lift = torch.where(norm > 0, lift, 1.0)
+            coef = torch.where(norm < self._least, lift, coef)
+        return coef, float(self.max_norm)
+
+    def decision_kernel(self, device: torch.device) -> KernelCall:
+        # No norm is below 0.
+        bounds = float(self.max_norm), float(self._least or 0)
+        return KernelCall('norm_clip', bounds, {})
+
+    def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
+        if not self.carry or not learns(ok):
+            return super().clip(view, measure, ok)
+        self.state = self.state or CarryState([None] * view.size)
+        sums = carried(self.state, view, ok)
+        norm = combine(norms_of(sums, view, self.norm_type), self.norm_type)
+        coef, bound = self.decide(norm, ok)
+        for total, grad in zip(sums, view.grads, strict=True):
+            torch.mul(total, coef.to(total.device), out=grad)
+        drop_what_passed(sums, view, ok)
+        return Outcome(None, norm * coef, bound, (coef < 1).to(coef.dtype), 1)

@@ -1,0 +1,80 @@
+"""Clip each tensor by its own norm."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..base import Outcome, TensorClipper
+from ..checks import check_flag, check_norm_type, check_number
+from ..config.registry import CLIPPERS
+from ..gradients.norms import combine
+from ..small_state import learns
+from .carry import CarryState, carried, drop_what_passed, norms_of
+
+
+@CLIPPERS.register_module()
+class ParamNormClip(TensorClipper):
+    """Scale each gradient tensor so that its own norm is at most ``max_norm``.
+
+    ``g * min(1, max_norm / (norm_p(g) + 1e-6))`` for every tensor by itself: what
+    :class:`~gclip_mm.clipping.rules.norm_clip.NormClip` does for all of them together.
+
+    Good for: models in which one module explodes while the others are fine, since only that one is
+    scaled down. Bad for: the direction of the whole update, which changes; one bound for tensors of
+    very different size, among which it holds back the largest most (``BlockRMSClip`` divides by the
+    size, ``AGC`` by the weight).
+
+    Args:
+        max_norm: largest norm of a tensor's gradient, at least 0.
+        norm_type: order p of the norm: a number above 0, or ``'inf'``.
+        carry: keep what is cut off and add it to the next step's gradient
+            (:mod:`gclip_mm.clipping.rules.carry`).
+
+    Raises:
+        ClipConfigError: a value out of range.
+
+    Source: ``torch.nn.utils.clip_grad_norm_`` on one tensor; Keras calls it ``clipnorm``.
+
+    Example:
+        >>> optim_wrapper = dict(
+        ...     type='GClipOptimWrapper',
+        ...     optimizer=dict(type='SGD', lr=0.02, momentum=0.9),
+        ...     clip_grad=dict(type='ParamNormClip', max_norm=1.0))
+    """
+
+    thresholds = ('max_norm',)
+    source = 'torch.nn.utils.clip_grad_norm_, tensor by tensor'
+    example = dict(max_norm=0.1)
+
+    def __init__(self, max_norm: float, norm_type: float | str = 2.0, carry: bool = False) -> None:
+        check_number('max_norm', max_norm, low=0, allow_inf=True)
+        check_flag('carry', carry)
+        self.max_norm = max_norm
+        self.norm_type = check_norm_type('norm_type', norm_type)
+        self.carry = carry
+        self.elementwise_state = carry
+        if carry:
+            self.State = CarryState
+            # A gradient that comes with what was kept of earlier ones may be larger than by itself.
+            self.never_increases = False
+
+    def decide(self, norms: Tensor, view, ok: Tensor | None) -> tuple[Tensor, float]:
+        coefs = torch.clamp(self.max_norm / (norms + 1e-6), max=1.0)
+        share = 1.0 if self.norm_type == math.inf else len(norms) ** (1.0 / self.norm_type)
+        return coefs, float(self.max_norm) * share
+
+    def clip(self, view, measure, ok: Tensor | None) -> Outcome:
+        if not self.carry or not learns(ok):
+            return super().clip(view, measure, ok)
+        self.state = self.state or CarryState([None] * view.size)
+        sums = carried(self.state, view, ok)
+        norms = norms_of(sums, view, self.norm_type)
+        coefs, bound = self.decide(norms, view, ok)
+        for total, grad, coef in zip(sums, view.grads, coefs, strict=True):
+            torch.mul(total, coef.to(total.device), out=grad)
+        drop_what_passed(sums, view, ok)
+        post = combine(norms * coefs, self.norm_type)
+        return Outcome(None, post, bound, (coefs < 1).sum(), len(norms))

@@ -1,0 +1,1 @@
+"""What reaches MMEngine's message hub."""

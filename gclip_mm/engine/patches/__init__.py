@@ -1,0 +1,1 @@
+"""All import-time patches of other packages."""
