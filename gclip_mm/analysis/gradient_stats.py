@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from ..clipping.base import Measure
 from ..clipping.gradients.names import ParamInfo, describe_params
-from ..clipping.gradients.view import GradView
 from ..clipping.step.observers import StepObserver, parameter_norms
+from ..clipping.step.parameters import RoutedView
 
 #: Half-octaves of the size of a gradient's elements: from 2**-60 to 2**20.
 OCTAVE_LOW, OCTAVE_HIGH, OCTAVE_BINS = -60, 20, 160
@@ -110,7 +110,7 @@ class GradientRecorder(StepObserver):
 
     def before_clip(
         self,
-        views: list[GradView],
+        views: list[RoutedView],
         measures: list[Measure],
         norm: Tensor,
         scale: Tensor | None,
@@ -119,12 +119,12 @@ class GradientRecorder(StepObserver):
         if not self._infos:
             params = [p for group in self._optimizer.param_groups for p in group['params']]
             self._infos = describe_params(params, self._model)
-        view = views[0]
+        view = views[0].view
         inverse = 1.0 if scale is None else 1.0 / scale.item()
         count = len(self._infos)
         grad, weight = torch.zeros(count), torch.zeros(count)
         elements = torch.zeros(count, OCTAVE_BINS)
-        grad[view.positions] = parameter_norms(view, measures[0]).float().cpu() * inverse
+        grad[view.positions] = parameter_norms(views[0], measures[0], scale).float().cpu()
         grads = dict(zip(view.positions, view.grads, strict=True))
         ratios, owners = [], []
         mults = self._lr_mults()

@@ -109,7 +109,7 @@ def _route_row(info: ParamInfo, route: Route, optimizer: str) -> RouteRow:
     if route.clipper is None:
         return _row(info, 'exempt', '', f'{route.label} {_pattern(route)}'.strip(), optimizer)
     label = f'{route.label} {_pattern(route)}'.strip()
-    rule = type(route.clipper).__name__
+    rule = route.clipper.name
     return _row(info, rule, thresholds_of(route.clipper), label, optimizer)
 
 
@@ -122,7 +122,8 @@ def _pattern(route: Route) -> str:
 
 def thresholds_of(clipper: Clipper) -> str:
     """The thresholds of a rule that are in use, as ``'max_norm=35'``."""
-    values = {key: getattr(clipper, key, None) for key in clipper.thresholds}
+    core = clipper.core
+    values = {key: getattr(core, key, None) for key in core.thresholds}
     return _keys({key: value for key, value in values.items() if value is not None})
 
 

@@ -1,22 +1,35 @@
 """Gradient clipping for any PyTorch optimizer: rules, routes, and the engine that applies them."""
 
 from .attach import ClipHandle, attach
-from .base import Clipper, GlobalClipper, Measure, Outcome, TensorClipper
+from .base import (
+    Clipper,
+    ElementClipper,
+    Finite,
+    GlobalClipper,
+    Measure,
+    Outcome,
+    Ranges,
+    TensorClipper,
+    UnitClipper,
+    UnitLimits,
+)
 from .checks import ClipConfigError
 from .config.parse import ClipConfig, parse_clip_grad
 from .config.registry import CLIPPERS
-from .rules.adaclip import AdaClip
-from .rules.adagc import AdaGC
-from .rules.agc import AGC
-from .rules.autoclip import AutoClip
-from .rules.block_rms_clip import BlockRMSClip
-from .rules.chain_clip import ChainClip
-from .rules.gradient_stabilizer import GradientStabilizer
-from .rules.norm_clip import NormClip
-from .rules.param_norm_clip import ParamNormClip
-from .rules.spike_clip import SpikeClip
-from .rules.value_clip import ValueClip
-from .rules.zclip import ZClip
+from .rules import (
+    AGC,
+    AdaClip,
+    AdaGC,
+    AutoClip,
+    BlockRMSClip,
+    ChainClip,
+    GradientStabilizer,
+    NormClip,
+    ParamNormClip,
+    SpikeClip,
+    ValueClip,
+    ZClip,
+)
 from .step.engine import GradClipEngine
 from .step.nonfinite import NonFiniteGradientError
 from .step.record import LOG_KEYS
@@ -34,6 +47,8 @@ __all__ = [
     'ClipConfigError',
     'ClipHandle',
     'Clipper',
+    'ElementClipper',
+    'Finite',
     'GlobalClipper',
     'GradClipEngine',
     'GradientStabilizer',
@@ -42,8 +57,11 @@ __all__ = [
     'NormClip',
     'Outcome',
     'ParamNormClip',
+    'Ranges',
     'SpikeClip',
     'TensorClipper',
+    'UnitClipper',
+    'UnitLimits',
     'ValueClip',
     'ZClip',
     'attach',

@@ -1,4 +1,4 @@
-"""The door for every training loop that is not MMEngine's."""
+"""The door for a plain training loop, Lightning and Accelerate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .step.engine import GradClipEngine
 
 
 class ClipHandle:
-    """What :func:`attach` returns; detaches when :meth:`remove` is called or a ``with`` ends."""
+    """Returned by :func:`attach`; :meth:`remove` or the end of a ``with`` block detaches it."""
 
     def __init__(self, engine: GradClipEngine) -> None:
         self.engine = engine
@@ -22,7 +22,7 @@ class ClipHandle:
         return self.engine.stats()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the rules, fit for ``torch.save`` beside the optimizer's."""
+        """The state of the rules, to be saved with ``torch.save`` beside the optimizer's."""
         return self.engine.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -49,16 +49,15 @@ def attach(
 ) -> ClipHandle:
     """Clip the gradients of an optimizer from now on, whoever calls its ``step``.
 
-    Works under a ``GradScaler`` (do not unscale for the clipping's sake: it is done where it has to
-    be), with closures, and with fused optimizers, which then clip in their own kernel. A step that
-    a scaler leaves out never gets here, and is neither counted nor recorded, unless the optimizer
-    is fused. PyTorch copies an optimizer without its hooks: what ``copy.deepcopy`` makes of one is
-    not clipped until something is attached to it.
+    Works under a ``GradScaler`` (do not call ``unscale_`` for clipping: the engine unscales where
+    necessary), with closures, and with fused optimizers, which then clip in their own kernel.
+    PyTorch copies an optimizer without its hooks: the result of ``copy.deepcopy`` is not clipped
+    until it is attached as well.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.
-        clip_grad: a rule and its keys (:func:`gclip_mm.clipping.config.parse.parse_clip_grad`); it is
-            not changed.
+        clip_grad: a rule and its keys (:func:`gclip_mm.clipping.config.parse.parse_clip_grad`); the
+            dict is not changed.
         model: gives parameters names and modules: needed for ``exclude`` and ``rules``, and for AGC
             to know a transposed convolution from an ordinary one.
 
@@ -67,7 +66,7 @@ def attach(
 
     Raises:
         ClipConfigError: a ``ValueError`` that names the key and the valid ones, or says that
-            ``optimizer`` is none or is clipped already.
+            ``optimizer`` is not an optimizer or is clipped already.
 
     Example:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)

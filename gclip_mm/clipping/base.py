@@ -1,75 +1,103 @@
-"""The contract of a clipping rule, and the two kinds of rule that only decide a coefficient.
+"""The contract of a clipping rule, and the four kinds of rule.
 
-A rule is told of one step in two calls. ``measure`` reads the gradients, so that the engine can
-tell a non-finite step before any rule has learnt from it; it changes nothing, unless the view says
-that nobody will look at the gradients of such a step (``GradView.is_disposable``). ``clip``
-decides, updates the rule's state, and either scales the gradients itself or hands back one
-coefficient for all of them, which the engine applies or folds into a fused optimizer.
+A rule sees a step in two calls. :meth:`Clipper.measure` reads the gradients. The engine then judges
+whether the step is finite, so that no state learns from a non-finite step. :meth:`Clipper.clip`
+decides, updates the state of the rule, and changes the gradients.
+
+Most rules are one of four kinds. A kind implements both calls, and the rule only decides:
+
+=====================  ==================  ===========================================
+kind                   the rule reads      the rule returns
+=====================  ==================  ===========================================
+:class:`GlobalClipper`   the total norm      one coefficient
+:class:`TensorClipper`   a norm a tensor     a coefficient a tensor
+:class:`UnitClipper`     a norm a unit       a coefficient a unit
+:class:`ElementClipper`  a norm a tensor     a range for the elements of each tensor
+=====================  ==================  ===========================================
+
+The backend of the view (:mod:`gclip_mm.clipping.gradients.backend`) chooses the kernel, writes the
+gradients and tells autograd.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .gradients.norms import combine, host
-from .kernels import KernelCall, mark_written, whole_tensors
+from .gradients.backend import Ranges, UnitLimits
+from .gradients.norms import combine
+from .gradients.view import GradView
 
-if TYPE_CHECKING:
-    from .gradients.rows import RowNorms
-    from .gradients.view import GradView
-    from .kernels import HostTensors, MultiTensor, UnitKernels
-    from .kernels.host_tensors import Scan
+#: Optional faster equivalents of a decision; see :meth:`Clipper.shortcut`.
+SHORTCUTS = ('decision_kernel', 'unit_limits', 'fixed_range')
+_DECISIONS = ('measure', 'clip', 'decide', 'ranges')
+
+
+class Finite(NamedTuple):
+    """Whether the gradients of a step are finite, and who knows.
+
+    Attributes:
+        known: True or False where the host knows; None where only the device knows.
+        flag: 0-d bool tensor on the device where ``known`` is None, else None.
+    """
+
+    known: bool | None
+    flag: Tensor | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether a rule may update its state, masked by ``flag`` where that is not None."""
+        return self.known is not False
 
 
 class Measure(NamedTuple):
-    """What a rule read from the gradients before deciding.
+    """What a rule read from the gradients, without the loss scale.
 
     Attributes:
         norm: 0-d, the norm of all gradients of the view, of order ``Clipper.norm_type``.
-        parts: (N,) the norms of the rule's own parts (tensors or units), or None.
-        rows: the norms of the rows of large gradients, if the rule has use for them, or None.
-        scan: what a pass over host memory has found outside the rule's range, or None.
-        kernels: what has measured, if it can scale as well, or None.
+        parts: the norms of the N tensors, (N,), or of the U units, (U,); None if not measured.
     """
 
     norm: Tensor
     parts: Tensor | None = None
-    rows: RowNorms | None = None
-    scan: Scan | None = None
-    kernels: MultiTensor | HostTensors | UnitKernels | None = None
+
+    def unscaled(self, scale: Tensor) -> Measure:
+        """The measure of gradients that carry the loss scale ``scale`` (0-d)."""
+        scale = scale.to(self.norm.device)
+        return Measure(self.norm / scale, None if self.parts is None else self.parts / scale)
 
 
 class Outcome(NamedTuple):
     """What a rule did to the gradients of a view.
 
     Attributes:
-        coef: 0-d coefficient that still has to be applied to every gradient of the view, or None
-            when the rule has changed the gradients itself.
+        coef: 0-d coefficient that the engine still has to apply to every gradient of the view; None
+            if the rule changed the gradients in place.
         post: 0-d norm after clipping, of order ``Clipper.norm_type``.
-        threshold: the bound in force: 0-d tensor or number. Rules with a bound per tensor or unit
-            give the norm of all their bounds together, the largest norm that they would let pass.
-        clipped: how many of the units were clipped: 0-d tensor or number.
-        units: how many units there are.
+        threshold: the bound in force, 0-d tensor or number. Rules with a bound per tensor or unit
+            give the norm of all bounds, the largest norm that can pass.
+        clipped: how many parts were clipped: 0-d tensor or number.
+        parts: how many parts there are: tensors, units or elements; 1 for a global rule.
     """
 
     coef: Tensor | None
     post: Tensor
     threshold: Tensor | float
     clipped: Tensor | float
-    units: int
+    parts: int
 
 
 class Clipper(ABC):
     """A clipping rule. Subclasses are registered in ``CLIPPERS``; one file each.
 
-    The constructor's keyword arguments are the rule's config keys; it raises
-    :class:`~gclip_mm.clipping.checks.ClipConfigError` for a value that makes no sense.
+    The keyword arguments of the constructor are the config keys of the rule. The constructor raises
+    :class:`~gclip_mm.clipping.checks.ClipConfigError` for an invalid value.
     """
 
     #: Order of the norm that the rule reports.
@@ -77,18 +105,37 @@ class Clipper(ABC):
     #: Config keys that a schedule may drive; each is an attribute that holds a number.
     thresholds: ClassVar[tuple[str, ...]] = ()
     #: Whether all gradients get one coefficient, which a fused optimizer can apply by itself.
-    is_global: ClassVar[bool] = False
-    #: Promise, checked by the contract tests: the norm never grows.
-    never_increases: ClassVar[bool] = True
+    is_global: bool = False
     #: Paper or source, for the docs.
     source: ClassVar[str] = ''
-    #: Config keys that make a working rule, beside ``type``: what docs, tests and benchmarks build.
+    #: Config keys that build a working rule, beside ``type``; used by docs, tests and benchmarks.
     example: ClassVar[dict[str, Any]] = {}
-    #: What drives the thresholds of rules within this one (:class:`ThresholdDriver`).
+    #: Schedules of rules within this one (:class:`~gclip_mm.clipping.config.schedules`).
     drivers: Sequence[Any] = ()
+    #: Whether clipped-off parts are kept and added to the next gradient (``rules/carry.py``).
+    carry: bool = False
 
-    def check_optimizer(self, optimizer: Optimizer) -> None:  # noqa: B027 (most take any)
-        """Called once, before the rule is attached.
+    @property
+    def name(self) -> str:
+        """Name of the rule in checkpoints and messages."""
+        return type(self).__name__
+
+    @property
+    def core(self) -> Clipper:
+        """The rule that decides: this one, or the one that it wraps."""
+        return self
+
+    @property
+    def never_increases(self) -> bool:
+        """Whether the norm never grows; the contract tests check it."""
+        return True
+
+    def assembled(self) -> Clipper:
+        """The rule that a config with these keys stands for: this one, or a wrapper around it."""
+        return self
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:  # noqa: B027 (most rules take any)
+        """Refuse an optimizer that the rule does not suit; called once, before attaching.
 
         Raises:
             ClipConfigError: the rule makes no sense with this optimizer.
@@ -96,83 +143,96 @@ class Clipper(ABC):
 
     @abstractmethod
     def measure(self, view: GradView) -> Measure:
-        """Read the gradients; change nothing, unless the view says that it may."""
+        """Read the gradients.
+
+        Changes nothing, unless ``view.may_write_early`` allows clipping while measuring.
+        """
 
     @abstractmethod
-    def clip(self, view: GradView, measure: Measure, ok: Tensor | None) -> Outcome:
+    def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
         """Decide and apply.
 
         Args:
             view: the gradients, and the parameters they belong to.
-            measure: what :meth:`measure` returned in this step, of these gradients.
-            ok: None when every gradient is known to be finite. Otherwise a 0-d bool tensor: state
-                must be left as it was where it is False. Unless it lies in host memory, the host
-                has not read it and must not.
+            measure: what :meth:`measure` returned in this step for these gradients.
+            finite: whether the step is finite. State must stay unchanged where it is not.
         """
 
-    def decision_kernel(self, device: torch.device) -> KernelCall | None:
-        """A kernel that does in one launch what :meth:`clip` does; None: there is none.
+    # -- faster paths ----------------------------------------------------------------------------
+    def shortcut(self, name: str) -> Callable[..., Any] | None:
+        """A method that lets a kernel decide, if it still describes what the rule decides.
 
-        Asked only of a rule with one coefficient that defines it itself, and in a step that it may
-        learn from if the gradients are finite, which the kernel has to see to.
+        A subclass that overrides the decision inherits the method of its parent, but the method no
+        longer describes the subclass. Such a shortcut is dropped.
 
         Args:
-            device: where the gradients are, and whatever the call refers to has to be.
+            name: one of ``SHORTCUTS``.
         """
-        return None
+        return getattr(self, name) if _shortcut_holds(type(self), name) else None
 
     # -- state -----------------------------------------------------------------------------------
-    #: The named tuple that holds the rule's state, documented there; None: the rule keeps none.
-    #: Fields with an entry for each parameter of the route are named in its ``fresh``, a dict, with
-    #: what a parameter begins with.
-    State: ClassVar[type | None] = None
+    #: The named tuple that holds the state of the rule, documented there; None: no state.
+    State: ClassVar[Any] = None
+    #: The fields of the state with an entry for each parameter of the route, and what the entry of
+    #: a new parameter starts with.
+    per_param: ClassVar[dict[str, Any]] = {}
     #: Whether the state holds an element for each weight, laid out like the gradients.
     elementwise_state: bool = False
-    #: The state itself; None before the first step. Fields are tensors, or lists with one tensor
-    #: (or None) for each parameter of the route.
+    #: The state; None before the first step. Fields are tensors, or lists with one tensor (or None)
+    #: for each parameter of the route.
     state: Any = None
 
     def follow(self, slots: list[int | None]) -> None:
-        """Other parameters are governed from now on: whoever stays keeps its own state.
+        """Reorder the per-parameter state after the parameters of the route have changed.
 
         Args:
-            slots: for each parameter of the route its place among those before, or None if it has
-                come in anew.
+            slots: for each parameter of the route its place among the former ones; None for a new
+                parameter.
         """
         if self.state is not None:
-            begins = getattr(self.State, 'fresh', {})
             moved = {
-                key: _moved(getattr(self.state, key), slots, value) for key, value in begins.items()
+                key: _moved(getattr(self.state, key), slots, value)
+                for key, value in self.per_param.items()
             }
             self.state = self.state._replace(**moved)
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the state: {} where there is none."""
+        """A copy of the state; {} if there is none."""
         return {} if self.state is None else _copy(self.state._asdict())
 
     def reset(self) -> None:
-        """Forget the state: the rule starts afresh with the next step."""
+        """Drop the state: the rule starts from scratch with the next step."""
         self.state = None
 
     def load_state_dict(self, state: dict[str, Any], params: list[Tensor]) -> None:
         """Restore what :meth:`state_dict` returned.
 
         Args:
-            state: the state; {} starts afresh.
-            params: the parameters of the route; the state goes to their devices.
+            state: the state; {} starts from scratch.
+            params: the parameters of the route; the state moves to their devices.
 
         Raises:
-            ValueError: the state is not one of this rule.
+            ValueError: the state belongs to another rule.
         """
         if not state:
             self.state = None
             return
         fields = () if self.State is None else self.State._fields
-        if set(state) != set(fields):
-            raise ValueError(
-                f'{type(self).__name__} keeps the state {list(fields)}, got {sorted(state)}'
-            )
+        if self.State is None or set(state) != set(fields):
+            raise ValueError(f'{self.name} keeps the state {list(fields)}, got {sorted(state)}')
         self.state = self.State(**{key: _place(value, params) for key, value in state.items()})
+
+
+@functools.cache
+def _shortcut_holds(cls: type[Clipper], name: str) -> bool:
+    """Whether no class below the one that defines the shortcut overrides the decision."""
+
+    def depth(attribute: str) -> float:
+        found = (i for i, base in enumerate(cls.__mro__) if attribute in vars(base))
+        return next(found, math.inf)
+
+    place = depth(name)
+    return place < math.inf and all(place <= depth(decision) for decision in _DECISIONS)
 
 
 def _copy(value: Any) -> Any:
@@ -194,7 +254,7 @@ def _moved(value: Any, slots: list[int | None], begin: Any) -> Any:
 
 
 def _place(value: Any, params: list[Tensor]) -> Any:
-    """A copy of a field of the state on the parameters' devices."""
+    """A copy of a field of the state on the devices of the parameters."""
     if isinstance(value, Tensor):
         return value.detach().clone().to(params[0].device)
     if not isinstance(value, list):
@@ -205,84 +265,139 @@ def _place(value: Any, params: list[Tensor]) -> Any:
     ]
 
 
-class GlobalClipper(Clipper):
+class CoefClipper(Clipper):
+    """A rule whose decision is one coefficient for everything, or one for each tensor."""
+
+    @abstractmethod
+    def resolve(self, view: GradView, measure: Measure, finite: Finite) -> tuple[Tensor, Outcome]:
+        """Decide without writing: the coefficients, 0-d or (N,), and what they amount to."""
+
+
+class GlobalClipper(CoefClipper):
     """A rule that scales all gradients by one coefficient, computed from their total norm."""
 
     is_global = True
+    #: Whether the norm is bit-identical to torch's where the coefficient is not folded.
+    matches_torch: ClassVar[bool] = False
 
     def norms(self, view: GradView) -> Tensor:
         """The norm of each gradient, (N,), of order :attr:`norm_type`."""
-        return norm_of_each(view, self.norm_type)
+        return view.backend.norms(self.norm_type, exact=self.matches_torch and not view.folds)
 
     def measure(self, view: GradView) -> Measure:
         parts = self.norms(view)
         return Measure(combine(parts, self.norm_type, exact=not view.folds), parts)
 
     @abstractmethod
-    def decide(self, norm: Tensor, ok: Tensor | None) -> tuple[Tensor, Tensor | float]:
+    def decide(self, norm: Tensor, finite: Finite) -> tuple[Tensor, Tensor | float]:
         """The coefficient (0-d) and the threshold, given the norm (0-d)."""
 
-    def clip(self, view: GradView, measure: Measure, ok: Tensor | None) -> Outcome:
-        coef, threshold = self.decide(measure.norm, ok)
-        return Outcome(coef, measure.norm * coef, threshold, (coef < 1).to(coef.dtype), 1)
+    def resolve(self, view: GradView, measure: Measure, finite: Finite) -> tuple[Tensor, Outcome]:
+        coef, bound = self.decide(measure.norm, finite)
+        return coef, Outcome(None, measure.norm * coef, bound, (coef < 1).to(coef.dtype), 1)
+
+    def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
+        coef, outcome = self.resolve(view, measure, finite)
+        return outcome._replace(coef=coef)
+
+    # Optional: ``decision_kernel(self, device: torch.device) -> KernelCall | None``, a shortcut. It
+    # names the Triton kernel that does in one launch what ``decide`` does, state included.
 
 
-class TensorClipper(Clipper):
+class TensorClipper(CoefClipper):
     """A rule that scales each gradient tensor by a coefficient of its own."""
 
     def measure(self, view: GradView) -> Measure:
-        kernels = whole_tensors(view, p=self.norm_type)
-        parts = (kernels or view).norms(self.norm_type)
-        norm = combine(parts, self.norm_type, exact=False)
-        return Measure(norm, parts, kernels=kernels)
+        parts = view.backend.norms(self.norm_type)
+        return Measure(combine(parts, self.norm_type, exact=False), parts)
 
     @abstractmethod
     def decide(
-        self, norms: Tensor, view: GradView, ok: Tensor | None
+        self, norms: Tensor, view: GradView, finite: Finite
     ) -> tuple[Tensor, Tensor | float]:
         """The coefficients (N,) and the thresholds (N,) or one number, given the norms (N,)."""
 
-    def clip(self, view: GradView, measure: Measure, ok: Tensor | None) -> Outcome:
-        norms, kernels = measure.parts, measure.kernels
-        coefs, bounds = self.decide(norms, view, ok)
-        if kernels is not None and kernels.has(view.grads):
-            kernels.scale(coefs)
-            mark_written(view.grads)
-        else:
-            scale_each(view.grads, coefs)
+    def resolve(self, view: GradView, measure: Measure, finite: Finite) -> tuple[Tensor, Outcome]:
+        norms = _parts(measure)
+        coefs, bounds = self.decide(norms, view, finite)
         if isinstance(bounds, Tensor):
             bounds = combine(bounds, self.norm_type, exact=False)
         post = combine(norms * coefs, self.norm_type, exact=False)
-        return Outcome(None, post, bounds, (coefs < 1).sum(), len(view.grads))
+        return coefs, Outcome(None, post, bounds, (coefs < 1).sum(), len(norms))
+
+    def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
+        coefs, outcome = self.resolve(view, measure, finite)
+        view.backend.scale(coefs)
+        return outcome
 
 
-def norm_of_each(view: GradView, p: float, exact: bool = False) -> Tensor:
-    """:meth:`GradView.norms`, in one launch or one pass where there is a kernel for it."""
-    kernels = whole_tensors(view, exact, p)
-    return view.norms(p, exact) if kernels is None else kernels.norms(p)
+class UnitClipper(Clipper):
+    """A rule that scales each unit (:mod:`gclip_mm.clipping.gradients.units`) by its own factor."""
+
+    def measure(self, view: GradView) -> Measure:
+        limits = self.shortcut('unit_limits')
+        norm, norms = view.backend.unit_norms(None if limits is None else limits())
+        return Measure(norm, norms)
+
+    @abstractmethod
+    def decide(self, norms: Tensor, weights: Tensor, view: GradView) -> tuple[Tensor, Tensor]:
+        """The coefficients and the bounds of the units, both (U,).
+
+        Args:
+            norms: (U,) norms of the units of the gradients.
+            weights: (U,) norms of the same units of the weights.
+            view: the gradients.
+        """
+
+    def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
+        norms = _parts(measure)
+        coefs, bounds = self.decide(norms, view.backend.unit_weights(), view)
+        view.backend.scale_units(coefs)
+        return Outcome(None, *view.backend.unit_totals(norms * coefs, bounds, coefs < 1))
+
+    # Optional: ``unit_limits(self) -> UnitLimits``, a shortcut. It describes ``decide`` by numbers,
+    # so that a CPU kernel can scale while it measures.
 
 
-def scale_each(grads: list[Tensor], coefs: Tensor) -> None:
-    """Multiply each gradient in place by its coefficient; coefs has shape (N,).
+class ElementClipper(Clipper):
+    """A rule that changes the elements outside a range."""
 
-    On the CPU, where the coefficients can be looked at for free, a gradient that keeps its size is
-    not touched.
-    """
-    values = host(coefs)
-    if values is not None:
-        cut = (values != 1).nonzero()[0].tolist()
-        if cut:
-            torch._foreach_mul_([grads[i] for i in cut], values[cut].tolist())
-    elif all(g.device == coefs.device for g in grads):
-        torch._foreach_mul_(grads, list(coefs.unbind()))
-    else:
-        torch._foreach_mul_(grads, [c.to(g.device) for c, g in zip(coefs, grads, strict=True)])
+    def measure(self, view: GradView) -> Measure:
+        fixed = self.shortcut('fixed_range')
+        norm, parts = view.backend.element_norms(None if fixed is None else fixed())
+        return Measure(norm, parts)
+
+    @abstractmethod
+    def ranges(self, view: GradView, finite: Finite) -> Ranges:
+        """The range of the elements of each gradient, and what becomes of those outside."""
+
+    def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
+        ranges = self.ranges(view, finite)
+        fixed = self.shortcut('fixed_range')
+        post, changed = view.backend.edit(ranges, is_clamp=fixed is not None)
+        return Outcome(None, post, ranges.threshold, changed, max(view.elements, 1))
+
+    # Optional: ``fixed_range(self) -> tuple[float | None, float | None]``, a shortcut. The range is
+    # known before measuring and elements are clamped to it, so that a kernel can clamp and count
+    # while it measures.
 
 
-def scale_all(grads: list[Tensor], coef: Tensor) -> None:
-    """Multiply all gradients in place by one coefficient (0-d)."""
-    if all(grad.device == coef.device for grad in grads):
-        torch._foreach_mul_(grads, coef)
-    else:
-        for grad in grads:
-            grad.mul_(coef.to(grad.device))
+def _parts(measure: Measure) -> Tensor:
+    assert measure.parts is not None  # measured by this kind of rule
+    return measure.parts
+
+
+__all__ = [
+    'SHORTCUTS',
+    'Clipper',
+    'CoefClipper',
+    'ElementClipper',
+    'Finite',
+    'GlobalClipper',
+    'Measure',
+    'Outcome',
+    'Ranges',
+    'TensorClipper',
+    'UnitClipper',
+    'UnitLimits',
+]

@@ -35,9 +35,7 @@ class _ClippingMixin:
     def _start_engine(self, clip_grad: dict[str, Any] | None) -> None:
         self.engine: GradClipEngine | None = None
         previous = GradClipEngine.on(self.optimizer)
-        if previous is not None and isinstance(
-            getattr(previous.on_record, '__self__', None), _ClippingMixin
-        ):
+        if previous is not None and isinstance(previous.owner, _ClippingMixin):
             # A stock wrapper clips in its own step only, so that one built anew around the same
             # optimizer takes the place of the old one.
             previous.remove()
@@ -48,13 +46,14 @@ class _ClippingMixin:
             clip_grad,
             clock=HubClock(self.message_hub, self._iterations_before),
             on_record=self._log_record,
+            owner=self,
         )
         # What stock MMEngine keeps there: the arguments of the rule, without its type.
         kwargs = {key: value for key, value in self.engine.config.raw.items() if key != 'type'}
         if not kwargs:
             # An empty dict there means that nothing is clipped.
-            rule = self.engine.config.outer
-            kwargs = {key: getattr(rule, key) for key in CLIPPERS.keys_of(type(rule).__name__)}
+            rule = self.engine.config.outer.core
+            kwargs = {key: getattr(rule, key) for key in CLIPPERS.keys_of(rule.name)}
         self.clip_grad_kwargs = kwargs
         self.grad_name = 'grad_norm'
 
@@ -274,7 +273,6 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
         self.cast_dtype = dtype
 
     def _step_optimizer(self, **kwargs) -> None:
-        steps = None if self.engine is None or self.engine.is_clipped else self.engine.steps
         try:
             self.loss_scaler.step(self.optimizer, **kwargs)
         except BaseException:
@@ -285,12 +283,6 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
                 vars(self.optimizer).pop(name, None)
             raise
         self.loss_scaler.update(self._scale_update_param)
-        if steps is not None and self.engine.steps == steps:
-            # The scaler found inf and did not call the optimizer.
-            self.engine.record_skipped()
-        elif self.engine is not None:
-            # As it may have done with what was clipped, and recorded, ahead of the step.
-            self.engine.forget()
 
     def _bind(self, model: nn.Module) -> None:
         super()._bind(model)

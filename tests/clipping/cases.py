@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gclip_mm.clipping import CLIPPERS, ClipConfigError, Clipper, attach, parse_clip_grad
-from gclip_mm.clipping.base import Measure, Outcome, scale_all
-from gclip_mm.clipping.config.routes import Route, Router
+from gclip_mm.clipping.base import Finite, Measure, Outcome
 from gclip_mm.clipping.gradients.names import describe_params
 from gclip_mm.clipping.gradients.view import GradView
 
@@ -101,7 +100,6 @@ class DeviceRunner:
     def __init__(self, config: dict[str, Any], shapes: list[tuple[int, ...]]) -> None:
         self.params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
         self.rule = parse_clip_grad(config).outer
-        self.router = Router([Route(None, self.rule, 'outer')])
         self.outcome: Outcome | None = None
         self.views: dict[tuple[bool, ...], GradView] = {}
 
@@ -120,14 +118,17 @@ class DeviceRunner:
             if present not in self.views:
                 missing = {i for i, there in enumerate(present) if not there}
                 infos = describe_params(self.params, None)
-                (self.views[present],) = self.router.views(infos, [0] * len(grads), missing)
+                places = [i for i in range(len(grads)) if i not in missing]
+                there = [infos[i] for i in places]
+                self.views[present] = GradView(there, places, places, len(grads))
             view = self.views[present]
-            view.grads = live
+            view.load(live)
             measure: Measure = self.rule.measure(view)
-            known = torch.isfinite(measure.norm) if ok is None else ok
-            self.outcome = self.rule.clip(view, measure, known)
+            flag = torch.isfinite(measure.norm)
+            finite = Finite(None, flag) if ok is None else Finite(bool(ok))
+            self.outcome = self.rule.clip(view, measure, finite)
             if self.outcome.coef is not None:
-                scale_all(live, self.outcome.coef)
+                view.backend.scale_all(self.outcome.coef)
         return grads
 
 

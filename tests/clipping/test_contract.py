@@ -268,7 +268,7 @@ def test_a_late_parameter_starts_from_its_own_first_gradient(case):
         first = late([*grads[:2], grads[2] if t >= 6 else None])[2]
         if t >= 6:
             (second,) = alone(grads[2:])
-            if type(kind).__name__ in shared:
+            if kind.name in shared:
                 # A global norm has a part in it: other values, but no other way to begin.
                 assert torch.isfinite(first).all()
             else:

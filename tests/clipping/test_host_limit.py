@@ -189,7 +189,7 @@ def centred(base: type) -> type:
 
     class Centred(base):
         def clip(self, view, measure, ok):
-            view.grads = [grad - grad.mean() for grad in view.grads]
+            view.load([grad - grad.mean() for grad in view.grads])
             for info, grad in zip(view.infos, view.grads, strict=True):
                 info.param.grad = grad
             return super().clip(view, measure, ok)

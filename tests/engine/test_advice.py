@@ -14,6 +14,7 @@ from gclip_mm.clipping.base import Measure
 from gclip_mm.clipping.config.routes import Route
 from gclip_mm.clipping.gradients.names import describe_params
 from gclip_mm.clipping.gradients.view import GradView
+from gclip_mm.clipping.step.parameters import RoutedView
 
 
 def record(model, steps, optimizer=None, make_grads=None):
@@ -25,9 +26,10 @@ def record(model, steps, optimizer=None, make_grads=None):
     for step in range(steps):
         make_grads(step)
         live = [i for i, p in enumerate(params) if p.grad is not None]
-        view = GradView(Route(None, None, ''), [infos[i] for i in live], live, live, len(params))
-        view.grads = [params[i].grad for i in live]
-        recorder.before_clip([view], [Measure(torch.zeros(()))], torch.zeros(()), None)
+        view = GradView([infos[i] for i in live], live, live, len(params))
+        view.load([params[i].grad for i in live])
+        part = RoutedView(Route(None, None, ''), view)
+        recorder.before_clip([part], [Measure(torch.zeros(()))], torch.zeros(()), None)
         recorder.end_step(1.0)
     return recorder.stats()
 

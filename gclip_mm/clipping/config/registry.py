@@ -80,7 +80,7 @@ class ClipperRegistry:
                 f'{where}: {cls.__name__} needs the key {missing[0]!r}. '
                 f'Its keys: {", ".join(parameters)}'
             )
-        return cls(**kwargs)
+        return cls(**kwargs).assembled()
 
     def __contains__(self, name: str) -> bool:
         return name in self._classes or name in self._aliases

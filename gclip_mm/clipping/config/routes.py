@@ -9,8 +9,6 @@ from typing import NamedTuple
 from ..base import Clipper
 from ..checks import ClipConfigError
 from ..gradients.names import ParamInfo
-from ..gradients.sharding import FlatShard, Sharding, find_sharding
-from ..gradients.view import GradView
 
 
 class Selector:
@@ -67,7 +65,7 @@ class Route(NamedTuple):
 
 
 class Router:
-    """Assigns every parameter to the first route that matches; the last route takes the rest."""
+    """Assigns every parameter to the first matching route; the last route takes the rest."""
 
     def __init__(self, routes: list[Route]) -> None:
         self.routes = routes
@@ -87,7 +85,7 @@ class Router:
         Raises:
             ClipConfigError: a condition that no parameter fulfils.
         """
-        assigned = []
+        assigned: list[int] = []
         hits = [0] * len(self.routes)
         for info in infos:
             chosen = None
@@ -101,51 +99,3 @@ class Router:
             if must_match and route.selector is not None and not count:
                 raise route.selector.nothing_matched(infos)
         return assigned
-
-    def views(
-        self,
-        infos: list[ParamInfo],
-        assigned: list[int],
-        missing: set[int],
-        flat_groups: dict[int, FlatShard] | None = None,
-    ) -> list[GradView]:
-        """A view for every route that has gradients.
-
-        Args:
-            infos: all parameters.
-            assigned: the route of each.
-            missing: the places of those that have no gradient.
-            flat_groups: where FSDP1 shards parameters, by their ``id``.
-        """
-        views = []
-        for k, route in enumerate(self.routes):
-            members = [i for i, chosen in enumerate(assigned) if chosen == k]
-            live = [(slot, i) for slot, i in enumerate(members) if i not in missing]
-            if live:
-                slots, positions = zip(*live, strict=True)
-                params = [infos[i].param for i in members]
-                sharding = find_sharding(params, list(slots), flat_groups or {})
-                if sharding is not None and route.clipper is not None:
-                    _check_layout(route.clipper, sharding)
-                views.append(
-                    GradView(
-                        route,
-                        [infos[i] for i in positions],
-                        list(positions),
-                        list(slots),
-                        len(members),
-                        sharding,
-                    )
-                )
-        return views
-
-
-def _check_layout(clipper: Clipper, sharding: Sharding) -> None:
-    """Refuse a state that could not be saved in a form that another run can read."""
-    flat = any(spec is not None and None in spec.dims for spec in sharding.specs)
-    if flat and clipper.elementwise_state:
-        raise ClipConfigError(
-            f'clip_grad: {type(clipper).__name__} keeps a number for each weight, and FSDP1 lays '
-            'the weights out flat, so that a checkpoint of it would fit no other run. Shard with '
-            'FSDP2 (torch.distributed.fsdp.fully_shard)'
-        )

@@ -145,11 +145,11 @@ class ThresholdDriver:
     """
 
     def __init__(self, clipper: Clipper, schedules: list[Schedule]) -> None:
-        self._clipper = clipper
+        self._clipper = clipper.core
         self._by_key: dict[str, list[Schedule]] = {}
         for schedule in schedules:
             self._by_key.setdefault(schedule.param_name, []).append(schedule)
-        self._base = {key: getattr(clipper, key) for key in self._by_key}
+        self._base = {key: getattr(clipper.core, key) for key in self._by_key}
 
     def __bool__(self) -> bool:
         return bool(self._by_key)
@@ -184,8 +184,9 @@ def build_driver(cfg: Any, clipper: Clipper) -> ThresholdDriver:
             "clip_grad: schedule must be a dict such as dict(type='linear', start_factor=0.1, "
             f'end=500), or a list of them, got {cfg!r}'
         )
-    usable = [key for key in clipper.thresholds if _is_in_use(getattr(clipper, key, None))]
-    name = type(clipper).__name__
+    core = clipper.core
+    usable = [key for key in core.thresholds if _is_in_use(getattr(core, key, None))]
+    name = core.name
     if items and not usable:
         raise ClipConfigError(f'clip_grad: {name} has no threshold that a schedule could drive')
     schedules = []

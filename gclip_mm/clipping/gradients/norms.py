@@ -1,10 +1,10 @@
 """Norms of many tensors that neither overflow nor wait for the device.
 
-Accumulation is in float32 or wider. A float32 sum of squares overflows from about 1.8e19 and loses
-everything below about 1e-19, although the gradient itself is finite; such a norm is computed again
-in float64. On a CPU that is a branch, which costs nothing there. On other devices a branch would
-force the host to wait, and float64 accumulation is bound by memory bandwidth like float32, so it is
-used throughout.
+Norms accumulate in float32 or wider. A float32 sum of squares overflows from about 1.8e19 and
+loses everything below about 1e-19, although the gradient itself is finite. Such a norm is
+recomputed in float64. On a CPU that is a branch, which costs nothing. On other devices a branch
+would make the host wait, and float64 accumulation is bound by memory bandwidth like float32, so
+float64 is used throughout.
 """
 
 from __future__ import annotations
@@ -16,29 +16,15 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from ..host import host, np
 from .rows import WIDE, RowNorms, row_norms
-
-try:
-    import numpy as np
-except ModuleNotFoundError:
-    # torch runs without it, and so does this package: a CPU tensor is then treated like one on any
-    # other device, whose values nobody looks at.
-    np = None
 
 # A norm whose p-th power is below this may have lost terms whose own powers are subnormal.
 _TINY_POWERS = {torch.float32: 1e-30, torch.float64: 1e-290}
 
 
-def host(tensor: Tensor) -> np.ndarray | None:
-    """A view of the tensor's own memory if that is host memory, else None (never a copy or a wait).
-
-    Unlike ``tensor.item()`` it issues no device read, so a hot path may branch on it.
-    """
-    return tensor.detach().numpy() if tensor.device.type == 'cpu' and np is not None else None
-
-
 def quiet() -> contextlib.AbstractContextManager:
-    """NumPy without warnings about what torch does silently: dividing by zero, NaN."""
+    """Silence NumPy's warnings about what torch does silently: division by zero, NaN."""
     return contextlib.nullcontext() if np is None else np.errstate(all='ignore')
 
 
@@ -55,9 +41,9 @@ def tensor_norms(tensors: list[Tensor], p: float = 2.0, exact: bool = True) -> T
     Args:
         tensors: N tensors of any shape and floating type, on one or several devices.
         p: order of the norm, greater than 0, or ``math.inf``.
-        exact: on a CPU to the bit what ``torch.nn.utils.clip_grad_norm_`` gets. Otherwise large
-            tensors may be read by their rows (:mod:`gclip_mm.clipping.gradients.rows`), which is as accurate
-            and uses all cores.
+        exact: on a CPU bit-identical to ``torch.nn.utils.clip_grad_norm_``. Otherwise large tensors
+            may be read by rows (:mod:`gclip_mm.clipping.gradients.rows`), which is as accurate and
+            uses all cores.
 
     Returns:
         Tensor: shape (N,), float32 or float64, on the device of the first tensor.
@@ -67,7 +53,7 @@ def tensor_norms(tensors: list[Tensor], p: float = 2.0, exact: bool = True) -> T
 
 
 def read_by_rows(tensors: list[Tensor], width: int = WIDE) -> RowNorms | None:
-    """The norms of the rows of all large tensors; None where reading them so would gain nothing."""
+    """The norms of the rows of all large tensors; None where reading by rows gains nothing."""
     if accumulate_dtype(tensors[0]) != torch.float32 or not _is_uniform(tensors):
         return None
     return row_norms(tensors, width)
@@ -84,7 +70,7 @@ def _each_norm(tensors: list[Tensor], p: float) -> list[Tensor]:
         norms = [_largest(tensor) for tensor in tensors]
     elif _is_uniform(tensors):
         dtype = accumulate_dtype(first)
-        # Without a dtype torch's own code path is taken, bit for bit that of clip_grad_norm_.
+        # Without a dtype torch takes the code path of clip_grad_norm_, bit for bit.
         if first.dtype == dtype:
             return torch._foreach_norm(tensors, p)
         return torch._foreach_norm(tensors, p, dtype=dtype)
@@ -107,11 +93,11 @@ def _largest(tensor: Tensor) -> Tensor:
     """The largest absolute value, 0-d; NaN where there is one; 0 of no elements."""
     dtype = accumulate_dtype(tensor)
     if tensor.numel() == 0:
-        # Undefined for torch; the norm of nothing is 0.
+        # Undefined in torch; the norm of an empty tensor is 0.
         return torch.zeros((), dtype=dtype, device=tensor.device)
     if tensor.device.type != 'cpu' or tensor.numel() < 4096:
         return torch.linalg.vector_norm(tensor, math.inf, dtype=dtype)
-    # torch's norm of order inf goes element by element, ten times as slow as this.
+    # torch's norm of order inf is ten times as slow.
     low, high = torch.aminmax(tensor)
     return torch.maximum(-low, high).abs_().to(dtype)
 
@@ -131,7 +117,7 @@ def _recompute_extremes(norms: Tensor, tensors: list[Tensor], p: float) -> Tenso
 
 
 def _is_safe(norms: Tensor, values: np.ndarray, p: float) -> np.ndarray:
-    """Whether norms can be trusted: no power over- or underflowed on the way."""
+    """Whether no power over- or underflowed in the computation of these norms."""
     return (values > _TINY_POWERS[norms.dtype] ** (1.0 / p)) & (values < np.inf)
 
 
@@ -142,7 +128,7 @@ def _careful_norm(tensor: Tensor, p: float) -> Tensor:
     top = _largest(tensor).double()
     value = float(host(top))
     if value == 0 or not math.isfinite(value):
-        # Zero, inf or NaN: what the largest element is, the norm is.
+        # If the largest element is zero, inf or NaN, so is the norm.
         return top
     return torch.linalg.vector_norm(tensor.double() / top, p) * top
 
@@ -162,13 +148,13 @@ def combine(norms: Tensor, p: float = 2.0, exact: bool = True) -> Tensor:
     Args:
         norms: of the parts.
         p: their order.
-        exact: on a CPU to the bit what PyTorch makes of them.
+        exact: on a CPU bit-identical to PyTorch's result.
     """
     if norms.numel() == 0:
         return norms.new_zeros(())
     parts = None if exact or p != 2 or norms.dtype != torch.float64 else host(norms)
     if parts is not None:
-        # For so few numbers PyTorch takes longer to begin than to end.
+        # For so few numbers PyTorch's call overhead dominates.
         with quiet():
             total = torch.from_numpy(np.sqrt(np.square(parts).sum(keepdims=True)).reshape(()))
     else:

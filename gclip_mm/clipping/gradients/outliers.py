@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..base import Measure
-from .norms import combine, finish_norms, host, np, read_by_rows, tensor_norms
+from ..host import host, np
+from .norms import finish_norms, tensor_norms
 from .pieces import chunk_size, pieces
-from .rows import NARROW, RowNorms, in_line, read_rows
-
-if TYPE_CHECKING:
-    from .view import GradView
+from .rows import RowNorms, in_line, read_rows
 
 #: ``change(values, out)`` writes the changed values to ``out``; both have the same shape.
 Change = Callable[[Tensor, Tensor], object]
@@ -35,18 +31,6 @@ _MARGIN = 0.99
 _MANY = 0.25
 #: Gradients of fewer elements are looked at together: for them a call costs more than the work.
 _SMALL = 1 << 14
-
-
-def measure_with_rows(view: GradView) -> Measure:
-    """The norms of a view's gradients, and those of their rows where they are to be had."""
-    rows = read_by_rows(view.grads, NARROW)
-    if rows is None:
-        parts = view.norms()
-    else:
-        parts = finish_norms(rows.norms(view.grads), view.grads)
-        if view.sharding is not None:
-            parts = view.sharding.norms(parts, 2.0)
-    return Measure(combine(parts), parts, rows)
 
 
 class OutlierEdit:

@@ -1,8 +1,8 @@
-"""Unit norms of parameters that are cut over processes (DTensor).
+"""Unit norms of parameters that are sharded over processes (DTensor).
 
-If the cut runs between units, as when FSDP2 shards a convolution by its filters, each rank holds
-whole units and only totals have to be exchanged. If it runs through them, as with a bias or a
-transposed convolution, the squares of the units themselves are summed.
+If the shard boundary lies between units, as when FSDP2 shards a convolution by its filters, each
+rank holds whole units and only totals are exchanged. If it cuts through units, as with a bias or a
+transposed convolution, the squares of the unit norms are summed.
 """
 
 from __future__ import annotations
@@ -14,49 +14,54 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..checks import ClipConfigError
-from .sharding import all_reduce_rows, to_rows
-from .view import GradView
+from .names import ParamInfo
+from .sharding import ShardSpec, all_reduce_rows, to_rows
+from .units import UnitLayout
 
 
 class UnitReduction:
     """Exchanges what the flat vector of unit norms of one view needs.
 
     Args:
-        view: the view; its parameters' layouts decide where a cut runs.
-        order: the places in the view of the P parameters, as they lie in the flat vector.
-        sizes: how many units (of this rank) each of them has there, U in all.
+        infos: the P parameters, in their order in the flat vector.
+        layouts: their unit layouts; they decide where a shard boundary lies.
+        specs: how each is sharded; None for one that every rank holds whole.
+        sizes: number of local units of each; U in all.
+        device: where the norms are.
 
     Raises:
-        ClipConfigError: units that cannot be told apart in the way the parameter is spread.
+        ClipConfigError: units that cannot be told apart in the way the parameter is sharded.
     """
 
     def __init__(
-        self, view: GradView, order: list[int], sizes: list[int], device: torch.device
+        self,
+        infos: list[ParamInfo],
+        layouts: list[UnitLayout],
+        specs: list[ShardSpec | None],
+        sizes: list[int],
+        device: torch.device,
     ) -> None:
-        specs = [view.sharding.specs[view.slots[i]] for i in order]
-        infos = [view.infos[i] for i in order]
-        layouts = [view.layouts[i] for i in order]
-        self.segment = torch.repeat_interleave(torch.arange(len(order)), torch.tensor(sizes)).to(
+        self.segment = torch.repeat_interleave(torch.arange(len(infos)), torch.tensor(sizes)).to(
             device
         )
         starts = [sum(sizes[:k]) for k in range(len(sizes))]
-        units, params = sum(sizes), len(order)
-        # Rows of the exchanged vector: squares of the gradient's units, of the weight's units,
-        # and the sum over each parameter.
+        units, params = sum(sizes), len(infos)
+        # Rows of the exchanged vector: squares of the gradient's units, squares of the weight's
+        # units, and the sum over each parameter.
         measured: dict[dist.ProcessGroup, list[int]] = {}
         spread: dict[dist.ProcessGroup, list[int]] = {}
         for k, (spec, info, layout) in enumerate(zip(specs, infos, layouts, strict=True)):
             if spec is not None and None in spec.dims:
                 raise ClipConfigError(
-                    f'clip_grad: AGC cannot find the units of {info.name}: FSDP1 lays it out flat. '
-                    'Shard with FSDP2 (torch.distributed.fsdp.fully_shard), or take NormClip or '
-                    'ParamNormClip'
+                    f'clip_grad: a rule by units (AGC) cannot find the units of {info.name}: FSDP1 '
+                    'lays it out flat. Shard with FSDP2 (torch.distributed.fsdp.fully_shard), or take '
+                    'NormClip or ParamNormClip'
                 )
             for group, dim in () if spec is None else zip(spec.groups, spec.dims, strict=True):
                 if layout.groups is not None:
                     raise ClipConfigError(
-                        f'clip_grad: AGC cannot find the units of {info.name}, a grouped '
-                        "transposed convolution that is sharded: add it to 'exclude'"
+                        f'clip_grad: a rule by units (AGC) cannot find the units of {info.name}, a '
+                        "grouped transposed convolution that is sharded: add it to 'exclude'"
                     )
                 rows = measured.setdefault(group, [])
                 rows.append(2 * units + k)
@@ -76,7 +81,7 @@ class UnitReduction:
         self.weights: Tensor | None = None
 
     def measure(self, grads: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm of all gradients, 0-d, and the gradient norms of this rank's units, (U,)."""
+        """The norm of all gradients, 0-d, and the gradient norms of the local units, (U,)."""
         squares = grads.double().square()
         vector = torch.cat([squares, weights.double().square(), self._per_param(squares)])
         all_reduce_rows(vector, self._measured)
@@ -87,7 +92,7 @@ class UnitReduction:
     def totals(
         self, post: Tensor, limits: Tensor, over: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Norm after clipping, norm of all limits, units clipped, units; over all processes."""
+        """Norm after clipping, norm of all limits, clipped units, units; over all processes."""
         columns = [post.square(), limits.square(), over.double()]
         table = torch.stack([self._per_param(column) for column in columns], dim=1)
         all_reduce_rows(table, self._spread)

@@ -67,6 +67,11 @@ class Sharding:
                 self._members.setdefault(group, []).append(i)
         self._rows: dict[dist.ProcessGroup, Tensor] | None = None
 
+    @property
+    def shapes(self) -> dict[int, torch.Size]:
+        """The shapes of the sharded parameters before sharding, by slot."""
+        return {slot: spec.shape for slot, spec in enumerate(self.specs) if spec is not None}
+
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the shards: values (N, ...) of this rank -> values of the whole tensors."""
         return self._exchange(values, dist.ReduceOp.SUM)

@@ -3,108 +3,131 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..host import np
+from .backend import Backend
+from .kernel_backend import make_backend
 from .names import ParamInfo
-from .norms import tensor_norms
-from .sharding import Sharding, to_local
+from .sharding import Sharding
 from .units import UnitLayout
-
-if TYPE_CHECKING:
-    from ..config.routes import Route
 
 
 class GradView:
-    """The gradients that one route governs in one step.
+    """The gradients that one route governs in one step, and what stays the same between steps.
+
+    A view is made once for a set of parameters whose gradients are present, and reused.
+
+    Args:
+        infos: the N parameters of the route that have a gradient.
+        positions: their places among all parameters of the optimizer, (N,).
+        slots: their places among all parameters of the route, (N,). Per-parameter state is indexed
+            by slot, since a gradient may be missing in some steps.
+        size: number of parameters of the route.
+        sharding: how the parameters are sharded over processes; None: every rank holds all of them.
 
     Attributes:
-        route: the route.
-        infos: the parameters of the route whose gradient is there, N of them.
-        grads: N gradients; the engine sets them anew in each step. Of a sharded parameter, this
-            rank's part.
-        sharding: how the parameters are spread over processes; None: each rank has all of each.
-        positions: their places among all parameters of the optimizer.
-        slots: their places among all parameters of the route: what per-parameter state is indexed
-            by, since a gradient may be missing in some steps.
-        size: how many parameters the route has in all.
-        folds: whether, in this step, a coefficient for all of them goes into the optimizer's own
-            kernel, so that nobody sees clipped gradients to compare with another's.
-        is_disposable: whether, in this step, the gradients are of no use to anybody if they turn
-            out not to be finite, so that a rule may clip while it measures.
-        cache: whatever the rule wants to keep for as long as the same gradients are present.
+        backend: reads and writes the gradients.
+        folds: whether the optimizer's own kernel will apply the coefficient of this step, so that
+            no clipped gradient can be compared bit by bit.
+        may_write_early: whether a rule may clip while it measures, because the gradients of a
+            non-finite step would be dropped.
     """
 
     def __init__(
         self,
-        route: Route,
         infos: list[ParamInfo],
         positions: list[int],
         slots: list[int],
         size: int,
         sharding: Sharding | None = None,
+        backend: Backend | None = None,
     ) -> None:
-        self.route = route
         self.infos = infos
-        self.sharding = sharding
-        self._params = [info.param for info in infos]
-        self.grads: list[Tensor] = []
         self.positions = positions
         self.slots = slots
         self.size = size
+        self.sharding = sharding
+        self.backend = make_backend(infos, slots, sharding) if backend is None else backend
         self.folds = False
-        self.is_disposable = False
-        self.cache: dict[str, Any] = {}
+        self.may_write_early = False
+
+    # -- the step --------------------------------------------------------------------------------
+    def load(
+        self, grads: list[Tensor], *, folds: bool = False, may_write_early: bool = False
+    ) -> None:
+        """Take the N gradients of a step; of a sharded parameter, the local shard."""
+        self.folds = folds
+        self.may_write_early = may_write_early
+        self.backend.load(grads, may_write_early)
+
+    def release(self) -> None:
+        """Drop the references to the gradients, so that ``zero_grad`` frees their memory."""
+        self.backend.load([], False)
+
+    def over(self, tensors: list[Tensor]) -> GradView:
+        """A view of N other tensors in place of the gradients; its norms are bit-exact."""
+        backend = make_backend(self.infos, self.slots, self.sharding, exact=True)
+        backend.load(tensors, False)
+        return GradView(
+            self.infos, self.positions, self.slots, self.size, self.sharding, backend=backend
+        )
+
+    @property
+    def grads(self) -> list[Tensor]:
+        """The N gradients; of a sharded parameter, the local shard."""
+        return self.backend.grads
 
     @property
     def params(self) -> list[Tensor]:
-        """The N parameters; of a sharded one, this rank's part."""
-        # Asked for anew: the memory behind a sharded parameter may be exchanged between steps.
-        return self._params if self.sharding is None else [to_local(p) for p in self._params]
+        """The N parameters; of a sharded one, the local shard."""
+        return self.backend.params
 
     def norms(self, p: float = 2.0, exact: bool = False) -> Tensor:
-        """The p-norm of each whole gradient, (N,), over all processes that hold parts of it.
-
-        Args:
-            p: order of the norm, greater than 0, or ``math.inf``.
-            exact: as :func:`~gclip_mm.clipping.gradients.norms.tensor_norms` has it: to torch's bits.
-        """
-        parts = tensor_norms(self.grads, p, exact)
-        return parts if self.sharding is None else self.sharding.norms(parts, p)
+        """The p-norm of each whole gradient, (N,); see :meth:`Backend.norms`."""
+        return self.backend.norms(p, exact)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sums (N, ...) over this rank's parts -> sums over the whole tensors."""
+        """Sums (N, ...) over the local shards -> sums over the whole tensors."""
         return values if self.sharding is None else self.sharding.sum(values)
 
-    @property
-    def elements(self) -> int:
-        """How many weights the N parameters have in all, over all processes; counted once."""
-        if 'elements' not in self.cache:
-            specs = [None] * self.size if self.sharding is None else self.sharding.specs
-            shapes = [
-                param.shape if specs[slot] is None else specs[slot].shape
-                for slot, param in zip(self.slots, self._params, strict=True)
-            ]
-            self.cache['elements'] = sum(map(math.prod, shapes))
-        return self.cache['elements']
-
-    @property
-    def layouts(self) -> list[UnitLayout]:
-        """Unit layouts of the parameters, found once."""
-        if 'layouts' not in self.cache:
-            self.cache['layouts'] = [info.layout for info in self.infos]
-        return self.cache['layouts']
-
-    @property
-    def index(self) -> Tensor:
-        """``slots`` as an int64 tensor (N,) on the first parameter's device, made once."""
-        if 'index' not in self.cache:
-            self.cache['index'] = torch.tensor(self.slots, device=self._params[0].device)
-        return self.cache['index']
-
+    # -- what stays ------------------------------------------------------------------------------
     @property
     def is_whole(self) -> bool:
-        """Whether every parameter of the route has a gradient in this step."""
+        """Whether every parameter of the route has a gradient."""
         return len(self.slots) == self.size
+
+    @cached_property
+    def elements(self) -> int:
+        """Number of weights of the N parameters; a sharded one counts once."""
+        whole = self.sharding.shapes if self.sharding is not None else {}
+        shapes = [
+            whole.get(slot, info.param.shape)
+            for slot, info in zip(self.slots, self.infos, strict=True)
+        ]
+        return sum(map(math.prod, shapes))
+
+    @cached_property
+    def layouts(self) -> list[UnitLayout]:
+        """Unit layouts of the N parameters."""
+        return self.backend.layouts
+
+    @cached_property
+    def index(self) -> Tensor:
+        """``slots`` as an int64 tensor (N,) on the device of the first parameter."""
+        return torch.tensor(self.slots, device=self.infos[0].param.device)
+
+    @cached_property
+    def slot_array(self) -> Any:
+        """``slots`` as an int64 array (N,)."""
+        return np.array(self.slots)
+
+    @cached_property
+    def numels(self) -> Tensor:
+        """Number of elements of each whole tensor, (N,) float64, on the device of the gradients."""
+        sizes = torch.tensor([grad.numel() for grad in self.grads], dtype=torch.float64)
+        return self.sum(sizes.to(self.grads[0].device))

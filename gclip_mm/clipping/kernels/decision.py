@@ -1,89 +1,72 @@
-"""One launch from the norms of the gradients to what the optimizer and the log get.
+"""One launch that decides: from the norms of the gradients to what the optimizer and the log get.
 
-A rule with one coefficient, folded into a fused optimizer, has to come from N norms to the divisor
-and the ``found_inf`` of the optimizer and to the record of the step. By torch's operators that is
-22 small launches for ``NormClip``, 47 for ``AutoClip``, 70 for ``ZClip``; here it is one
-(:mod:`gclip_mm.clipping.kernels.decision_kernels`), and one before it to measure, whatever the
-number of tensors and the order of the norm. That road stays as the fallback, and as the oracle of
-the tests. Where gradients do not fit the kernels torch measures, in more launches (docs/gpu.md).
+The kernels are in :mod:`gclip_mm.clipping.kernels.decision_kernels`.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..base import Measure, Outcome
-from . import KernelCall
-
-if TYPE_CHECKING:
-    from ..gradients.view import GradView
-
-#: Kernels that could not be built; they are not tried again.
+#: Names of kernels that could not be built; they are not tried again.
 _broken: set[str] = set()
 
 
-class Decision(NamedTuple):
-    """What came of a step; all of it on the device, and read by nobody.
+class KernelCall(NamedTuple):
+    """A kernel of :mod:`~gclip_mm.clipping.kernels.decision_kernels`, and its own arguments.
 
     Attributes:
-        measure: what was read of the gradients.
-        outcome: what the rule decided. The coefficient is not applied yet.
-        divisor: 0-d float32, what the optimizer has to divide gradients by, loss scale included;
-            inf where it is more than float32 holds.
-        found_inf: 0-d float32, 1 where the step is not to be taken, else 0.
-        record: (6,) float64 (:mod:`gclip_mm.clipping.step.record`).
+        name: of the kernel.
+        arguments: tensors on the device, ints and floats, after those that all kernels get.
+        constants: what it is compiled for.
     """
 
-    measure: Measure
-    outcome: Outcome
-    divisor: Tensor
-    found_inf: Tensor
-    record: Tensor
+    name: str
+    arguments: tuple[Tensor | int | float, ...]
+    constants: dict[str, Any]
 
 
-def decide(view: GradView, scale: Tensor | None, scaler_inf: Tensor | None) -> Decision | None:
-    """Measure and decide, and let the rule learn from the step if it is a finite one.
+def launch_decision(
+    call: KernelCall,
+    norms: Tensor,
+    p: float,
+    scale: Tensor | None,
+    scaler_inf: Tensor | None,
+    who: str,
+) -> tuple[Tensor, Tensor] | None:
+    """Let a kernel decide; it updates the state among its arguments if the step is finite.
 
     Args:
-        view: the gradients, on a device that has kernels; the rule scales all of them together.
-        scale: 0-d, the loss scale that they carry, or None.
-        scaler_inf: 0-d, not 0 where a GradScaler has found an infinite gradient, or None.
+        call: the kernel.
+        norms: (N,), with the loss scale.
+        p: their order.
+        scale: 0-d, the loss scale, or None.
+        scaler_inf: not 0 where a GradScaler has found an infinite gradient, or None.
+        who: the rule, for the warning.
 
     Returns:
-        None if this rule has to decide the ordinary way.
+        (2,) float32, the divisor of the gradients and ``found_inf``, and (6,) float64, the record;
+        None where the kernel cannot be built.
     """
-    rule = view.route.clipper
-    device = view.grads[0].device
-    if 'decision_kernel' not in vars(type(rule)):
-        # A class that has inherited the kernel may have changed the rule.
+    if call.name in _broken:
         return None
-    call = rule.decision_kernel(device)
-    given = [tensor for tensor in (scale, scaler_inf) if tensor is not None]
-    if call is None or call.name in _broken or any(t.device != device for t in given):
-        return None
-
-    parts = rule.norms(view)
-    fold = torch.empty(2, dtype=torch.float32, device=device)
-    record = torch.empty(6, dtype=torch.float64, device=device)
+    fold = torch.empty(2, dtype=torch.float32, device=norms.device)
+    record = torch.empty(6, dtype=torch.float64, device=norms.device)
     try:
-        _launch(call, parts, rule.norm_type, scale, scaler_inf, fold, record)
+        _launch(call, norms, p, scale, scaler_inf, fold, record)
     except Exception as error:
         _broken.add(call.name)
         warnings.warn(
-            f'Triton cannot run the kernel {call.name} of {type(rule).__name__} on {device} '
-            f'({type(error).__name__}: {error}); clipping goes on without it, in more launches. '
+            f'Triton cannot run the kernel {call.name} of {who} on {norms.device} '
+            f'({type(error).__name__}: {error}); clipping falls back to torch, in more launches. '
             'GCLIP_TRITON=0 silences this',
             stacklevel=2,
         )
         return None
-    norm, post, coef, threshold, clipped, _ = record.unbind()
-    divisor, found_inf = fold.unbind()
-    outcome = Outcome(coef, post, threshold, clipped, 1)
-    return Decision(Measure(norm, parts), outcome, divisor, found_inf, record)
+    return fold, record
 
 
 def _launch(
@@ -95,17 +78,7 @@ def _launch(
     fold: Tensor,
     record: Tensor,
 ) -> None:
-    """Write ``fold`` (2,), which is the divisor and ``found_inf``, and ``record`` (6,).
-
-    Args:
-        call: the rule's kernel.
-        norms: (N,), which the loss scale is still in.
-        p: their order.
-        scale: as :func:`decide` has it.
-        scaler_inf: the same.
-        fold: float32.
-        record: float64.
-    """
+    """Write ``fold`` (2,), the divisor and ``found_inf``, and ``record`` (6,)."""
     from . import decision_kernels
     from .launch import on_device
     from .orders import bits_of, kind_of

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..gradients.norms import host, np
+from ..host import host, np
 from . import host_threads
 from .host_threads import Crew, Shares, run
 from .multi_tensor import Units, is_run

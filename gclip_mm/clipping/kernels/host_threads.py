@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..gradients.norms import np
+from ..host import np
 
 #: Another thread is worth waking for this many elements, as for PyTorch.
 FEW = 1 << 15

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..base import Clipper, Measure, Outcome
+from ..base import ElementClipper, Finite, Ranges
 from ..checks import check_number
 from ..config.registry import CLIPPERS
-from ..gradients.norms import combine, quiet
-from ..gradients.outliers import OutlierEdit, measure_with_rows
-from ..small_state import columns, learns, remember, to_tensor
+from ..gradients.norms import quiet
+from ..gradients.view import GradView
+from ..small_state import columns, remember, to_tensor
 
 
 class AdaClipState(NamedTuple):
@@ -25,13 +26,11 @@ class AdaClipState(NamedTuple):
     """
 
     peak: Tensor
-    count: Tensor
-
-    fresh = dict(peak=0.0, count=0)
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count; a key of checkpoints
 
 
 @CLIPPERS.register_module()
-class AdaClip(Clipper):
+class AdaClip(ElementClipper):
     """Scale down the elements that are larger than the tensor's largest element usually is.
 
     With ``top`` the largest absolute value in a tensor's gradient and ``t`` the number of gradients
@@ -68,61 +67,45 @@ class AdaClip(Clipper):
     """
 
     State = AdaClipState
+    per_param = dict(peak=0.0, count=0)
     source = 'arXiv 2502.17055v2'
 
     def __init__(self, beta: float = 0.999) -> None:
         check_number('beta', beta, low=0, high=1, open_high=True)
         self.beta = beta
 
-    def measure(self, view) -> Measure:
-        return measure_with_rows(view)
-
-    def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
+    def ranges(self, view: GradView, finite: Finite) -> Ranges:
         tops = view.norms(float('inf'))
         state = self.state or AdaClipState(
             torch.zeros(view.size, dtype=torch.float64, device=tops.device),
             torch.zeros(view.size, dtype=torch.int64, device=tops.device),
         )
-        # The gradients of a step that nobody may learn from need not be finite.
+        # A step that no state learns from may hold non-finite gradients.
         with quiet():
             (top, peak, count), xp = columns(tops, view, *state)
             peak = self.beta * peak + (1 - self.beta) * top
             bound = peak / (1 - self.beta ** (count + 1))
-            ratio = xp.where(top > bound, bound / top, 1.0)
-        if learns(ok):
+            is_above = top > bound
+            ratio = xp.where(is_above, bound / top, 1.0)
+        if finite.learns:
             self.state = state
-            remember(state, (peak, count + 1), ok, view)
+            remember(state, (peak, count + 1), finite, view)
 
-        edit = OutlierEdit(view.grads, measure.parts, measure.rows)
-        cut = range(len(ratio)) if xp is torch else (ratio < 1).nonzero()[0].tolist()
-        for i in cut:
-            change = _Cut(view.grads[i], bound[i], ratio[i])
-            edit.apply(i, *change.range, change)
-        # The bounds are the same on every rank, so that all of them look again or none does.
-        looks_again = view.sharding is not None and len(cut)
-        parts = view.norms() if looks_again else edit.norms()
-        threshold = to_tensor(bound, tops).max()
-        clipped = view.sum(edit.counts).sum()
-        return Outcome(None, combine(parts), threshold, clipped, max(view.elements, 1))
+        def change(i: int, values: Tensor, out: Tensor) -> None:
+            _shrink(values, out, bound[i], ratio[i])
+
+        high = xp.where(is_above, bound, math.inf)
+        return Ranges(-high, high, to_tensor(bound, tops).max(), change)
 
 
-class _Cut:
-    """Scales the elements of a gradient that are larger than a bound."""
-
-    def __init__(self, grad: Tensor, bound: Any, ratio: Any) -> None:
-        if isinstance(bound, Tensor):
-            self._bound, self._ratio = (x.to(grad.device, grad.dtype) for x in (bound, ratio))
-            self.range = None, None
-        else:
-            self._bound, self._ratio = float(bound), float(ratio)
-            self.range = -self._bound, self._bound
-
-    def __call__(self, values: Tensor, out: Tensor) -> None:
-        if not isinstance(self._bound, Tensor):
-            # What is above the bound, and 0 elsewhere; in two passes instead of four.
-            torch.hardshrink(values, self._bound, out=out)
-            torch.add(values, out, alpha=self._ratio - 1, out=out)
-            return
-        above = torch.abs(values, out=out) > self._bound
-        torch.mul(values, self._ratio, out=out)
-        torch.where(above, out, values, out=out)
+def _shrink(values: Tensor, out: Tensor, bound: Any, ratio: Any) -> None:
+    """Scale the elements that are larger than the bound by the ratio."""
+    if not isinstance(bound, Tensor):
+        # hardshrink keeps what is above the bound and zeroes the rest: two passes instead of four.
+        torch.hardshrink(values, float(bound), out=out)
+        torch.add(values, out, alpha=float(ratio) - 1, out=out)
+        return
+    bound, ratio = (x.to(values.device, values.dtype) for x in (bound, ratio))
+    above = torch.abs(values, out=out) > bound
+    torch.mul(values, ratio, out=out)
+    torch.where(above, out, values, out=out)

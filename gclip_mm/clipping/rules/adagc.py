@@ -8,49 +8,48 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..base import TensorClipper
+from ..base import Finite, TensorClipper
 from ..checks import check_number
 from ..config.registry import CLIPPERS
 from ..gradients.norms import quiet
-from ..small_state import columns, learns, remember, to_tensor
+from ..gradients.view import GradView
+from ..small_state import columns, remember, to_tensor
 
 
 class AdaGCState(NamedTuple):
     """What is known of each parameter of the route.
 
     Attributes:
-        average: (parameters,) float64, moving average of the clipped norm; while a parameter warms
-            up, the smallest so far; +inf before its first gradient.
-        count: (parameters,) int64, the gradients it has had.
+        average: (parameters,) float64, moving average of the clipped norm; during the warm-up of a
+            parameter, the smallest clipped norm so far; +inf before its first gradient.
+        count: (parameters,) int64, number of gradients so far.
     """
 
     average: Tensor
-    count: Tensor
-
-    fresh = dict(average=math.inf, count=0)
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count; a key of checkpoints
 
 
 @CLIPPERS.register_module()
 class AdaGC(TensorClipper):
     """Keep each tensor's norm near the moving average of its own clipped norms.
 
-    While a tensor warms up, for its first ``warmup_steps`` gradients, it is scaled by the global
-    norm's coefficient ``min(1, max_norm / norm(all))``, and ``average`` is the smallest of its
+    During the warm-up of a tensor, its first ``warmup_steps`` gradients, the coefficient of the
+    global norm, ``min(1, max_norm / norm(all))``, scales it, and ``average`` is the smallest of its
     clipped norms. After that::
 
         g *= min(1, rel * average / norm(g))
         average = beta * average + (1 - beta) * norm(g after clipping)
 
-    A tensor whose gradient is exactly zero while others' are not (a box head in a batch without a
-    positive box) has taken no part in the step, and is passed over as if it had no gradient:
-    otherwise a single such step while warming up would freeze it for good.
+    A gradient that is exactly zero while others are not (a box head in a batch without a positive
+    box) is treated as missing. Otherwise a single such step during the warm-up would freeze the
+    tensor for good.
 
-    Good for: language models and ViTs with AdamW, whose rare spikes hit single tensors: they never
-    reach the moments, and nobody else pays for them. Bad for: norms that ought to grow, since the
-    average can rise by a factor of at most ``1 + (1 - beta) * (rel - 1)``, a thousandth, in a step,
-    and starts from the smallest norm seen: with SGD on a detector whose norm rises after the
-    warm-up it cuts off far too much. ``max_norm`` suits language models; set it to your model's
-    scale.
+    Good for: language models and ViTs with AdamW, whose rare spikes hit single tensors: the spikes
+    never reach the moments, and other tensors are not scaled for them. Bad for: norms that have to
+    grow. The average can rise by a factor of at most ``1 + (1 - beta) * (rel - 1)``, a thousandth,
+    in a step, and starts from the smallest norm seen. With SGD on a detector whose norm rises after
+    the warm-up it cuts off far too much. The default ``max_norm`` suits language models; set it to
+    the scale of your model.
 
     Args:
         rel: how far above its average a norm may be, as a factor above 0.
@@ -72,6 +71,7 @@ class AdaGC(TensorClipper):
     """
 
     State = AdaGCState
+    per_param = dict(average=math.inf, count=0)
     thresholds = ('rel', 'max_norm')
     source = 'arXiv 2502.11034'
 
@@ -91,12 +91,12 @@ class AdaGC(TensorClipper):
         self.warmup_steps = warmup_steps
         self.max_norm = max_norm
 
-    def decide(self, norms: Tensor, view, ok: Tensor | None) -> tuple[Tensor, Tensor]:
+    def decide(self, norms: Tensor, view: GradView, finite: Finite) -> tuple[Tensor, Tensor]:
         state = self.state or AdaGCState(
             torch.full((view.size,), torch.inf, dtype=torch.float64, device=norms.device),
             torch.zeros(view.size, dtype=torch.int64, device=norms.device),
         )
-        # The gradients of a step that nobody may learn from need not be finite.
+        # A step that no state learns from may hold non-finite gradients.
         with quiet():
             (n, average, count), xp = columns(norms, view, *state)
             warming = count < self.warmup_steps
@@ -110,7 +110,7 @@ class AdaGC(TensorClipper):
             new_average = xp.where(warming, xp.minimum(average, clipped), ema)
             seen = (n > 0) | ((total == 0) & ~warming)
             news = xp.where(seen, new_average, average), xp.where(seen, count + 1, count)
-        if learns(ok):
+        if finite.learns:
             self.state = state
-            remember(state, news, ok, view)
+            remember(state, news, finite, view)
         return to_tensor(coefs, norms), to_tensor(bound, norms)

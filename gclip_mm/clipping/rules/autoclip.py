@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..base import GlobalClipper
+from ..base import Finite, GlobalClipper
 from ..checks import check_number
 from ..config.registry import CLIPPERS
-from ..gradients.norms import host, np
+from ..host import host, np
 from ..kernels import KernelCall
-from ..small_state import learns, remember, scalars, to_tensor
+from ..small_state import remember, scalars, to_tensor
 
 
 class AutoClipState(NamedTuple):
@@ -24,7 +24,7 @@ class AutoClipState(NamedTuple):
     """
 
     history: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count; a key of checkpoints
 
 
 @CLIPPERS.register_module()
@@ -70,12 +70,12 @@ class AutoClip(GlobalClipper):
         self.percentile = percentile
         self.window = window
 
-    def decide(self, norm: Tensor, ok: Tensor | None) -> tuple[Tensor, Tensor | float]:
+    def decide(self, norm: Tensor, finite: Finite) -> tuple[Tensor, Tensor | float]:
         state = self.state or self._empty_state(norm.device)
         on_host = host(norm) is not None and host(state.history) is not None
         percentile_of = self._on_host if on_host else self._on_device
-        threshold = percentile_of(state, norm, ok)
-        if learns(ok):
+        threshold = percentile_of(state, norm, finite)
+        if finite.learns:
             self.state = state
         (value,), where = scalars(norm)
         coef = where(value > threshold, threshold / where(value > 0, value, 1.0), 1.0)
@@ -102,9 +102,9 @@ class AutoClip(GlobalClipper):
         """Where the percentile lies among so many sorted numbers, counted from 0."""
         return self._fraction * (count - 1)
 
-    def _on_host(self, state: AutoClipState, norm: Tensor, ok: Tensor | None) -> float:
+    def _on_host(self, state: AutoClipState, norm: Tensor, finite: Finite) -> float:
         history, count = host(state.history), host(state.count)
-        if not learns(ok):
+        if not finite.learns:
             history, count = history.copy(), count.copy()
         history[int(count) % self.window] = float(host(norm))
         count += 1
@@ -115,7 +115,7 @@ class AutoClip(GlobalClipper):
         ordered = np.partition(history[:seen], (low, high))
         return float(ordered[low] + (rank - low) * (ordered[high] - ordered[low]))
 
-    def _on_device(self, state: AutoClipState, norm: Tensor, ok: Tensor | None) -> Tensor:
+    def _on_device(self, state: AutoClipState, norm: Tensor, finite: Finite) -> Tensor:
         history, count = (field.to(norm.device) for field in state)
         place = (count % self.window).view(1)
         history = history.index_copy(0, place, norm.double().view(1))
@@ -125,7 +125,7 @@ class AutoClip(GlobalClipper):
         high = torch.minimum(low + 1, seen - 1)
         ordered = torch.sort(history).values
         a, b = (ordered.gather(0, at.view(1)).view(()) for at in (low, high))
-        remember(state, (history, count + 1), ok)
+        remember(state, (history, count + 1), finite)
         return a + (rank - low) * (b - a)
 
     def load_state_dict(self, state: dict[str, Any], params: list[Tensor]) -> None:
@@ -139,6 +139,6 @@ class AutoClip(GlobalClipper):
             raise ValueError(
                 f'the AutoClip history in the checkpoint has window={len(history)}, this run has '
                 f'window={self.window}: resume with the window of the checkpoint, or use load_from '
-                'instead of resume to start the rule afresh'
+                'instead of resume to start the rule from scratch'
             )
         super().load_state_dict(state, params)

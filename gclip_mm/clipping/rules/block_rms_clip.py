@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base import TensorClipper
+from ..base import Finite, TensorClipper
 from ..checks import check_number
 from ..config.registry import CLIPPERS
+from ..gradients.view import GradView
 
 
 @CLIPPERS.register_module()
@@ -44,14 +45,6 @@ class BlockRMSClip(TensorClipper):
         check_number('threshold', threshold, low=0)
         self.threshold = threshold
 
-    def decide(self, norms: Tensor, view, ok: Tensor | None) -> tuple[Tensor, Tensor]:
-        bounds = self.threshold * _root_sizes(view, norms)
+    def decide(self, norms: Tensor, view: GradView, finite: Finite) -> tuple[Tensor, Tensor]:
+        bounds = self.threshold * view.numels.sqrt()
         return torch.where(norms > bounds, bounds / norms, 1.0), bounds
-
-
-def _root_sizes(view, norms: Tensor) -> Tensor:
-    """Square roots of the numbers of elements of the whole tensors, (N,)."""
-    if 'root_sizes' not in view.cache:
-        sizes = torch.tensor([grad.numel() for grad in view.grads], dtype=torch.float64)
-        view.cache['root_sizes'] = view.sum(sizes.to(norms.device)).sqrt()
-    return view.cache['root_sizes']

@@ -1,4 +1,4 @@
-"""Carry: what clipping cuts off is kept and added to the next gradient (U-Clip).
+"""Carry: keep what clipping cuts off and add it to the next gradient (U-Clip).
 
 With ``D`` the buffer of a parameter, ``clip`` the rule and ``g`` the gradient of a step::
 
@@ -7,14 +7,14 @@ With ``D`` the buffer of a parameter, ``clip`` the rule and ``g`` the gradient o
 
 The sum of all updates then differs from the sum of all gradients by no more than the buffer holds,
 so that clipped updates are unbiased on average. It costs one buffer of the gradients' size, which
-is part of the rule's state, and two more passes over memory; a fused optimizer cannot take the
-coefficient over.
+is part of the rule's state, and two more passes over memory. A fused optimizer cannot apply the
+coefficient.
 
 Good for: thresholds so tight that most steps are clipped, with plain SGD. Bad for: spikes that are
-errors (a bad image, a numerical accident), which are not thrown away but fed in over many steps;
-momentum and Adam, which smear them out further.
+errors (a bad image, a numerical accident), which are not dropped but fed in over many steps;
+momentum and Adam, which spread them further.
 
-A step that is not finite, and skipped or zeroed, leaves the buffers as they were.
+A non-finite step, skipped or zeroed, leaves the buffers unchanged.
 
 Source: Elesedy and Hutter, "U-Clip: On-Average Unbiased Stochastic Gradient Clipping",
 arXiv 2302.02971.
@@ -22,60 +22,110 @@ arXiv 2302.02971.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from ..gradients.norms import host, tensor_norms
-
-if TYPE_CHECKING:
-    from ..gradients.view import GradView
+from ..base import Clipper, CoefClipper, Finite, Measure, Outcome
+from ..gradients.view import GradView
 
 
 class CarryState(NamedTuple):
     """What was cut off so far.
 
     Attributes:
-        buffers: for each parameter of the route a tensor of its gradient's shape, float32 or wider,
-            or None before its first gradient.
+        buffers: for each parameter of the route a tensor of its gradient's shape, float32 or wider;
+            None before its first gradient.
     """
 
     buffers: list[Tensor | None]
 
-    fresh = dict(buffers=None)
 
+class Carry(Clipper):
+    """A rule around a rule: clips the sum of the gradient and what was cut off before.
 
-def carried(state: CarryState, view: GradView, ok: Tensor | None) -> list[Tensor]:
-    """Add the gradients of a view to their buffers; the sums, which are the buffers themselves.
+    A config asks for it by ``carry=True`` among the keys of the inner rule. Checkpoints hold it
+    under the name of the inner rule.
 
-    Where ``ok`` is False nothing is added.
+    Args:
+        inner: the rule that clips; global, per tensor or per element.
     """
-    sums = []
-    for slot, grad in zip(view.slots, view.grads, strict=True):
-        buffer = state.buffers[slot]
-        if buffer is None:
-            dtype = torch.promote_types(grad.dtype, torch.float32)
-            buffer = state.buffers[slot] = torch.zeros_like(grad, dtype=dtype)
-        buffer.add_(_masked(grad, ok))
-        sums.append(buffer)
-    return sums
+
+    State = CarryState
+    per_param = dict(buffers=None)
+    elementwise_state = True
+    carry = True
+
+    def __init__(self, inner: Clipper) -> None:
+        self.inner = inner
+        self.norm_type = inner.norm_type
+        self.drivers = inner.drivers
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def core(self) -> Clipper:
+        return self.inner
+
+    @property
+    def never_increases(self) -> bool:
+        """The sum with what was cut off before may be larger than the gradient."""
+        return False
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        self.inner.check_optimizer(optimizer)
+
+    def measure(self, view: GradView) -> Measure:
+        if isinstance(self.inner, CoefClipper):
+            return self.inner.measure(view)
+        # Without the range of the inner rule: no kernel may clamp before the sum is made.
+        return Measure(*view.backend.element_norms())
+
+    def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
+        if not finite.learns:
+            outcome = self.inner.clip(view, measure, finite)
+            if outcome.coef is not None:
+                view.backend.scale_all(outcome.coef)
+            return outcome._replace(coef=None)
+        self.state = self.state or CarryState([None] * view.size)
+        sums = self._add(view, finite)
+        outcome = self._clip_sums(sums, view, finite)
+        for total, grad in zip(sums, view.grads, strict=True):
+            total.sub_(_masked(grad, finite))
+        return outcome
+
+    def _add(self, view: GradView, finite: Finite) -> list[Tensor]:
+        """Add the gradients to their buffers; the sums are the buffers."""
+        sums = []
+        for slot, grad in zip(view.slots, view.grads, strict=True):
+            buffer = self.state.buffers[slot]
+            if buffer is None:
+                dtype = torch.promote_types(grad.dtype, torch.float32)
+                buffer = self.state.buffers[slot] = torch.zeros_like(grad, dtype=dtype)
+            buffer.add_(_masked(grad, finite))
+            sums.append(buffer)
+        return sums
+
+    def _clip_sums(self, sums: list[Tensor], view: GradView, finite: Finite) -> Outcome:
+        """Write the clipped sums into the gradients."""
+        if not isinstance(self.inner, CoefClipper):
+            for total, grad in zip(sums, view.grads, strict=True):
+                grad.copy_(total)
+            return self.inner.clip(view, self.inner.measure(view), finite)
+        # The sums are wider than the gradients: decide on the sums, and round once.
+        wide = view.over(sums)
+        coefs, outcome = self.inner.resolve(wide, self.inner.measure(wide), finite)
+        each = [coefs] * len(sums) if coefs.ndim == 0 else coefs.unbind()
+        for total, grad, coef in zip(sums, view.grads, each, strict=True):
+            torch.mul(total, coef.to(total.device), out=grad)
+        return outcome
 
 
-def drop_what_passed(sums: list[Tensor], view: GradView, ok: Tensor | None) -> None:
-    """Take from the buffers what the clipped gradients now hold; the rest is carried."""
-    for total, grad in zip(sums, view.grads, strict=True):
-        total.sub_(_masked(grad, ok))
-
-
-def norms_of(sums: list[Tensor], view: GradView, p: float) -> Tensor:
-    """The p-norm of each sum (N,), over all processes that hold parts of it."""
-    norms = tensor_norms(sums, p)
-    return norms if view.sharding is None else view.sharding.norms(norms, p)
-
-
-def _masked(grad: Tensor, ok: Tensor | None) -> Tensor:
-    # What the host knows to be finite, or not to be, never gets here with a mask.
-    if ok is None or host(ok) is not None:
+def _masked(grad: Tensor, finite: Finite) -> Tensor:
+    if finite.flag is None:
         return grad
-    return torch.where(ok.to(grad.device), grad, grad.new_zeros(()))
+    return torch.where(finite.flag.to(grad.device), grad, grad.new_zeros(()))

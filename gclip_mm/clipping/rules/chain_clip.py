@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..base import Clipper, Measure, Outcome, scale_all
+from ..base import Clipper, Finite, Measure, Outcome
 from ..checks import ClipConfigError
-from ..config.parse import COMMON_KEYS, parse_clip_grad
+from ..config.parse import COMMON_KEYS, ClipConfig, parse_clip_grad
 from ..config.registry import CLIPPERS
 from ..gradients.norms import combine
+from ..gradients.view import GradView
 
 
 class ChainClipState(NamedTuple):
@@ -28,12 +29,12 @@ class ChainClipState(NamedTuple):
 
 @CLIPPERS.register_module()
 class ChainClip(Clipper):
-    """Apply several rules, each to what the one before has left.
+    """Apply several rules, each to the result of the one before.
 
-    Every item of ``clips`` is a ``clip_grad`` config of its own, with its own ``schedule`` if it
-    likes; routes and the non-finite policy belong to ``clip_grad`` itself. Rules in a row that
-    scale all gradients together only multiply their coefficients, and one at the end goes into a
-    fused optimizer's kernel as it would by itself.
+    Every item of ``clips`` is a ``clip_grad`` config, optionally with a ``schedule``. Routes and
+    the non-finite policy belong to ``clip_grad`` itself. Consecutive global rules multiply their
+    coefficients. A coefficient at the end is folded into a fused optimizer as that of a single
+    rule.
 
     Logged are the norm before the first rule, the norm after the last, the threshold of the last,
     and as ``clip_fraction`` the mean of the rules' fractions.
@@ -78,7 +79,10 @@ class ChainClip(Clipper):
         self.is_global = all(clip.is_global for clip in self.clips) and all(
             clip.norm_type == self.norm_type for clip in self.clips
         )
-        self.never_increases = all(clip.never_increases for clip in self.clips)
+
+    @property
+    def never_increases(self) -> bool:
+        return all(clip.never_increases for clip in self.clips)
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
         """Ask every rule."""
@@ -86,27 +90,28 @@ class ChainClip(Clipper):
             with _Within(i):
                 clip.check_optimizer(optimizer)
 
-    def measure(self, view) -> Measure:
+    def measure(self, view: GradView) -> Measure:
         return self.clips[0].measure(view)
 
-    def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
-        # A coefficient that has been decided but not applied yet.
-        coef = None
-        fractions = 0.0
-        outcome = None
+    def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
+        # A coefficient that is decided but not applied yet.
+        coef: Tensor | None = None
+        fractions: Tensor | float = 0.0
+        outcome: Outcome | None = None
         for i, clip in enumerate(self.clips):
-            if i > 0:
+            if outcome is not None:
                 if clip.is_global and clip.norm_type == self.clips[i - 1].norm_type:
                     measure = Measure(outcome.post)
                 else:
                     if coef is not None:
-                        scale_all(view.grads, coef)
+                        view.backend.scale_all(coef)
                         coef = None
                     measure = clip.measure(view)
-            outcome = clip.clip(view, measure, ok)
+            outcome = clip.clip(view, measure, finite)
             if outcome.coef is not None:
                 coef = outcome.coef if coef is None else coef * outcome.coef
-            fractions = fractions + outcome.clipped / outcome.units
+            fractions = fractions + outcome.clipped / outcome.parts
+        assert outcome is not None  # the constructor refuses an empty chain
         post = outcome.post
         if self.clips[-1].norm_type != self.norm_type:
             post = combine(view.norms(self.norm_type), self.norm_type)
@@ -115,24 +120,24 @@ class ChainClip(Clipper):
 
     # -- state -----------------------------------------------------------------------------------
     def reset(self) -> None:
-        """Have every rule forget its state."""
+        """Drop the state of every rule."""
         for clip in self.clips:
             clip.reset()
 
     def follow(self, slots: list[int | None]) -> None:
-        """Have every rule follow."""
+        """Reorder the state of every rule."""
         for clip in self.clips:
             clip.follow(slots)
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the rules' states: {} where none keeps any."""
+        """A copy of the states of the rules: {} if no rule has one."""
         states = [clip.state_dict() for clip in self.clips]
         if not any(states):
             return {}
         return ChainClipState(self._names(), states)._asdict()
 
     def load_state_dict(self, state: dict[str, Any], params: list[Tensor]) -> None:
-        """Restore :meth:`state_dict`; {} starts afresh.
+        """Restore :meth:`state_dict`; {} starts from scratch.
 
         Raises:
             ValueError: the state is that of another chain.
@@ -153,11 +158,11 @@ class ChainClip(Clipper):
             clip.load_state_dict(own, params)
 
     def _names(self) -> list[str]:
-        return [type(clip).__name__ for clip in self.clips]
+        return [clip.name for clip in self.clips]
 
 
 class _Within:
-    """Has the message of a config error say in which of the clips it lies."""
+    """Adds the position in ``clips`` to the message of a config error."""
 
     def __init__(self, i: int) -> None:
         self._i = i
@@ -165,13 +170,13 @@ class _Within:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ClipConfigError):
             text = str(error).removeprefix('clip_grad: ')
             raise ClipConfigError(f'clip_grad: clips[{self._i}]: {text}') from None
 
 
-def _parse(i: int, clip: Any):
+def _parse(i: int, clip: Any) -> ClipConfig:
     with _Within(i):
         for key in COMMON_KEYS:
             if key != 'schedule' and isinstance(clip, dict) and key in clip:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..base import TensorClipper
+from ..base import Finite, TensorClipper
 from ..checks import ClipConfigError, check_number
 from ..config.registry import CLIPPERS
 from ..gradients.norms import quiet
-from ..small_state import columns, learns, remember, to_tensor
+from ..gradients.view import GradView
+from ..small_state import columns, remember, to_tensor
 
 #: torch's optimizers without Adam's ``betas`` whose step does not depend on the gradient's scale.
 _SCALE_FREE = ('Adadelta', 'Adafactor', 'Adagrad', 'Muon', 'RMSprop', 'Rprop')
@@ -29,9 +30,7 @@ class GradientStabilizerState(NamedTuple):
 
     mean: Tensor
     square: Tensor
-    count: Tensor
-
-    fresh = dict(mean=0.0, square=0.0, count=0)
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count; a key of checkpoints
 
 
 @CLIPPERS.register_module()
@@ -74,14 +73,18 @@ class GradientStabilizer(TensorClipper):
     """
 
     State = GradientStabilizerState
+    per_param = dict(mean=0.0, square=0.0, count=0)
     source = 'arXiv 2502.17055v4'
-    never_increases = False
 
     def __init__(self, gamma1: float = 0.7, gamma2: float = 0.9) -> None:
         check_number('gamma1', gamma1, low=0, high=1, open_high=True)
         check_number('gamma2', gamma2, low=0, high=1, open_high=True)
         self.gamma1 = gamma1
         self.gamma2 = gamma2
+
+    @property
+    def never_increases(self) -> bool:
+        return False
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
         """Refuse an optimizer whose step grows with the gradient.
@@ -100,14 +103,13 @@ class GradientStabilizer(TensorClipper):
                 '(Adam, AdamW, NAdam, RAdam, Lion, RMSprop, ...)'
             )
 
-    def decide(self, norms: Tensor, view, ok: Tensor | None) -> tuple[Tensor, Tensor]:
-        zeros = {'dtype': torch.float64, 'device': norms.device}
+    def decide(self, norms: Tensor, view: GradView, finite: Finite) -> tuple[Tensor, Tensor]:
         state = self.state or GradientStabilizerState(
-            torch.zeros(view.size, **zeros),
-            torch.zeros(view.size, **zeros),
+            torch.zeros(view.size, dtype=torch.float64, device=norms.device),
+            torch.zeros(view.size, dtype=torch.float64, device=norms.device),
             torch.zeros(view.size, dtype=torch.int64, device=norms.device),
         )
-        # The gradients of a step that nobody may learn from need not be finite.
+        # A step that no state learns from may hold non-finite gradients.
         with quiet():
             (n, mean, square, count), xp = columns(norms, view, *state)
             count = count + 1
@@ -120,7 +122,7 @@ class GradientStabilizer(TensorClipper):
             # A larger factor is inf in float32: a subnormal gradient stays below its target.
             largest = torch.finfo(torch.float32).max
             coefs = xp.where(n > 0, xp.clip(target / n, None, largest), 1.0)
-        if learns(ok):
+        if finite.learns:
             self.state = state
-            remember(state, (mean, square, count), ok, view)
+            remember(state, (mean, square, count), finite, view)
         return to_tensor(coefs, norms), to_tensor(target, norms)

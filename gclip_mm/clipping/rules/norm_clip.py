@@ -5,28 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base import GlobalClipper, Measure, Outcome, norm_of_each
+from ..base import Clipper, Finite, GlobalClipper
 from ..checks import ClipConfigError, check_flag, check_norm_type, check_number
 from ..config.registry import CLIPPERS
-from ..gradients.norms import combine
 from ..kernels import KernelCall
-from ..small_state import learns
-from .carry import CarryState, carried, drop_what_passed, norms_of
+from .carry import Carry
 
 
 @CLIPPERS.register_module(aliases=('norm',))
 class NormClip(GlobalClipper):
     """Scale all gradients together so that their joint norm is at most ``max_norm``.
 
-    ``g * min(1, max_norm / (norm_p(g) + 1e-6))``, as ``torch.nn.utils.clip_grad_norm_`` has it, on
-    a CPU to the bit, unless a fused optimizer applies the coefficient, which rounds otherwise
-    anyway (elsewhere the norm is accumulated in float64). The direction of the update is kept. With
-    ``min_norm``, a gradient whose norm is below it is scaled up to it: for deep recurrent nets
-    whose gradient vanishes. A gradient of exactly zero has no direction and stays zero.
+    ``g * min(1, max_norm / (norm_p(g) + 1e-6))``, the formula of
+    ``torch.nn.utils.clip_grad_norm_``. On a CPU the result is bit-identical to torch's, unless a
+    fused optimizer applies the coefficient, which rounds differently. On other devices the norm is
+    accumulated in float64. The direction of the update is kept. ``min_norm`` scales a smaller
+    gradient up to it, for deep recurrent nets whose gradient vanishes. A gradient of exactly zero
+    has no direction and stays zero.
 
-    Good for: detectors with SGD, recurrent and Transformer models; the default choice. Bad for:
-    models in which one module explodes while the others are fine, since they all pay for it (see
-    ``rules`` and ``ParamNormClip``); the threshold has to be found for each model and learning rate
+    Good for: detectors with SGD, recurrent and Transformer models. Bad for: models in which one
+    module explodes while the others are fine, since all of them are scaled (see ``rules`` and
+    ``ParamNormClip``); the threshold has to be found for each model and learning rate
     (``tools/analysis/advise_clipping.py``).
 
     Args:
@@ -53,6 +52,7 @@ class NormClip(GlobalClipper):
     thresholds = ('max_norm', 'min_norm')
     source = 'arXiv 1211.5063'
     example = dict(max_norm=1.0)
+    matches_torch = True
 
     def __init__(
         self,
@@ -72,45 +72,33 @@ class NormClip(GlobalClipper):
         self.max_norm = max_norm
         self.norm_type = check_norm_type('norm_type', norm_type)
         self.min_norm = min_norm
-        # Lifting a vanishing gradient breaks the promise that a norm never grows.
-        self.never_increases = min_norm is None and not carry
         self.carry = carry
-        self.elementwise_state = carry
-        if carry:
-            self.State = CarryState
-            self.is_global = False
+
+    @property
+    def never_increases(self) -> bool:
+        """``min_norm`` lifts a vanishing gradient."""
+        return self.min_norm is None
+
+    def assembled(self) -> Clipper:
+        return Carry(self) if self.carry else self
 
     @property
     def _least(self) -> float | None:
-        # A schedule may have driven one past the other.
+        # A schedule may drive one past the other.
         return None if self.min_norm is None else min(self.min_norm, self.max_norm)
 
-    def norms(self, view) -> Tensor:
-        # A norm that is summed in another order is faster, but not that of torch to the bit.
-        return norm_of_each(view, self.norm_type, exact=not view.folds)
-
-    def decide(self, norm: Tensor, ok: Tensor | None) -> tuple[Tensor, float]:
+    # kernels/decision_kernels.py, ``norm_clip``, computes the same formula.
+    def decide(self, norm: Tensor, finite: Finite) -> tuple[Tensor, float]:
         coef = torch.clamp(self.max_norm / (norm + 1e-6), max=1.0)
-        if self.min_norm is not None:
-            # No more than float32 holds: an infinite factor would make NaN of the zeros.
-            lift = torch.clamp(self._least / norm, max=torch.finfo(torch.float32).max)
+        least = self._least
+        if least is not None:
+            # No more than float32 holds: an infinite factor would turn zeros into NaN.
+            lift = torch.clamp(least / norm, max=torch.finfo(torch.float32).max)
             lift = torch.where(norm > 0, lift, 1.0)
-            coef = torch.where(norm < self._least, lift, coef)
+            coef = torch.where(norm < least, lift, coef)
         return coef, float(self.max_norm)
 
     def decision_kernel(self, device: torch.device) -> KernelCall:
         # No norm is below 0.
         bounds = float(self.max_norm), float(self._least or 0)
         return KernelCall('norm_clip', bounds, {})
-
-    def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
-        if not self.carry or not learns(ok):
-            return super().clip(view, measure, ok)
-        self.state = self.state or CarryState([None] * view.size)
-        sums = carried(self.state, view, ok)
-        norm = combine(norms_of(sums, view, self.norm_type), self.norm_type)
-        coef, bound = self.decide(norm, ok)
-        for total, grad in zip(sums, view.grads, strict=True):
-            torch.mul(total, coef.to(total.device), out=grad)
-        drop_what_passed(sums, view, ok)
-        return Outcome(None, norm * coef, bound, (coef < 1).to(coef.dtype), 1)

@@ -7,12 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..base import Outcome, TensorClipper
+from ..base import Clipper, Finite, TensorClipper
 from ..checks import check_flag, check_norm_type, check_number
 from ..config.registry import CLIPPERS
-from ..gradients.norms import combine
-from ..small_state import learns
-from .carry import CarryState, carried, drop_what_passed, norms_of
+from ..gradients.view import GradView
+from .carry import Carry
 
 
 @CLIPPERS.register_module()
@@ -55,26 +54,11 @@ class ParamNormClip(TensorClipper):
         self.max_norm = max_norm
         self.norm_type = check_norm_type('norm_type', norm_type)
         self.carry = carry
-        self.elementwise_state = carry
-        if carry:
-            self.State = CarryState
-            # A gradient that comes with what was kept of earlier ones may be larger than by itself.
-            self.never_increases = False
 
-    def decide(self, norms: Tensor, view, ok: Tensor | None) -> tuple[Tensor, float]:
+    def assembled(self) -> Clipper:
+        return Carry(self) if self.carry else self
+
+    def decide(self, norms: Tensor, view: GradView, finite: Finite) -> tuple[Tensor, float]:
         coefs = torch.clamp(self.max_norm / (norms + 1e-6), max=1.0)
         share = 1.0 if self.norm_type == math.inf else len(norms) ** (1.0 / self.norm_type)
         return coefs, float(self.max_norm) * share
-
-    def clip(self, view, measure, ok: Tensor | None) -> Outcome:
-        if not self.carry or not learns(ok):
-            return super().clip(view, measure, ok)
-        self.state = self.state or CarryState([None] * view.size)
-        sums = carried(self.state, view, ok)
-        norms = norms_of(sums, view, self.norm_type)
-        coefs, bound = self.decide(norms, view, ok)
-        for total, grad, coef in zip(sums, view.grads, coefs, strict=True):
-            torch.mul(total, coef.to(total.device), out=grad)
-        drop_what_passed(sums, view, ok)
-        post = combine(norms * coefs, self.norm_type)
-        return Outcome(None, post, bound, (coefs < 1).sum(), len(norms))

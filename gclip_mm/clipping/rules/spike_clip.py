@@ -7,12 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..base import Clipper, Measure, Outcome
+from ..base import Clipper, Finite, Measure, Outcome
 from ..checks import check_number
 from ..config.registry import CLIPPERS
-from ..gradients.norms import combine, host
+from ..gradients.norms import combine
 from ..gradients.pieces import pieces
-from ..small_state import columns, learns, remember, to_tensor
+from ..gradients.view import GradView
+from ..host import host
+from ..small_state import columns, remember, to_tensor
 
 #: Squares of larger numbers overflow float32.
 _LARGEST = 1.8e19
@@ -31,9 +33,7 @@ class SpikeClipState(NamedTuple):
 
     square: list[Tensor | None]
     total: Tensor
-    count: Tensor
-
-    fresh = dict(square=None, total=0.0, count=0)
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count; a key of checkpoints
 
 
 @CLIPPERS.register_module()
@@ -75,6 +75,7 @@ class SpikeClip(Clipper):
     """
 
     State = SpikeClipState
+    per_param = dict(square=None, total=0.0, count=0)
     elementwise_state = True
     thresholds = ('theta',)
     source = 'arXiv 2501.06842'
@@ -87,17 +88,18 @@ class SpikeClip(Clipper):
         self.beta = beta
         self.grace_steps = grace_steps
 
-    def measure(self, view) -> Measure:
-        parts = view.norms()
+    def measure(self, view: GradView) -> Measure:
+        parts = view.backend.norms(kernels=False)
         return Measure(combine(parts), parts)
 
-    def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
+    def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
         device = measure.norm.device
         state = self.state or SpikeClipState(
             [None] * view.size,
             torch.zeros(view.size, dtype=torch.float64, device=device),
             torch.zeros(view.size, dtype=torch.int64, device=device),
         )
+        assert measure.parts is not None
         (norms, total, count), xp = columns(measure.parts, view, state.total, state.count)
         armed = count >= self.grace_steps
         bounds = xp.where(armed, (self.theta * total) ** 0.5, torch.inf)
@@ -113,32 +115,33 @@ class SpikeClip(Clipper):
                 if hits is not None:
                     counts[i] += hits
                     untouched = False
-                if learns(ok):
-                    self._average(part, average, ok)
-            if learns(ok):
+                if finite.learns:
+                    self._average(part, average, finite)
+            if finite.learns:
                 state.square[slot] = square
             if isinstance(norms, Tensor) or not norms[i] < 0.1 * _LARGEST:
-                # What a square has overflowed to would never come down again.
+                # An average of inf would never come down again.
                 square.clamp_(max=torch.finfo(square.dtype).max)
-        # All ranks have to look again, or none: what one of them saw of its part decides nothing.
-        parts = measure.parts if untouched and view.sharding is None else view.norms()
-        if learns(ok):
+        # All ranks have to measure again, or none: the local shard must not decide.
+        is_same = untouched and view.sharding is None
+        parts = measure.parts if is_same else view.backend.norms(kernels=False)
+        if finite.learns:
             (after,), _ = columns(parts, view)
             total = self.beta * total + (1 - self.beta) * after * after
             self.state = state
-            remember((state.total, state.count), (total, count + 1), ok, view)
+            remember((state.total, state.count), (total, count + 1), finite, view)
         bound = combine(to_tensor(bounds, measure.norm))
         clipped = view.sum(counts).sum()
         return Outcome(None, combine(parts), bound, clipped, max(view.elements, 1))
 
     def _cut(self, grad: Tensor, average: Tensor, armed: bool | Tensor) -> Tensor | None:
-        """Cut a piece of a gradient in place; how many elements were cut, None: surely none."""
+        """Cut a piece of a gradient in place; the number of cut elements, None for none."""
         on_host = not isinstance(armed, Tensor)
         if on_host and not armed:
             return None
         wide = grad.to(average.dtype)
         if on_host:
-            # Spikes are rare, and that there are none is found in fewer passes than they are cut.
+            # Spikes are rare: finding none takes fewer passes than cutting.
             excess = torch.addcmul(average * -self.theta, wide, wide)
             if not excess.numel() or host(excess.max()) <= 0:
                 return None
@@ -150,11 +153,11 @@ class SpikeClip(Clipper):
         grad.copy_(torch.where(spikes, limit.copysign_(wide), wide))
         return spikes.sum()
 
-    def _average(self, grad: Tensor, average: Tensor, ok: Tensor | None) -> None:
+    def _average(self, grad: Tensor, average: Tensor, finite: Finite) -> None:
         """Take a piece of a clipped gradient into the moving average of its square."""
         wide = grad.to(average.dtype)
-        if ok is None or host(ok) is not None:
+        if finite.flag is None:
             average.mul_(self.beta).addcmul_(wide, wide, value=1 - self.beta)
             return
         new = (average * self.beta).addcmul_(wide, wide, value=1 - self.beta)
-        average.copy_(torch.where(ok.to(average.device), new, average))
+        average.copy_(torch.where(finite.flag.to(average.device), new, average))

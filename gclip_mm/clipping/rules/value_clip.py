@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
-from torch import Tensor
-
-from ..base import Clipper, Measure, Outcome
+from ..base import Clipper, ElementClipper, Finite, Ranges
 from ..checks import ClipConfigError, check_flag, check_number
 from ..config.registry import CLIPPERS
-from ..gradients.norms import combine, host
-from ..gradients.outliers import OutlierEdit, measure_with_rows
-from ..kernels import HostTensors, MultiTensor, mark_written, whole_tensors
-from ..small_state import learns
-from .carry import CarryState, carried, drop_what_passed
+from ..gradients.view import GradView
+from .carry import Carry
 
 
 @CLIPPERS.register_module(aliases=('value',))
-class ValueClip(Clipper):
+class ValueClip(ElementClipper):
     """Clamp every element of every gradient into a range.
 
-    ``clamp(g, -clip_value, clip_value)``, or ``clamp(g, min, max)`` for a range that is not
-    symmetric. Same bits as ``torch.nn.utils.clip_grad_value_``. On a CPU with Numba it clamps while
-    it measures (:mod:`gclip_mm.clipping.kernels.host_tensors`), so that in a step that is left out
-    (``nonfinite='skip'``) finite elements of the gradient may be clamped already; the others stay
-    as they are, and with a monitor or another observer attached all do.
+    ``clamp(g, -clip_value, clip_value)``, or ``clamp(g, min, max)`` for an asymmetric range.
+    Bit-identical to ``torch.nn.utils.clip_grad_value_``. On a CPU with Numba it clamps while it
+    measures (:mod:`gclip_mm.clipping.kernels.host_tensors`), so that a skipped step
+    (``nonfinite='skip'``) may have clamped elements that were finite. The other elements keep their
+    value; with a monitor or another observer attached all elements do.
 
     Good for: small nets and box regression losses in which a few elements explode. Bad for: the
     direction of the update, which changes; a threshold that suits one layer rarely suits the next.
@@ -39,7 +31,7 @@ class ValueClip(Clipper):
 
     Raises:
         ClipConfigError: both forms or none given, a negative or NaN bound, ``min`` above ``max``;
-            ``carry`` with a range that 0 is not in.
+            ``carry`` with a range that does not contain 0.
 
     Example:
         >>> optim_wrapper = dict(
@@ -73,80 +65,28 @@ class ValueClip(Clipper):
         self.clip_value = clip_value
         self.min = min
         self.max = max
-        # A range without 0 in it moves elements away from 0.
-        self.never_increases = (min is None or min <= 0) and (max is None or max >= 0)
         check_flag('carry', carry)
         if carry and not self.never_increases:
             raise ClipConfigError(
-                'clip_grad: carry needs a range with 0 in it, or what is carried grows for ever, '
-                f'got min={min!r}, max={max!r}'
+                'clip_grad: carry needs a range with 0 in it, or the carried part grows without '
+                f'bound, got min={min!r}, max={max!r}'
             )
         self.carry = carry
-        self.elementwise_state = carry
-        if carry:
-            self.State = CarryState
-            # A gradient that comes with what was kept of earlier ones may be larger than by itself.
-            self.never_increases = False
 
     @property
-    def bounds(self) -> tuple[float | None, float | None]:
+    def never_increases(self) -> bool:
+        """A range that does not contain 0 moves elements away from 0."""
+        return (self.min is None or self.min <= 0) and (self.max is None or self.max >= 0)
+
+    def assembled(self) -> Clipper:
+        return Carry(self) if self.carry else self
+
+    def fixed_range(self) -> tuple[float | None, float | None]:
         """The range in force, lower and upper end."""
         if self.clip_value is not None:
             return -self.clip_value, self.clip_value
         return self.min, self.max
 
-    def measure(self, view) -> Measure:
-        kernels = None if self.carry else whole_tensors(view)
-        if kernels is None:
-            return measure_with_rows(view)
-        if isinstance(kernels, HostTensors):
-            # A class that has inherited this may decide otherwise.
-            early = view.is_disposable and type(self).clip is ValueClip.clip
-            scan = kernels.scan(*self.bounds, write=early)
-            if scan.written:
-                mark_written(view.grads)
-            return Measure(scan.totals[0], scan.norms, scan=scan, kernels=kernels)
-        norms = kernels.norms()
-        return Measure(combine(norms), norms, kernels=kernels)
-
-    def clip(self, view, measure: Measure, ok: Tensor | None) -> Outcome:
-        low, high = self.bounds
-        threshold = float(max(abs(end) for end in (low, high) if end is not None))
-        elements = max(view.elements, 1)
-        scan, kernels = measure.scan, measure.kernels
-        # Where it has written, nobody has come between.
-        if kernels is not None and not (scan and scan.written) and not kernels.has(view.grads):
-            measure = self.measure(view)
-            scan, kernels = measure.scan, measure.kernels
-        # What a scan makes of elements that are not finite is not what clamping makes of them.
-        if scan is not None and math.isfinite(host(measure.norm)):
-            if not scan.written:
-                kernels.write(scan)
-                mark_written(view.grads)
-            return Outcome(None, scan.totals[1], threshold, scan.changed, elements)
-        if isinstance(kernels, MultiTensor):
-            counts, posts = kernels.clamp(low, high)
-            mark_written(view.grads)
-            return Outcome(None, combine(posts), threshold, counts.sum(), elements)
-        parts, clipped = self._edit(view, measure, ok)
-        return Outcome(None, combine(parts), threshold, clipped, elements)
-
-    def _edit(self, view, measure: Measure, ok: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The ordinary path: the norms (N,) after clipping, and how many elements were clipped."""
-        carries = self.carry and learns(ok)
-        norms, rows = measure.parts, measure.rows
-        if carries:
-            self.state = self.state or CarryState([None] * view.size)
-            sums = carried(self.state, view, ok)
-            for total, grad in zip(sums, view.grads, strict=True):
-                grad.copy_(total)
-            norms, rows = view.norms(), None
-        edit = OutlierEdit(view.grads, norms, rows)
-        edit.apply_to_all(*self.bounds, self._clamp)
-        if carries:
-            drop_what_passed(sums, view, ok)
-        parts = edit.norms() if view.sharding is None else view.norms()
-        return parts, view.sum(edit.counts).sum()
-
-    def _clamp(self, values: Tensor, out: Tensor) -> None:
-        torch.clamp(values, *self.bounds, out=out)
+    def ranges(self, view: GradView, finite: Finite) -> Ranges:
+        low, high = self.fixed_range()
+        return Ranges(low, high, float(max(abs(end) for end in (low, high) if end is not None)))

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..base import GlobalClipper
+from ..base import Finite, GlobalClipper
 from ..checks import check_choice, check_number
 from ..config.registry import CLIPPERS
 from ..kernels import KernelCall
-from ..small_state import learns, remember, scalars, to_tensor
+from ..small_state import remember, scalars, to_tensor
 
 _MODES = ('reciprocal', 'mean', 'percentile')
 
@@ -26,7 +26,7 @@ class ZClipState(NamedTuple):
         var: 0-d float64, moving average of its squared deviation; while warming up, the variance.
     """
 
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count; a key of checkpoints
     mean: Tensor
     var: Tensor
 
@@ -98,7 +98,7 @@ class ZClip(GlobalClipper):
         self.mode = mode
         self.max_norm = max_norm
 
-    def decide(self, norm: Tensor, ok: Tensor | None) -> tuple[Tensor, Tensor | float]:
+    def decide(self, norm: Tensor, finite: Finite) -> tuple[Tensor, Tensor | float]:
         state = self.state or _empty_state(norm.device)
         (n, count, mean, var), where = scalars(norm, *state)
         warming = count < self.warmup_steps
@@ -122,9 +122,9 @@ class ZClip(GlobalClipper):
         if self.max_norm is not None:
             threshold = where(threshold > self.max_norm, self.max_norm, threshold)
         coef = where(n > threshold, threshold / where(n > 0, n, 1.0), 1.0)
-        if learns(ok):
+        if finite.learns:
             self.state = state
-            remember(state, (count + 1, new_mean, new_var), ok)
+            remember(state, (count + 1, new_mean, new_var), finite)
         return to_tensor(coef, norm), threshold
 
     def decision_kernel(self, device: torch.device) -> KernelCall | None:

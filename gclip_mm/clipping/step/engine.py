@@ -1,39 +1,66 @@
-"""The engine: clips the gradients of one optimizer, at one seam, whoever calls ``step``.
+"""The engine: clips the gradients of one optimizer, whoever calls its ``step``.
 
-The seam is ``Optimizer.register_step_pre_hook``. By then a GradScaler has decided whether the step
-is taken, and has unscaled the gradients, except for a fused optimizer, which unscales in its own
-kernel and is handed ``optimizer.grad_scale`` and ``optimizer.found_inf``. The engine uses the same
-two attributes: where one coefficient is to be applied to everything it goes into ``grad_scale``
+It is called by the seam (:mod:`gclip_mm.clipping.step.optimizer`), ahead of ``optimizer.step``. By
+then a GradScaler has decided whether the step is taken and has unscaled the gradients, except for a
+fused optimizer, which unscales in its own kernel (``grad_scale``, ``found_inf``). The engine uses
+the same two attributes: where one coefficient applies to everything, it goes into ``grad_scale``
 (the *fold*), so that clipping costs one read of the gradients, and off the CPU a non-finite step is
-skipped by ``found_inf`` without the host ever looking. Both are put back when the step is over.
+skipped by ``found_inf`` without a host read.
+
+A step runs: collect -> unscale or keep -> [decide on the device] -> measure -> judge -> decide and
+apply -> record.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..base import Measure, scale_all
+from ..base import Finite, Measure, Outcome
 from ..checks import ClipConfigError
 from ..config.parse import ClipConfig, parse_clip_grad
-from ..gradients.norms import host
-from ..gradients.view import GradView
+from ..host import host
 from ..kernels import can_run_on
-from ..kernels.decision import Decision, decide
+from .decision import decide
 from .nonfinite import NonFiniteGradientError, SkipCounter, offenders
 from .observers import StepObserver
-from .optimizer.footprint import Footprint
-from .optimizer.fused import MomentumWatch
-from .optimizer.step_seam import StepSeam
-from .parameters import ParameterBook
-from .record import make_record, record_to_dict
+from .optimizer import OptimizerSide, StepSeam
+from .parameters import ParameterBook, RoutedView
+from .record import make_record, record_to_dict, summarize, total_norm
 from .state import dump_state, load_state
-from .summary import is_global, measure, summarize, total_norm
+
+
+@dataclass
+class _Step:
+    """One step on its way through the engine.
+
+    Attributes:
+        views: the gradients by route.
+        grads: all gradients.
+        fused: whether the optimizer takes ``grad_scale`` and ``found_inf``.
+        folds: whether one coefficient can go into ``grad_scale``.
+        scale: 0-d, the loss scale that the gradients still carry, or None.
+        scaler_inf: not 0 where a GradScaler has found an infinite gradient, or None.
+        measures: what the rule of each view has read.
+        norm: 0-d, the norm of all gradients.
+        finite: whether the gradients are finite.
+    """
+
+    views: list[RoutedView]
+    grads: list[Tensor]
+    fused: bool
+    folds: bool
+    scale: Tensor | None
+    scaler_inf: Tensor | None
+    measures: list[Measure] = field(default_factory=list)
+    norm: Tensor = None  # type: ignore[assignment]
+    finite: Finite = Finite(True)  # noqa: RUF009
 
 
 class GradClipEngine:
@@ -41,16 +68,17 @@ class GradClipEngine:
 
     Args:
         optimizer: any ``torch.optim.Optimizer`` that no other engine clips.
-        clip_grad: a ``clip_grad`` config (:func:`gclip_mm.clipping.config.parse.parse_clip_grad`); it is
-            not changed.
+        clip_grad: a ``clip_grad`` config (:func:`gclip_mm.clipping.config.parse.parse_clip_grad`);
+            it is not changed.
         model: gives the parameters their names and modules. Needed before the first step when the
             config has routes; may also come later, by :meth:`bind`.
         clock: returns ``(iteration, epoch)``, both from 0, for schedules; the default counts the
             steps of the optimizer and knows no epochs.
         on_record: called with the record (6,) of every step (:mod:`gclip_mm.clipping.step.record`).
+        owner: the object that created the engine, for those who find the engine on the optimizer.
 
     Raises:
-        ClipConfigError: a config that cannot be obeyed; an optimizer that is none, or is clipped
+        ClipConfigError: an invalid config; an object that is not an optimizer, or is clipped
             already.
     """
 
@@ -61,6 +89,7 @@ class GradClipEngine:
         model: nn.Module | None = None,
         clock: Callable[[], tuple[int, int]] | None = None,
         on_record: Callable[[Tensor], None] | None = None,
+        owner: object | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise ClipConfigError(
@@ -72,17 +101,17 @@ class GradClipEngine:
         self.config: ClipConfig = parse_clip_grad(clip_grad)
         self.clock = clock
         self.on_record = on_record
-        #: Called around the clipping of every step; empty, it costs nothing.
+        self.owner = owner
+        #: Called around the clipping of every step; an empty list costs nothing.
         self.observers: list[StepObserver] = []
         self.steps = self._begun = 0
         self.skips = SkipCounter(self.config.max_consecutive_skips)
         self.last_record: Tensor | None = None
         self.book = ParameterBook(optimizer, self.config.router)
         self._pending_state: dict[str, Any] | None = None
-        self._footprint = Footprint(optimizer)
-        # Set by clip_now(): the gradients are clipped already, and whether the step is to go on.
+        self._side = OptimizerSide(optimizer)
+        # Set by clip_now(): the gradients are clipped already, and whether the step is to be taken.
         self._early: bool | None = None
-        self._momentum = MomentumWatch(optimizer)
         self._check_epochs()
         if self.on(optimizer) is not None:
             raise ClipConfigError(
@@ -101,7 +130,8 @@ class GradClipEngine:
     @staticmethod
     def on(optimizer: Optimizer) -> GradClipEngine | None:
         """The engine that clips for an optimizer, or None."""
-        return StepSeam.engine_on(optimizer)
+        seam = StepSeam.on(optimizer)
+        return None if seam is None else seam.engine
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != '_seam'}
@@ -113,7 +143,7 @@ class GradClipEngine:
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # torch copies an optimizer without its hooks, and the copy would go on unclipped.
+        # torch copies an optimizer without its hooks; without this the copy would not be clipped.
         vars(self).update(state)
         self.book.refresh(is_change=True)
         self._seam = StepSeam(self)
@@ -132,7 +162,7 @@ class GradClipEngine:
         self.book.bind(model)
 
     def remove(self) -> None:
-        """Detach from the optimizer and leave no trace on it."""
+        """Detach from the optimizer, which is then as it was before."""
         self.restore()
         self._seam.remove()
 
@@ -143,32 +173,51 @@ class GradClipEngine:
                 'give begin and end in steps'
             )
 
-    # -- the step --------------------------------------------------------------------------------
+    # -- called by the seam ----------------------------------------------------------------------
     def begin_step(self) -> None:
         """A step of the optimizer begins."""
         self.restore()
         self._begun = self.steps
 
     def begin_evaluation(self) -> None:
-        """Its closure is about to make gradients, perhaps not for the first time."""
-        self._footprint.unhide()
-        # However often it is asked for them, it is one step.
+        """The closure of the step is about to compute gradients."""
+        self._side.unhide()
+        # A closure may run several times; count one step.
         self.steps = self._begun
 
     @torch.no_grad()
     def run_step(self) -> None:
-        """The gradients are there: clip what the optimizer is going to step with."""
+        """The gradients are complete: clip what the optimizer is about to step with."""
         early, self._early = self._early, None
         if early is None:
             self._clip(can_fold=True)
         elif not early:
-            self._footprint.hide(self.book.params)
+            self._side.hide(self.book.params)
 
+    def step_withheld(self) -> None:
+        """A GradScaler found an infinite gradient and did not call the optimizer."""
+        if self._early is not None:
+            # clip_now() has recorded this step already.
+            self._early = None
+            return
+        self.book.sync()
+        grads = [p.grad for p in self.book.params if p.grad is not None]
+        if not grads:
+            # Without gradients there was no step to withhold.
+            return
+        nan, inf = float('nan'), float('inf')
+        self._finish(make_record(grads[0].device, inf, 0.0, 0.0, nan, 0.0, 1.0), skipped=True)
+
+    def restore(self) -> None:
+        """Put back what the last step changed on the optimizer and its parameters."""
+        self._side.restore()
+
+    # -- called by wrappers ----------------------------------------------------------------------
     @torch.no_grad()
     def clip_now(self) -> None:
         """Clip at once, and not again in the coming step. A GradScaler must have unscaled already.
 
-        If the gradients are not finite and the policy is ``skip``, they stay as they are and the
+        If the gradients are not finite and the policy is ``skip``, they stay unchanged and the
         coming step is skipped.
         """
         self._early = True
@@ -178,186 +227,181 @@ class GradClipEngine:
             self._early = None
             raise
 
-    @property
-    def is_clipped(self) -> bool:
-        """Whether :meth:`clip_now` has clipped, and recorded, what the coming step will take."""
-        return self._early is not None
-
     def forget(self) -> None:
         """The gradients are gone (``zero_grad``): a :meth:`clip_now` no longer counts."""
         self._early = None
 
-    def record_skipped(self) -> None:
-        """Record a step that was never taken, because a GradScaler found an infinite gradient."""
-        self.book.sync()
-        grads = [p.grad for p in self.book.params if p.grad is not None]
-        if not grads:
-            # There was nothing to take a step with.
-            return
-        device = grads[0].device
-        record = make_record(device, float('inf'), 0.0, 0.0, float('nan'), 0.0, 1.0)
-        self._finish(record, skipped=True)
-
+    # -- the step --------------------------------------------------------------------------------
     def _clip(self, can_fold: bool) -> None:
         self.book.sync()
         self._adopt_pending_state()
-        views, everything = self.book.collect()
-        if not views:
+        step = self._collect(can_fold)
+        if step is None:
             return
         try:
-            self._clip_views(views, everything, can_fold)
+            self._unscale_or_keep(step)
+            if self._decide_on_device(step):
+                return
+            self._measure(step)
+            if self._judge(step):
+                self._record(step, self._decide_and_apply(step))
         finally:
-            # What zero_grad drops is memory for the next forward pass: nobody may hold on to it.
-            for view in views:
-                view.grads = []
+            # zero_grad must be able to free the memory of the gradients.
+            for _, view in step.views:
+                view.release()
 
-    def _clip_views(self, views: list[GradView], everything: list[Tensor], can_fold: bool) -> None:
-        self._drive_schedules()
-        optimizer = self.optimizer
-        fused = can_fold and self._is_fused()
-        scale = getattr(optimizer, 'grad_scale', None) if fused else None
-        scaler_inf = getattr(optimizer, 'found_inf', None) if fused else None
-        folds = fused and len(views) == 1
-        # A rule that looks at the gradients themselves has to see them unscaled.
-        if scale is not None and not (folds and is_global(views[0])):
-            torch._foreach_mul_(everything, 1.0 / scale)
-            self._footprint.set(grad_scale=None)
-            scale = None
-
-        # A step that is left out drops its gradients, and nobody looks at them before.
-        disposable = can_fold and self.config.nonfinite == 'skip' and not self.observers
-        for view in views:
-            view.folds = folds and is_global(view)
-            view.is_disposable = disposable and len(views) == 1
-        if views[0].folds and can_run_on(everything[0].device) and self._is_left_alone(True, views):
-            decision = decide(views[0], scale, scaler_inf)
-            if decision is not None:
-                self._hand_over(views, decision, scale)
-                return
-        measures, norm = self._measure(views, scale)
-        for observer in self.observers:
-            observer.before_clip(views, measures, norm, scale)
-        value = host(norm)
-        if value is not None and scaler_inf is None and math.isfinite(value):
-            # As nearly all steps of a CPU are.
-            finite, known = None, True
-        else:
-            finite = torch.isfinite(norm)
-            if scaler_inf is not None:
-                finite = finite & (scaler_inf.to(finite.device).reshape(()) == 0)
-            known = self._look(finite, fused, views)
-        ok = None if known else finite
-        if known is False:
-            if self._on_nonfinite(views, everything, norm, scaler_inf is not None):
-                return
-            if self.config.nonfinite == 'zero':
-                measures, norm = self._measure(views, scale)
-                # The step is taken, but it is none for a rule to learn from.
-                ok = torch.zeros((), dtype=torch.bool)
-
-        outcomes = [
-            None if view.route.clipper is None else view.route.clipper.clip(view, part, ok)
-            for view, part in zip(views, measures, strict=True)
-        ]
-        for view, outcome in zip(views, outcomes, strict=True):
-            if outcome is not None and outcome.coef is not None:
-                self._apply(view, outcome.coef, folds, scale)
-        if known is None and self.config.nonfinite == 'skip':
-            self._footprint.set(found_inf=(~finite).to(torch.float32))
-        for observer in self.observers:
-            observer.after_clip(views, outcomes)
-        nonfinite = 1.0 - finite.to(torch.float64) if known is None else float(not known)
-        p = self.config.outer.norm_type
-        left_to_device = known is None and self.config.nonfinite == 'skip'
-        self._finish(
-            summarize(views, measures, outcomes, norm, nonfinite, p),
-            skipped=~finite if left_to_device else False,
-        )
-
-    def _measure(self, views: list[GradView], scale: Tensor | None) -> tuple[list[Measure], Tensor]:
-        """What every route reads, and the norm of all gradients together."""
-        measures = [measure(view) for view in views]
-        norm = total_norm(views, measures, self.config.outer.norm_type)
-        if scale is not None:
-            # The gradients are still multiplied by the loss scale; the rule must not know.
-            norm = norm / scale.to(norm.device)
-            measures = [measures[0]._replace(norm=norm)]
-        return measures, norm
-
-    def _look(self, finite: Tensor, fused: bool, views: list[GradView]) -> bool | None:
-        """Whether the step is finite; None: on the device only, and nobody needs to wait for it."""
-        value = host(finite)
-        if value is not None:
-            return bool(value)
-        if self._is_left_alone(fused, views):
+    def _collect(self, can_fold: bool) -> _Step | None:
+        """The gradients of this step, loaded into their views; None if there are none."""
+        views, parts, grads = self.book.collect()
+        if not views:
             return None
-        # An optimizer that knows no found_inf can only be kept from stepping by the host.
-        return bool(finite.item())
+        self._drive_schedules()
+        # torch does not mix DTensors and plain tensors in one kernel.
+        fused = can_fold and not self.book.has_dtensors and self._side.is_fused
+        folds = fused and len(views) == 1
+        # A skipped step drops its gradients, and no observer reads them before.
+        early = can_fold and self.config.nonfinite == 'skip' and not self.observers
+        for part, own in zip(views, parts, strict=True):
+            part.view.load(
+                own,
+                folds=folds and part.is_global,
+                may_write_early=early and len(views) == 1,
+            )
+        scale = self._side.grad_scale if fused else None
+        scaler_inf = self._side.found_inf if fused else None
+        return _Step(views, grads, fused, folds, scale, scaler_inf)
 
-    def _is_left_alone(self, fused: bool, views: list[GradView]) -> bool:
-        """Whether the host, which would have to wait, need not know if a step is finite."""
-        policy = self.config.nonfinite
-        return policy == 'off' or (
-            policy == 'skip' and fused and not self._momentum.is_lacking(views)
-        )
+    def _unscale_or_keep(self, step: _Step) -> None:
+        """Unscale, unless the one coefficient of a global rule takes the loss scale along."""
+        if step.scale is not None and not (step.folds and step.views[0].is_global):
+            torch._foreach_mul_(step.grads, 1.0 / step.scale)
+            self._side.divide_by(None)
+            step.scale = None
 
-    def _hand_over(self, views: list[GradView], decision: Decision, scale: Tensor | None) -> None:
-        """Give the optimizer and those who watch what a kernel has decided on the device."""
-        for observer in self.observers:
-            observer.before_clip(views, [decision.measure], decision.measure.norm, scale)
-        skips = self.config.nonfinite == 'skip'
-        self._footprint.set(grad_scale=decision.divisor)
-        if skips:
-            self._footprint.set(found_inf=decision.found_inf)
-        for observer in self.observers:
-            observer.after_clip(views, [decision.outcome])
-        self._finish(decision.record, skipped=decision.found_inf if skips else False)
-
-    def _on_nonfinite(
-        self, views: list[GradView], grads: list[Tensor], norm: Tensor, by_scaler: bool
-    ) -> bool:
-        """Deal with a non-finite step by the policy; True: the step is over."""
-        policy = self.config.nonfinite
-        if policy == 'off':
+    def _decide_on_device(self, step: _Step) -> bool:
+        """Let one kernel decide, if there is one and the host need not know the outcome."""
+        view = step.views[0].view
+        if not (view.folds and can_run_on(step.grads[0].device)):
             return False
-        # A scaler that overflows is at work, not broken: it lowers its scale and goes on.
+        if not self._is_left_to_device(True, step.views):
+            return False
+        decision = decide(step.views[0], step.scale, step.scaler_inf)
+        if decision is None:
+            return False
+        if self.observers:
+            measure = decision.measure(step.scale)
+            self._before_clip(step, [measure], measure.norm)
+        self._side.divide_by(decision.divisor)
+        skips = self.config.nonfinite == 'skip'
+        if skips:
+            self._side.skip_where(decision.found_inf)
+        if self.observers:
+            self._after_clip(step, [decision.outcome])
+        self._finish(decision.record, skipped=decision.found_inf if skips else False)
+        return True
+
+    def _measure(self, step: _Step) -> None:
+        """What every rule reads, and the norm of all gradients, without the loss scale."""
+        step.measures = [part.measure() for part in step.views]
+        if step.scale is not None:
+            step.measures = [step.measures[0].unscaled(step.scale)]
+        step.norm = total_norm(step.views, step.measures, self.config.outer.norm_type)
+
+    def _judge(self, step: _Step) -> bool:
+        """Find out whether the step is finite, and apply the policy; False: the step is over."""
+        self._before_clip(step, step.measures, step.norm)
+        step.finite = self._look(step)
+        policy = self.config.nonfinite
+        if step.finite.known is not False or policy == 'off':
+            return True
+        # A scaler that overflows lowers its scale and goes on: its infs are always skipped.
+        by_scaler = step.scaler_inf is not None
         if policy == 'raise' and not by_scaler:
             raise NonFiniteGradientError(
-                f'non-finite gradient at step {self.steps} in: {offenders(views)}. '
+                f'non-finite gradient at step {self.steps} in: {offenders(step.views)}. '
                 "Set clip_grad nonfinite='skip' to leave such steps out"
             )
         if policy == 'zero' and not by_scaler:
-            for grad in grads:
+            for grad in step.grads:
                 torch.nan_to_num_(grad, nan=0.0, posinf=0.0, neginf=0.0)
-            return False
+            self._measure(step)
+            return True
+        self._skip(step)
+        return False
+
+    def _look(self, step: _Step) -> Finite:
+        """Whether the gradients are finite; reads the device only if the host has to know."""
+        value = host(step.norm)
+        if value is not None and step.scaler_inf is None and math.isfinite(value):
+            return Finite(True)
+        flag = torch.isfinite(step.norm)
+        if step.scaler_inf is not None:
+            flag = flag & (step.scaler_inf.to(flag.device).reshape(()) == 0)
+        known = host(flag)
+        if known is None and self._is_left_to_device(step.fused, step.views):
+            return Finite(None, flag)
+        return Finite(bool(flag.item() if known is None else known))
+
+    def _is_left_to_device(self, fused: bool, views: list[RoutedView]) -> bool:
+        """Whether the host, which would have to wait, need not know if a step is finite."""
+        policy = self.config.nonfinite
+        return policy == 'off' or (policy == 'skip' and fused and self._side.can_skip(views))
+
+    def _skip(self, step: _Step) -> None:
         if self._early is True:
             self._early = False
         else:
-            self._footprint.hide(self.book.params)
-        record = make_record(norm.device, norm, 0.0, 0.0, float('nan'), 0.0, 1.0)
+            self._side.hide(self.book.params)
+        record = make_record(step.norm.device, step.norm, 0.0, 0.0, float('nan'), 0.0, 1.0)
         self._finish(record, skipped=True)
-        return True
 
-    def _apply(self, view: GradView, coef: Tensor, folds: bool, scale: Tensor | None) -> None:
-        value = host(coef)
-        if value is not None and value == 1 and (folds or scale is None):
+    def _decide_and_apply(self, step: _Step) -> list[Outcome | None]:
+        """Let every rule clip, apply what coefficient is left, and skip on the device."""
+        outcomes = [
+            None if part.clipper is None else part.clipper.clip(part.view, measure, step.finite)
+            for part, measure in zip(step.views, step.measures, strict=True)
+        ]
+        for part, outcome in zip(step.views, outcomes, strict=True):
+            if outcome is not None and outcome.coef is not None:
+                self._apply(step, part, outcome.coef)
+        flag = step.finite.flag
+        if flag is not None and self.config.nonfinite == 'skip':
+            self._side.skip_where((~flag).to(torch.float32))
+        self._after_clip(step, outcomes)
+        return outcomes
+
+    def _apply(self, step: _Step, part: RoutedView, coef: Tensor) -> None:
+        """Fold the coefficient into the optimizer, or multiply the gradients by it."""
+        scale, value = step.scale, host(coef)
+        if value is not None and value == 1 and (step.folds or scale is None):
             return
-        if folds:
-            # grad_scale is what the kernel divides by. In float64 until it is known to fit.
+        if step.folds:
+            # The kernel divides by grad_scale. In float64 until it is known to fit float32.
             divisor = coef.double().reciprocal()
             if scale is not None:
                 divisor = divisor * scale.to(divisor.device)
             on_host = host(divisor)
             if on_host is None or on_host <= torch.finfo(torch.float32).max:
-                self._footprint.set(grad_scale=divisor.to(torch.float32))
+                self._side.divide_by(divisor.to(torch.float32))
                 return
         if scale is not None:
             coef = coef / scale.to(coef.device)
-            self._footprint.set(grad_scale=None)
-        scale_all(view.grads, coef)
+            self._side.divide_by(None)
+        part.view.backend.scale_all(coef)
 
-    # -- records ---------------------------------------------------------------------------------
-    def _finish(self, record: Tensor, skipped: bool | Tensor = False) -> None:
+    def _record(self, step: _Step, outcomes: list[Outcome | None]) -> None:
+        """Make the record of a step that is taken."""
+        known, flag = step.finite
+        nonfinite: Tensor | float = float(known is False)
+        skipped: Tensor | bool = False
+        if flag is not None:
+            nonfinite = 1.0 - flag.to(torch.float64)
+            skipped = ~flag if self.config.nonfinite == 'skip' else False
+        p = self.config.outer.norm_type
+        record = summarize(step.views, step.measures, outcomes, step.norm, nonfinite, p)
+        self._finish(record, skipped=skipped)
+
+    def _finish(self, record: Tensor, skipped: bool | Tensor) -> None:
         self.steps += 1
         self.last_record = record
         if self.on_record is not None:
@@ -366,20 +410,13 @@ class GradClipEngine:
             observer.on_record(record)
         self.skips.add(skipped)
 
-    def stats(self) -> dict[str, float]:
-        """The log keys of the last step; {} before the first. Waits for the device."""
-        return {} if self.last_record is None else record_to_dict(self.last_record)
+    def _before_clip(self, step: _Step, measures: list[Measure], norm: Tensor) -> None:
+        for observer in self.observers:
+            observer.before_clip(step.views, measures, norm, step.scale)
 
-    # -- the optimizer ---------------------------------------------------------------------------
-    def _is_fused(self) -> bool:
-        """Whether the optimizer takes ``grad_scale`` and ``found_inf`` from us."""
-        optimizer = self.optimizer
-        if self.book.has_dtensors:
-            # torch does not mix DTensors and plain tensors in one kernel.
-            return False
-        return getattr(optimizer, '_step_supports_amp_scaling', False) and all(
-            group.get('fused') for group in optimizer.param_groups
-        )
+    def _after_clip(self, step: _Step, outcomes: list[Outcome | None]) -> None:
+        for observer in self.observers:
+            observer.after_clip(step.views, outcomes)
 
     def _drive_schedules(self) -> None:
         if self.config.drivers:
@@ -387,22 +424,23 @@ class GradClipEngine:
             for driver in self.config.drivers:
                 driver.set(iteration, epoch)
 
-    def restore(self) -> None:
-        """Put back whatever the last step changed on the optimizer and its parameters."""
-        self._footprint.restore()
+    def stats(self) -> dict[str, float]:
+        """The log keys of the last step; {} before the first. Waits for the device."""
+        return {} if self.last_record is None else record_to_dict(self.last_record)
 
     # -- state -----------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers, strings and containers of them; see :mod:`gclip_mm.clipping.step.state`."""
+        """Tensors, numbers, strings and containers; see :mod:`gclip_mm.clipping.step.state`."""
         if self._pending_state is not None:
             return self._pending_state
         self.book.sync()
-        return dump_state(self)
+        return dump_state(self.config.router, self.book, self._counts())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
 
-        Where the parameters' names are not known yet, it is checked and taken at the first step.
+        If the names of the parameters are not known yet, the state is checked and taken at the
+        first step.
 
         Raises:
             ValueError: the state is of another rule or of other parameters; says what differs.
@@ -411,7 +449,12 @@ class GradClipEngine:
         if self.is_bound:
             self._adopt_pending_state()
 
+    def _counts(self) -> dict[str, int]:
+        return {'steps': self.steps, 'consecutive_skips': self.skips.count}
+
     def _adopt_pending_state(self) -> None:
         if self._pending_state is not None:
             state, self._pending_state = self._pending_state, None
-            load_state(self, state)
+            load_state(self.config.router, self.book, state)
+            self.steps = state['steps']
+            self.skips.count = state['consecutive_skips']

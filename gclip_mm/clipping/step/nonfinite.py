@@ -1,13 +1,13 @@
-"""Steps whose gradient is NaN or infinite: the error they may raise, and the count of them."""
+"""Non-finite steps: the error they may raise, and the count of skipped steps."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..gradients.view import GradView
+from .parameters import RoutedView
 
-#: Steps between two looks at the count where it is kept on the device.
+#: Steps between two device reads of the skip flags.
 _LOOK_EVERY = 50
 
 
@@ -15,11 +15,11 @@ class NonFiniteGradientError(FloatingPointError):
     """A NaN or inf gradient under ``nonfinite='raise'``, or too many skipped steps in a row."""
 
 
-def offenders(views: list[GradView], most: int = 5) -> str:
+def offenders(views: list[RoutedView], most: int = 5) -> str:
     """The names of the first parameters whose gradient is not finite. Waits for the device."""
     bad = [
         info.name
-        for view in views
+        for _, view in views
         for info, grad in zip(view.infos, view.grads, strict=True)
         if not torch.isfinite(grad).all()
     ]
@@ -28,14 +28,14 @@ def offenders(views: list[GradView], most: int = 5) -> str:
 
 
 class SkipCounter:
-    """Counts the steps skipped in a row, and ends a run that does nothing else.
+    """Counts consecutive skipped steps, and ends a run that only skips.
 
-    Where only the device knows whether a step was skipped, the flags are collected there and looked
-    at together now and then, so that no step waits; the run then ends up to 50 steps late.
+    Where only the device knows whether a step was skipped, the flags stay on the device and are
+    read together every 50 steps, so that no step waits. Such a run may end up to 50 steps late.
 
     Args:
-        most: this many skipped steps in a row are an error; None: any number is fine, and what only
-            the device knows is not counted.
+        most: number of consecutive skipped steps that raises; None: no limit, and flags on the
+            device are not counted.
     """
 
     def __init__(self, most: int | None) -> None:
@@ -45,7 +45,7 @@ class SkipCounter:
 
     @property
     def count(self) -> int:
-        """Steps skipped in a row up to now. May wait for the device."""
+        """Consecutive skipped steps up to now. May wait for the device."""
         self._look()
         return self._count
 
@@ -58,11 +58,11 @@ class SkipCounter:
         """Count a step.
 
         Args:
-            skipped: whether it was skipped; a 0-d tensor, True or not 0 if so, where the host does
-                not know.
+            skipped: whether it was skipped; a 0-d tensor, True or not 0 if so, where only the
+                device knows.
 
         Raises:
-            NonFiniteGradientError: that was one too many.
+            NonFiniteGradientError: the limit is reached.
         """
         if isinstance(skipped, Tensor):
             if self.most is not None:

@@ -1,66 +1,64 @@
-"""Somebody who watches the steps of an engine: telemetry, without a hand on the gradients."""
+"""Read-only callbacks around the clipping of a step."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
-from ..base import TensorClipper
-
-if TYPE_CHECKING:
-    from ..base import Measure, Outcome
-    from ..gradients.view import GradView
+from ..base import CoefClipper, Measure, Outcome
+from .parameters import RoutedView
 
 
 class StepObserver:
-    """Base of what may be put into ``GradClipEngine.observers``; every method may be left out.
+    """Base class for read-only step callbacks (``GradClipEngine.observers``).
 
-    The three calls of a step come in the order below, under ``torch.no_grad()``, and on the device
-    only: an observer that reads a tensor's value makes the host wait. A step that is skipped for a
-    non-finite gradient has no ``after_clip``; one that a loss scaler kept from the optimizer has
-    ``on_record`` alone.
+    Every method is optional. The three calls of a step come in the order below, under
+    ``torch.no_grad()``. An observer that reads a tensor's value makes the host wait for the device.
+    A step skipped for a non-finite gradient has no ``after_clip``. A step that a loss scaler
+    skipped has ``on_record`` alone.
     """
 
     def before_clip(
         self,
-        views: list[GradView],
+        views: list[RoutedView],
         measures: list[Measure],
         norm: Tensor,
         scale: Tensor | None,
     ) -> None:
-        """The gradients are complete and untouched.
+        """The gradients are complete and unchanged.
 
         Args:
-            views: the gradients, one view for each route that has some; parameters without a
-                gradient are in none.
-            measures: what each view's rule has read.
-            norm: 0-d, the norm of all gradients, unscaled.
-            scale: the loss scale that the gradients still carry (fused optimizers), or None.
+            views: the gradients, one view for each route that has some. Parameters without a
+                gradient are in no view.
+            measures: what the rule of each view has read, without the loss scale.
+            norm: 0-d, the norm of all gradients, without the loss scale.
+            scale: 0-d, the loss scale that the gradients still carry (fused optimizers), or None.
         """
 
-    def after_clip(self, views: list[GradView], outcomes: list[Outcome | None]) -> None:
-        """The rules have decided, the optimizer has not stepped.
+    def after_clip(self, views: list[RoutedView], outcomes: list[Outcome | None]) -> None:
+        """The rules have decided, and the optimizer has not stepped yet.
 
         Args:
             views: those of :meth:`before_clip`. Their gradients are clipped, except that the
-                coefficient of a rule that gives one may be folded into the optimizer.
-            outcomes: what each view's rule has done; None for exempt parameters.
+                coefficient of a global rule may be folded into the optimizer.
+            outcomes: what the rule of each view did; None for exempt parameters.
         """
 
     def on_record(self, record: Tensor) -> None:
         """The record (6,) of the step (:mod:`gclip_mm.clipping.step.record`)."""
 
 
-def parameter_norms(view: GradView, measure: Measure) -> Tensor:
-    """The 2-norm of each gradient of a view, (N,), from the rule's own measurement if it has them.
+def parameter_norms(part: RoutedView, measure: Measure, scale: Tensor | None) -> Tensor:
+    """The 2-norm of each gradient of a view, (N,), without the loss scale.
 
-    Carries the loss scale if the gradients do.
+    Args:
+        part: the view.
+        measure: what its rule has read; reused if it holds these norms.
+        scale: 0-d, the loss scale that the gradients carry, or None.
     """
-    clipper = view.route.clipper
-    # Rules that measure units keep them in an order of their own; only these promise one number
-    # for each tensor.
-    per_tensor = clipper is None or clipper.is_global or isinstance(clipper, TensorClipper)
+    clipper = part.clipper
+    # Rules by units measure units. Only these kinds measure one number a tensor.
+    per_tensor = clipper is None or isinstance(clipper.core, CoefClipper)
     if measure.parts is not None and per_tensor and (clipper is None or clipper.norm_type == 2):
         return measure.parts
-    return view.norms()
+    norms = part.view.norms()
+    return norms if scale is None else norms / scale.to(norms.device)

@@ -1,32 +1,74 @@
-"""The parameters of an optimizer: found once, named by a model, and grouped into views by route."""
+"""The parameters of an optimizer: named by a model, and grouped into views by route."""
 
 from __future__ import annotations
 
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..base import Clipper, Measure
 from ..checks import ClipConfigError
-from ..config.routes import Router
+from ..config.routes import Route, Router
 from ..gradients.names import ParamInfo, describe_params
-from ..gradients.sharding import FlatShard, flat_param_groups, is_dtensor, to_local
+from ..gradients.norms import combine
+from ..gradients.sharding import (
+    FlatShard,
+    Sharding,
+    find_sharding,
+    flat_param_groups,
+    is_dtensor,
+    to_local,
+)
 from ..gradients.view import GradView
 
-#: Sets of missing gradients whose layout is remembered.
+#: Number of sets of missing gradients whose views are cached.
 _MAX_PLANS = 16
+
+
+class RoutedView(NamedTuple):
+    """A route, and the gradients that it governs in a step.
+
+    Attributes:
+        route: the route; its ``clipper`` is None for exempt parameters.
+        view: the gradients.
+    """
+
+    route: Route
+    view: GradView
+
+    @property
+    def clipper(self) -> Clipper | None:
+        """The rule of the route; None: exempt from clipping."""
+        return self.route.clipper
+
+    @property
+    def is_global(self) -> bool:
+        """Whether all gradients of the view get one coefficient."""
+        return self.clipper is not None and self.clipper.is_global
+
+    @property
+    def norm_type(self) -> float:
+        """Order of the norm that the rule reports."""
+        return 2.0 if self.clipper is None else self.clipper.norm_type
+
+    def measure(self) -> Measure:
+        """What the rule reads; for exempt parameters, their norm."""
+        if self.clipper is None:
+            return Measure(combine(self.view.backend.norms(kernels=False)))
+        return self.clipper.measure(self.view)
 
 
 class ParameterBook:
     """Knows the parameters of an optimizer, and collects their gradients in every step.
 
-    What it knows is looked up anew when parameter groups change or another model is bound; the
-    layout of the views is kept for each set of missing gradients.
+    The parameters are looked up again when the parameter groups change or another model is bound.
+    The views are cached for each set of missing gradients.
 
     Attributes:
         params: all parameters of the optimizer, in its order.
-        infos: what is known of each.
+        infos: name and module of each.
         assigned: the route of each, as indices into ``router.routes``.
         has_dtensors: whether any of them is a DTensor.
     """
@@ -40,7 +82,7 @@ class ParameterBook:
         self._router = router
         self._model: nn.Module | None = None
         self._flat_groups: dict[int, FlatShard] = {}
-        self._plans: dict[Any, list[GradView]] = {}
+        self._plans: dict[Any, list[RoutedView]] = {}
 
     @property
     def is_bound(self) -> bool:
@@ -53,22 +95,22 @@ class ParameterBook:
         Raises:
             ClipConfigError: a route that matches no parameter.
         """
-        # Of a model that is known already everything has matched before.
+        # Patterns were already validated for this model.
         is_known = model is self._model and bool(self.assigned)
         self._model = model
         self.refresh(is_change=is_known)
 
     def refresh(self, is_change: bool = False) -> None:
-        """Find the parameters anew. The state of the rules follows those that stay.
+        """Look up the parameters again. The state of the rules follows those that stay.
 
         Args:
-            is_change: whether the optimizer's groups have changed while it was training, so that a
-                condition that matched may match nothing any more.
+            is_change: whether the optimizer's groups have changed during training, so that a
+                pattern that matched may match no parameter any more.
 
         Raises:
-            ClipConfigError: a condition that no parameter fulfils.
+            ClipConfigError: a pattern that matches no parameter.
         """
-        params = [p for group in self._optimizer.param_groups for p in group['params']]
+        params = self._current()
         infos = describe_params(params, self._model)
         if self.is_bound or not self._router.needs_names:
             assigned = self._router.assign(infos, must_match=not is_change)
@@ -78,6 +120,9 @@ class ParameterBook:
         self.has_dtensors = any(map(is_dtensor, params))
         self._flat_groups = flat_param_groups(self._model)
         self._plans.clear()
+
+    def _current(self) -> list[Tensor]:
+        return [p for group in self._optimizer.param_groups for p in group['params']]
 
     def _move_state(self, params: list[Tensor], assigned: list[int]) -> None:
         before, now = _members(self.params, self.assigned), _members(params, assigned)
@@ -89,69 +134,93 @@ class ParameterBook:
             route.clipper.follow([slots.get(id(param)) for param in here])
 
     def whole_shape(self, param: Tensor) -> list[int]:
-        """The shape of a parameter when no process holds but a part of it."""
+        """The shape of a parameter before sharding."""
         flat = self._flat_groups.get(id(param))
         return list(param.shape if flat is None else flat.shape)
 
     def sync(self) -> None:
-        """Find the parameters anew if the optimizer's groups are others than they were."""
-        params = [p for group in self._optimizer.param_groups for p in group['params']]
+        """Look up the parameters again if the optimizer's groups have changed."""
+        params = self._current()
         if len(params) != len(self.params) or not all(map(is_, params, self.params)):
             self.refresh(is_change=True)
 
-    def collect(self) -> tuple[list[GradView], list[Tensor]]:
-        """The views of the gradients that are there, and all those gradients.
+    def collect(self) -> tuple[list[RoutedView], list[list[Tensor]], list[Tensor]]:
+        """The views of this step, the gradients of each, and all gradients.
+
+        The views do not hold the gradients yet (:meth:`GradView.load`).
 
         Raises:
             ClipConfigError: a kind of gradient that no rule supports, or routes without a model.
         """
-        grads = [p.grad for p in self.params]
-        if self._flat_groups:
-            # FSDP1 gives no gradient to a rank that holds nothing of the parameter; the others
-            # wait for its share of the norm all the same.
-            grads = [
-                p.new_empty(0) if grad is None and not p.numel() else grad
-                for p, grad in zip(self.params, grads, strict=True)
-            ]
+        grads = self._gradients()
         missing = tuple(i for i, grad in enumerate(grads) if grad is None)
-        if self.has_dtensors:
-            grads = [None if grad is None else to_local(grad) for grad in grads]
-        everything = [grad for grad in grads if grad is not None] if missing else grads
+        everything = [grad for grad in grads if grad is not None]
         if not everything:
-            return [], []
-        # The device and type are part of the key: a model may be moved after the first step.
+            return [], [], []
+        # Device and dtype are part of the key: a model may be moved after the first step.
         key = (missing, everything[0].device, everything[0].dtype)
         views = self._plans.get(key)
         if views is None:
             views = self._plan(key, grads)
         if len(views) == 1:
-            views[0].grads = everything
-        else:
-            for view in views:
-                view.grads = [grads[i] for i in view.positions]
-        return views, everything
+            return views, [everything], everything
+        return views, [[grads[i] for i in view.positions] for _, view in views], everything  # type: ignore[misc]
 
-    def _plan(self, key: Any, grads: list[Tensor | None]) -> list[GradView]:
+    def _gradients(self) -> list[Tensor | None]:
+        grads = [p.grad for p in self.params]
+        if self._flat_groups:
+            # FSDP1 gives no gradient to a rank that holds nothing of the parameter, while the other
+            # ranks wait for its part of the norm.
+            grads = [
+                p.new_empty(0) if grad is None and not p.numel() else grad
+                for p, grad in zip(self.params, grads, strict=True)
+            ]
+        if self.has_dtensors:
+            return [None if grad is None else to_local(grad) for grad in grads]
+        return grads  # type: ignore[return-value]
+
+    def _plan(self, key: Any, grads: list[Tensor | None]) -> list[RoutedView]:
         for info, grad in zip(self.infos, grads, strict=True):
             if grad is not None:
                 _check_supported(info, grad)
         if self._router.needs_names and not self.is_bound:
             raise ClipConfigError(
-                'clip_grad: exclude and rules go by the names of parameters: pass the model '
+                'clip_grad: exclude and rules select parameters by name: pass the model '
                 '(attach(optimizer, clip_grad, model=model))'
             )
         if len(self._plans) >= _MAX_PLANS:
             self._plans.clear()
-        self._plans[key] = self._router.views(
-            self.infos, self.assigned, set(key[0]), self._flat_groups
-        )
+        self._plans[key] = self._views(set(key[0]))
         return self._plans[key]
+
+    def _views(self, missing: set[int]) -> list[RoutedView]:
+        """A view for every route that has gradients.
+
+        Args:
+            missing: the places of the parameters that have no gradient.
+        """
+        views = []
+        for k, route in enumerate(self._router.routes):
+            members = [i for i, chosen in enumerate(self.assigned) if chosen == k]
+            live = [(slot, i) for slot, i in enumerate(members) if i not in missing]
+            if not live:
+                continue
+            slots, positions = (list(column) for column in zip(*live, strict=True))
+            params = [self.infos[i].param for i in members]
+            sharding = find_sharding(params, slots, self._flat_groups)
+            if sharding is not None and route.clipper is not None:
+                _check_layout(route.clipper, sharding)
+            infos = [self.infos[i] for i in positions]
+            views.append(
+                RoutedView(route, GradView(infos, positions, slots, len(members), sharding))
+            )
+        return views
 
 
 def _members(params: list[Tensor], assigned: list[int]) -> dict[int, list[Tensor]]:
     """The parameters of each route, in the order of their slots."""
     members: dict[int, list[Tensor]] = {}
-    # As long as names are needed and not known, none has a route.
+    # No parameter has a route as long as names are needed and not known.
     for param, route in zip(params, assigned, strict=False):
         members.setdefault(route, []).append(param)
     return members
@@ -165,3 +234,14 @@ def _check_supported(info: ParamInfo, grad: Tensor) -> None:
         )
     if grad.is_complex():
         raise ClipConfigError(f'clip_grad: the gradient of {info.name} is complex: not supported')
+
+
+def _check_layout(clipper: Clipper, sharding: Sharding) -> None:
+    """Refuse a state that could not be saved in a form that another run can read."""
+    flat = any(spec is not None and None in spec.dims for spec in sharding.specs)
+    if flat and clipper.elementwise_state:
+        raise ClipConfigError(
+            f'clip_grad: {clipper.name} keeps a number for each weight, and FSDP1 lays the weights '
+            'out flat, so that a checkpoint of it would fit no other run. Shard with FSDP2 '
+            '(torch.distributed.fsdp.fully_shard)'
+        )

@@ -1,27 +1,28 @@
-"""The engine's state in a checkpoint: what is saved, and the check before it is loaded.
+"""The state of an engine in a checkpoint, and the check before it is loaded.
 
-Only tensors, numbers, strings and containers of them, so that ``torch.load(weights_only=True)``
+It holds tensors, numbers, strings and containers only, so that ``torch.load(weights_only=True)``
 reads it and no class of this package is needed to open a checkpoint.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from ..base import Clipper
+from ..config.routes import Router
+from ..gradients.names import ParamInfo
 from ..gradients.sharding import gather, scatter
-
-if TYPE_CHECKING:
-    from ..base import Clipper
-    from .engine import GradClipEngine
+from .parameters import ParameterBook
 
 _VERSION = 1
 
 
-def _members(engine: GradClipEngine, k: int) -> list[int]:
-    return [i for i, chosen in enumerate(engine.book.assigned) if chosen == k]
+def _infos(book: ParameterBook, k: int) -> list[ParamInfo]:
+    """The parameters of route ``k``."""
+    return [info for info, chosen in zip(book.infos, book.assigned, strict=False) if chosen == k]
 
 
 def _each_param(
@@ -29,7 +30,7 @@ def _each_param(
 ) -> Any:
     """Apply a change to every tensor of a state that belongs to a parameter of the route.
 
-    Those are the lists of tensors; a tensor by itself is of the rule as a whole.
+    These are the lists of tensors; a tensor outside a list belongs to the rule as a whole.
     """
     if isinstance(value, dict):
         return {key: _each_param(item, params, change) for key, item in value.items()}
@@ -41,101 +42,95 @@ def _each_param(
     return [_each_param(item, params, change) for item in value]
 
 
-def dump_state(engine: GradClipEngine) -> dict[str, Any]:
+def dump_state(router: Router, book: ParameterBook, counts: dict[str, int]) -> dict[str, Any]:
     """The state of an engine.
 
+    Args:
+        router: the routes and their rules.
+        book: the parameters.
+        counts: ``steps`` taken and ``consecutive_skips`` up to now.
+
     Returns:
-        dict: ``version``; ``steps`` taken and ``consecutive_skips`` up to now; ``routes``, for each
-        route its ``rule`` (class name, or None where it exempts), the ``params`` it governs by
-        name, their ``shapes``, and the rule's own ``state``.
+        dict: ``version``; the counts; ``routes``, for each route its ``rule`` (name, or None if it
+        exempts), the names of its ``params``, their ``shapes``, and the rule's own ``state``.
     """
     routes = []
-    for k, route in enumerate(engine.config.router.routes):
-        infos = [engine.book.infos[i] for i in _members(engine, k)]
+    for k, route in enumerate(router.routes):
+        infos = _infos(book, k)
+        clipper = route.clipper
+        own: dict[str, Any] = {}
+        if clipper is not None:
+            own = _each_param(clipper.state_dict(), [info.param for info in infos], gather)
         routes.append(
             {
-                'rule': None if route.clipper is None else type(route.clipper).__name__,
+                'rule': None if clipper is None else clipper.name,
                 'params': [info.name for info in infos],
-                'shapes': [engine.book.whole_shape(info.param) for info in infos],
-                'state': {}
-                if route.clipper is None
-                else _each_param(route.clipper.state_dict(), [i.param for i in infos], gather),
+                'shapes': [book.whole_shape(info.param) for info in infos],
+                'state': own,
             }
         )
-    return {
-        'version': _VERSION,
-        'named': engine.is_bound,
-        'steps': engine.steps,
-        'consecutive_skips': engine.skips.count,
-        'routes': routes,
-    }
+    return {'version': _VERSION, 'named': book.is_bound, **counts, 'routes': routes}
 
 
-def load_state(engine: GradClipEngine, state: dict[str, Any]) -> None:
-    """Restore a state.
+def load_state(router: Router, book: ParameterBook, state: dict[str, Any]) -> None:
+    """Restore the state of the rules.
 
-    Rules that keep no state may be exchanged freely on a resume, and thresholds may change. Where
-    there is state to be restored, rule and parameters must be those that it was made with.
+    Rules without state may be replaced freely on a resume, and thresholds may change. Where there
+    is state to restore, rules and parameters must be the same as when it was saved.
 
     Raises:
-        ValueError: what differs, by name. The engine is left as it was.
+        ValueError: what differs, by name. The rules keep their former state.
     """
     if state.get('version') != _VERSION:
         raise ValueError(
             f'gclip state has version {state.get("version")!r}, this package reads {_VERSION}'
         )
-    routes = engine.config.router.routes
+    routes = router.routes
     saved = state['routes']
-    has_state = any(entry['state'] for entry in saved)
-    if has_state:
-        _check_rules(engine, saved)
-        for k, entry in enumerate(saved):
-            _check_params(engine, k, entry, bool(state.get('named')))
-        before = [(rule, rule.state) for route in routes for rule in _rules(route.clipper)]
-        try:
-            for k, (route, entry) in enumerate(zip(routes, saved, strict=True)):
-                if route.clipper is not None:
-                    params = [engine.book.infos[i].param for i in _members(engine, k)]
-                    own = _each_param(entry['state'], params, scatter)
-                    route.clipper.load_state_dict(own, params)
-        except Exception:
-            # A rule puts a new state in the place of the old one, and does not change that.
-            for rule, own in before:
-                rule.state = own
-            raise
-    else:
+    if not any(entry['state'] for entry in saved):
         for route in routes:
             if route.clipper is not None:
                 route.clipper.load_state_dict({}, [])
-    engine.steps = state['steps']
-    engine.skips.count = state['consecutive_skips']
+        return
+    _check_rules(router, saved)
+    for k, entry in enumerate(saved):
+        _check_params(book, k, entry, bool(state.get('named')))
+    before = [(rule, rule.state) for route in routes for rule in _rules(route.clipper)]
+    try:
+        for k, (route, entry) in enumerate(zip(routes, saved, strict=True)):
+            if route.clipper is not None:
+                params = [info.param for info in _infos(book, k)]
+                own = _each_param(entry['state'], params, scatter)
+                route.clipper.load_state_dict(own, params)
+    except Exception:
+        # A rule replaces its state on loading and leaves the old object unchanged.
+        for rule, former in before:
+            rule.state = former
+        raise
 
 
 def _rules(clipper: Clipper | None) -> list[Clipper]:
-    """A rule and those that it is made of."""
+    """A rule and the rules within it."""
     if clipper is None:
         return []
     return [clipper, *(rule for part in getattr(clipper, 'clips', ()) for rule in _rules(part))]
 
 
-def _check_rules(engine: GradClipEngine, saved: list[dict]) -> None:
-    rule_of = [
-        None if route.clipper is None else type(route.clipper).__name__
-        for route in engine.config.router.routes
-    ]
+def _check_rules(router: Router, saved: list[dict[str, Any]]) -> None:
+    rule_of = [None if r.clipper is None else r.clipper.name for r in router.routes]
     saved_rules = [entry['rule'] for entry in saved]
     if rule_of != saved_rules:
         raise ValueError(
             f'the checkpoint was made with the clipping rules {saved_rules}, this run has '
             f'{rule_of}. Resume with the same clip_grad, or use load_from instead of resume to '
-            'start the rule afresh'
+            'start the rule from scratch'
         )
 
 
-def _check_params(engine: GradClipEngine, k: int, entry: dict, named: bool) -> None:
-    infos = [engine.book.infos[i] for i in _members(engine, k)]
+def _check_params(book: ParameterBook, k: int, entry: dict[str, Any], named: bool) -> None:
+    infos = _infos(book, k)
     names = [info.name for info in infos]
-    if named and engine.is_bound and names != entry['params']:
+    if named and book.is_bound and names != entry['params']:
         gone = [name for name in entry['params'] if name not in set(names)]
         new = [name for name in names if name not in set(entry['params'])]
         what = [
@@ -147,7 +142,7 @@ def _check_params(engine: GradClipEngine, k: int, entry: dict, named: bool) -> N
             f'the clipping state of {entry["rule"]} is of other parameters; '
             f'{"; ".join(what) or "their order differs"}'
         )
-    shapes = [engine.book.whole_shape(info.param) for info in infos]
+    shapes = [book.whole_shape(info.param) for info in infos]
     if shapes != entry['shapes']:
         if len(shapes) != len(entry['shapes']):
             what = f'{len(entry["shapes"])} parameters in the checkpoint, {len(shapes)} in this run'

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from ...clipping.base import Measure, Outcome
 from ...clipping.gradients.names import ParamInfo, describe_params
-from ...clipping.gradients.view import GradView
 from ...clipping.step.observers import StepObserver, parameter_norms
+from ...clipping.step.parameters import RoutedView
 
 # A unit counts as clipped when its norm shrank by more than rounding.
 _SHRUNK = 1 - 1e-5
@@ -90,7 +90,7 @@ class ModuleProbe(StepObserver):
     # -- around the clipping ---------------------------------------------------------------------
     def before_clip(
         self,
-        views: list[GradView],
+        views: list[RoutedView],
         measures: list[Measure],
         norm: Tensor,
         scale: Tensor | None,
@@ -100,27 +100,25 @@ class ModuleProbe(StepObserver):
             return
         self._forget()
         self._describe()
-        where = [i for view in views for i in view.positions]
+        where = [i for _, view in views for i in view.positions]
         norms = torch.cat(
-            [parameter_norms(v, m).double() for v, m in zip(views, measures, strict=True)]
+            [parameter_norms(v, m, scale).double() for v, m in zip(views, measures, strict=True)]
         )
         self._norms = norms.new_zeros(len(self._infos))
         self._norms[torch.tensor(where, device=norms.device)] = norms
         self._scale = scale
-        if scale is not None:
-            self._norms /= scale.to(norms.device)
         self._before = [info.param.detach().clone() for info in self._infos]
-        for view in views:
+        for _, view in views:
             for i, info, grad in zip(view.positions, view.infos, view.grads, strict=True):
                 self._units[i] = info.layout.norms(grad)
                 self._weight_units[i] = info.layout.norms(info.param.detach())
 
-    def after_clip(self, views: list[GradView], outcomes: list[Outcome | None]) -> None:
+    def after_clip(self, views: list[RoutedView], outcomes: list[Outcome | None]) -> None:
         """Which units were clipped."""
         if not self.armed or self._norms is None:
             return
         clipped = [self._norms.new_zeros(()) for _ in self._infos]
-        for view, outcome in zip(views, outcomes, strict=True):
+        for (_, view), outcome in zip(views, outcomes, strict=True):
             coef = None if outcome is None else outcome.coef
             for i, info, grad in zip(view.positions, view.infos, view.grads, strict=True):
                 before = self._units[i]

@@ -18,7 +18,8 @@ from ...clipping.gradients.sharding import is_dtensor, is_spread_flat
 from ...clipping.gradients.view import GradView
 from ...clipping.step.engine import GradClipEngine
 from ...clipping.step.observers import StepObserver
-from ...clipping.step.optimizer.nested_steps import is_nested
+from ...clipping.step.optimizer import is_nested
+from ...clipping.step.parameters import RoutedView
 from ...clipping.step.record import make_record
 
 #: Iterations that a model is thought to accumulate by itself at most.
@@ -106,7 +107,7 @@ class _StockSeam:
         self._wrapper = wrapper
         self._model = model
         self._observer = observer
-        self._views: list[GradView] = []
+        self._views: list[RoutedView] = []
         self._norm: Tensor | None = None
         self._clip = wrapper._clip_grad
         wrapper._clip_grad = self._clip_observed
@@ -131,7 +132,7 @@ class _StockSeam:
         if norm is None:
             return
         self._observer.after_clip(self._views, [None])
-        post = combine(tensor_norms(self._views[0].grads))
+        post = combine(tensor_norms(self._views[0].view.grads))
         if scale is not None:
             post = post / scale.to(post.device)
         coef = torch.where(norm > 0, post / norm, 1.0)
@@ -146,16 +147,16 @@ class _StockSeam:
         live = [i for i, p in enumerate(params) if p.grad is not None]
         if not live:
             return
-        if not self._views or self._views[0].positions != live:
+        if not self._views or self._views[0].view.positions != live:
             infos = describe_params(params, self._model)
             route = Route(None, None, 'stock')
-            view = GradView(route, [infos[i] for i in live], live, live, len(params))
-            self._views = [view]
-        view = self._views[0]
-        view.grads = [params[i].grad for i in live]
+            view = GradView([infos[i] for i in live], live, live, len(params))
+            self._views = [RoutedView(route, view)]
+        view = self._views[0].view
+        view.load([params[i].grad for i in live])
         parts = tensor_norms(view.grads)
-        norm = combine(parts)
+        measure = Measure(combine(parts), parts)
         if scale is not None:
-            norm = norm / scale.to(norm.device)
-        self._norm = norm
-        self._observer.before_clip(self._views, [Measure(norm, parts)], norm, scale)
+            measure = measure.unscaled(scale)
+        self._norm = measure.norm
+        self._observer.before_clip(self._views, [measure], measure.norm, scale)

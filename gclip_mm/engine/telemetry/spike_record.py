@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...clipping.base import Measure
 from ...clipping.gradients.names import ParamInfo
-from ...clipping.gradients.view import GradView
 from ...clipping.step.observers import StepObserver, parameter_norms
+from ...clipping.step.parameters import RoutedView
 from .module_probe import module_name
 from .spike_detector import SpikeDetector, Verdict
 
@@ -71,15 +71,16 @@ class _StepMeasurer(StepObserver):
 
     def before_clip(
         self,
-        views: list[GradView],
+        views: list[RoutedView],
         measures: list[Measure],
         norm: Tensor,
         scale: Tensor | None,
     ) -> None:
-        parts = [parameter_norms(v, m).double() for v, m in zip(views, measures, strict=True)]
-        norms = parts[0] if len(parts) == 1 else torch.cat(parts)
-        self._norms = norms if scale is None else norms / scale.to(norms.device)
-        self._infos = views[0].infos if len(views) == 1 else [i for v in views for i in v.infos]
+        pairs = zip(views, measures, strict=True)
+        parts = [parameter_norms(part, measure, scale).double() for part, measure in pairs]
+        self._norms = parts[0] if len(parts) == 1 else torch.cat(parts)
+        first = views[0].view.infos
+        self._infos = first if len(views) == 1 else [i for _, v in views for i in v.infos]
         self._norm = norm
 
     def on_record(self, record: Tensor) -> None:

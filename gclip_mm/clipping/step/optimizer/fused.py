@@ -9,10 +9,10 @@ from torch.optim import Optimizer
 
 
 class MomentumWatch:
-    """Tells whether fused SGD is about to make its momentum buffers.
+    """Tells whether fused SGD is about to create its momentum buffers.
 
-    It would leave them uninitialised if ``found_inf`` skipped its very first step, so the host has
-    to decide about that one.
+    It would leave the buffers uninitialised if ``found_inf`` skipped its very first step. The host
+    has to decide about that step.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -23,13 +23,13 @@ class MomentumWatch:
         """Whether a parameter lacks its buffer.
 
         Args:
-            views: what is the same object for as long as the same gradients are present.
+            views: the same list object for as long as the same gradients are present.
         """
         optimizer = self._optimizer
         if not isinstance(optimizer, torch.optim.SGD):
             return False
-        # Looked up once for a set of gradients: buffers that are there stay, as long as nobody
-        # exchanges or empties the optimizer's state.
+        # Cached for a set of gradients: existing buffers stay unless the optimizer's state is
+        # replaced or emptied.
         seen = self._seen
         if (
             seen is not None

@@ -1,0 +1,324 @@
+"""Reads and writes the gradients of a view: the one place that chooses a kernel.
+
+:class:`Backend` works by PyTorch's operations, on every device and dtype, and is what the kernels
+are tested against. :class:`ShardedBackend` adds the exchange between processes.
+:class:`~gclip_mm.clipping.gradients.kernel_backend.KernelBackend` uses Triton on a GPU and Numba on
+a CPU where the gradients allow it, and falls back to PyTorch where they do not.
+
+A backend is made once for a view. It keeps what a measuring call has read until the gradients are
+written, so that the call that writes need not read again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..host import host, np
+from .names import ParamInfo
+from .norms import combine, finish_norms, read_by_rows, tensor_norms
+from .outliers import OutlierEdit
+from .rows import NARROW, RowNorms
+from .sharded_units import UnitReduction
+from .sharding import Sharding, to_local
+from .unit_plan import UnitLimits, UnitPlan
+from .units import UnitLayout
+
+#: Bounds of the elements: one for all gradients, or one for each (an array or tensor (N,)); None:
+#: no bound.
+Bound = float | Tensor | Any | None
+
+
+class Ranges(NamedTuple):
+    """The range of the elements of each gradient.
+
+    Attributes:
+        low: lower end, for all gradients or (N,).
+        high: upper end, likewise.
+        threshold: the number to log: 0-d tensor or float.
+        change: ``change(i, values, out)`` writes to ``out`` what becomes of elements of gradient
+            ``i``, those inside the range included; both tensors have the same shape. None: the
+            elements are clamped to the range.
+    """
+
+    low: Bound
+    high: Bound
+    threshold: Tensor | float
+    change: Callable[[int, Tensor, Tensor], object] | None = None
+
+
+class Backend:
+    """PyTorch's operations.
+
+    Args:
+        infos: the N parameters whose gradients will be loaded.
+        exact: compute all norms bit-identical to torch's.
+    """
+
+    def __init__(self, infos: list[ParamInfo], exact: bool = False) -> None:
+        self._infos = infos
+        self._params = [info.param for info in infos]
+        self._exact = exact
+        self._layouts: list[UnitLayout] | None = None
+        self._unit_plan: UnitPlan | None = None
+        #: The N gradients of this step; empty between steps.
+        self.grads: list[Tensor] = []
+        self._may_write = False
+        # What element_norms() has read in this step.
+        self._parts: Tensor | None = None
+        self._rows: RowNorms | None = None
+
+    def load(self, grads: list[Tensor], may_write_early: bool) -> None:
+        """Take the N gradients of a step.
+
+        Args:
+            grads: the gradients (local shards).
+            may_write_early: whether measuring may clip already; see ``GradView.may_write_early``.
+        """
+        self.grads = grads
+        self._may_write = may_write_early
+        self._parts = self._rows = None
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The N parameters; of a sharded one, the local shard."""
+        return self._params
+
+    @property
+    def layouts(self) -> list[UnitLayout]:
+        """Unit layouts of the N parameters."""
+        if self._layouts is None:
+            self._layouts = [info.layout for info in self._infos]
+        return self._layouts
+
+    # -- whole tensors ---------------------------------------------------------------------------
+    def norms(self, p: float = 2.0, exact: bool = False, kernels: bool = True) -> Tensor:
+        """The p-norm of each whole gradient, (N,), float32 or float64.
+
+        Args:
+            p: order of the norm, greater than 0, or ``math.inf``.
+            exact: bit-identical to ``torch.nn.utils.clip_grad_norm_`` on a CPU.
+            kernels: whether a kernel may be used.
+        """
+        return tensor_norms(self.grads, p, exact or self._exact)
+
+    def scale_all(self, coef: Tensor) -> None:
+        """Multiply all gradients in place by one coefficient (0-d)."""
+        if all(grad.device == coef.device for grad in self.grads):
+            torch._foreach_mul_(self.grads, coef)
+        else:
+            for grad in self.grads:
+                grad.mul_(coef.to(grad.device))
+
+    def scale(self, coefs: Tensor) -> None:
+        """Multiply each gradient in place by its coefficient; coefs has shape (N,).
+
+        On a CPU, where reading the coefficients is free, a gradient whose coefficient is 1 is not
+        touched.
+        """
+        grads, values = self.grads, host(coefs)
+        if values is not None:
+            cut = (values != 1).nonzero()[0].tolist()
+            if cut:
+                torch._foreach_mul_([grads[i] for i in cut], values[cut].tolist())
+        elif all(grad.device == coefs.device for grad in grads):
+            torch._foreach_mul_(grads, list(coefs.unbind()))
+        else:
+            torch._foreach_mul_(grads, [c.to(g.device) for c, g in zip(coefs, grads, strict=True)])
+
+    # -- units -----------------------------------------------------------------------------------
+    @property
+    def _plan(self) -> UnitPlan:
+        if self._unit_plan is None:
+            self._unit_plan = UnitPlan(self.params, self.layouts)
+        return self._unit_plan
+
+    def unit_norms(self, limits: UnitLimits | None = None) -> tuple[Tensor, Tensor]:
+        """The norm of all gradients (0-d) and the norms of their units (U,).
+
+        Args:
+            limits: what each unit will be scaled down to. If clipping early is allowed, a kernel
+                may scale in the same pass; :meth:`scale_units` then skips what is done.
+        """
+        norms = self._plan.norms(self.grads, self._plan.grad_norms, guard=True)
+        total = combine(norms)
+        value = host(total)
+        if value is not None and value < 1e-15:
+            # The squares of such small norms underflow float32, which would falsify the record.
+            total = combine(tensor_norms(self.grads, exact=False))
+        return total, norms
+
+    def unit_weights(self) -> Tensor:
+        """The norms of the units of the weights (U,), in the order of :meth:`unit_norms`."""
+        return self._plan.norms(self.params, self._plan.weight_norms)
+
+    def scale_units(self, coefs: Tensor) -> None:
+        """Multiply every unit in place by its coefficient (U,)."""
+        self._plan.scale(self.grads, coefs)
+
+    def unit_totals(
+        self, post: Tensor, bounds: Tensor, clipped: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """What a rule reports of its units.
+
+        Args:
+            post: (U,) norms after clipping.
+            bounds: (U,) bounds of the units.
+            clipped: (U,) bool, the units that were clipped.
+
+        Returns:
+            Norm after clipping (0-d), norm of all bounds (0-d), clipped units (0-d), units.
+        """
+        norm, bound = (combine(part, exact=False) for part in (post, bounds))
+        return norm, bound, clipped.sum(), len(post)
+
+    # -- elements --------------------------------------------------------------------------------
+    def element_norms(
+        self, fixed_range: tuple[float | None, float | None] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The 2-norm of all gradients (0-d) and of each (N,), read as :meth:`edit` needs them.
+
+        Args:
+            fixed_range: the range that elements will be clamped to, if it is known already. If
+                clipping early is allowed, a kernel may clamp in the same pass.
+        """
+        rows = read_by_rows(self.grads, NARROW)
+        if rows is None:
+            parts = tensor_norms(self.grads, exact=False)
+        else:
+            parts = finish_norms(rows.norms(self.grads), self.grads)
+        parts = self._whole(parts)
+        self._parts, self._rows = parts, rows
+        return combine(parts), parts
+
+    def edit(self, ranges: Ranges, is_clamp: bool = False) -> tuple[Tensor, Tensor | float]:
+        """Change the elements outside their range, in place; after :meth:`element_norms`.
+
+        Args:
+            ranges: the ranges, and what becomes of the elements outside.
+            is_clamp: the range is the ``fixed_range`` of :meth:`element_norms`, and elements are
+                clamped to it.
+
+        Returns:
+            The 2-norm of all gradients after the edit (0-d), and how many elements changed.
+        """
+        parts = self.element_norms()[1] if self._parts is None else self._parts
+        edit = OutlierEdit(self.grads, parts, self._rows)
+        _apply(edit, ranges, len(self.grads))
+        return combine(self._norms_after(edit)), self._sum(edit.counts).sum()
+
+    def _norms_after(self, edit: OutlierEdit) -> Tensor:
+        return edit.norms()
+
+    def _whole(self, norms: Tensor) -> Tensor:
+        """2-norms of local shards -> 2-norms of whole tensors."""
+        return norms
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return values
+
+
+class ShardedBackend(Backend):
+    """PyTorch's operations on local shards; norms and counts are those of whole tensors.
+
+    Args:
+        infos: the N parameters whose gradients will be loaded.
+        slots: their places among all parameters of the route.
+        sharding: how the parameters of the route are sharded.
+    """
+
+    def __init__(
+        self, infos: list[ParamInfo], slots: list[int], sharding: Sharding, exact: bool = False
+    ) -> None:
+        super().__init__(infos, exact)
+        self._slots = slots
+        self._sharding = sharding
+        self._reduction: UnitReduction | None = None
+
+    @property
+    def params(self) -> list[Tensor]:
+        # Read again in each step: FSDP may replace the storage of a shard between steps.
+        return [to_local(param) for param in self._params]
+
+    def norms(self, p: float = 2.0, exact: bool = False, kernels: bool = True) -> Tensor:
+        return self._sharding.norms(super().norms(p, exact), p)
+
+    def unit_norms(self, limits: UnitLimits | None = None) -> tuple[Tensor, Tensor]:
+        plan = self._plan
+        if self._reduction is None:
+            self._reduction = UnitReduction(
+                [self._infos[i] for i in plan.order],
+                [self.layouts[i] for i in plan.order],
+                [self._sharding.specs[self._slots[i]] for i in plan.order],
+                plan.sizes,
+                plan.grad_norms.device,
+            )
+        norms = plan.norms(self.grads, plan.grad_norms, guard=True)
+        return self._reduction.measure(norms, plan.norms(self.params, plan.weight_norms))
+
+    def unit_weights(self) -> Tensor:
+        assert self._reduction is not None and self._reduction.weights is not None
+        return self._reduction.weights
+
+    def unit_totals(
+        self, post: Tensor, bounds: Tensor, clipped: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        assert self._reduction is not None
+        return self._reduction.totals(post, bounds, clipped)
+
+    def _norms_after(self, edit: OutlierEdit) -> Tensor:
+        return self.norms()
+
+    def _whole(self, norms: Tensor) -> Tensor:
+        return self._sharding.norms(norms, 2.0)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return self._sharding.sum(values)
+
+
+def _apply(edit: OutlierEdit, ranges: Ranges, count: int) -> None:
+    low: Any = ranges.low
+    high: Any = ranges.high
+    change = ranges.change
+    if change is None and not (_is_each(low) or _is_each(high)):
+
+        def clamp(values: Tensor, out: Tensor) -> None:
+            torch.clamp(values, low, high, out=out)
+
+        edit.apply_to_all(low, high, clamp)
+        return
+    for i in range(count):
+        ends = _of(low, i), _of(high, i)
+        if isinstance(ends[1], float) and ends == (-math.inf, math.inf):
+            continue
+        edit.apply(i, *ends, _Change(i, *ends, change))
+
+
+class _Change:
+    """What becomes of elements of one gradient."""
+
+    def __init__(self, i: int, low: Any, high: Any, change: Any) -> None:
+        self._i, self._low, self._high, self._change = i, low, high, change
+
+    def __call__(self, values: Tensor, out: Tensor) -> None:
+        if self._change is None:
+            torch.clamp(values, self._low, self._high, out=out)
+        else:
+            self._change(self._i, values, out)
+
+
+def _is_each(bound: Bound) -> bool:
+    return isinstance(bound, Tensor) or (np is not None and isinstance(bound, np.ndarray))
+
+
+def _of(bound: Bound, i: int) -> Any:
+    if not _is_each(bound):
+        return bound
+    return bound[i] if isinstance(bound, Tensor) else float(bound[i])  # type: ignore[index]
+
+
+__all__ = ['Backend', 'Ranges', 'ShardedBackend', 'UnitLimits']

@@ -1,0 +1,189 @@
+"""Kernels for the gradients of a view: Triton on a GPU, Numba on a CPU."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..host import host
+from ..kernels import HostTensors, MultiTensor, Units, UnitTensors, can_run_on, can_take
+from .backend import Backend, Ranges, ShardedBackend
+from .names import ParamInfo
+from .norms import combine
+from .sharding import Sharding
+from .unit_plan import UnitLimits
+
+# Before torch 2.5 it took one tensor at a time.
+_MARKS_SEVERAL = 'Iterable' in str(
+    inspect.signature(torch.autograd.graph.increment_version).parameters['tensor'].annotation
+)
+
+
+def make_backend(
+    infos: list[ParamInfo], slots: list[int], sharding: Sharding | None, exact: bool = False
+) -> Backend:
+    """The backend for the gradients of some parameters.
+
+    Args:
+        infos: the N parameters.
+        slots: their places among all parameters of the route.
+        sharding: how the parameters of the route are sharded, or None.
+        exact: compute all norms bit-identical to torch's, without kernels.
+    """
+    if sharding is not None:
+        return ShardedBackend(infos, slots, sharding, exact)
+    return Backend(infos, exact=True) if exact else KernelBackend(infos)
+
+
+class KernelBackend(Backend):
+    """One launch, or one pass over host memory, for all gradients.
+
+    Whether the kernels can work on the gradients of a step is checked when they are first used in
+    the step, and again before writing, because an observer may have replaced a gradient. Where they
+    cannot, :class:`~gclip_mm.clipping.gradients.backend.Backend` does the work.
+    """
+
+    def __init__(self, infos: list[ParamInfo]) -> None:
+        super().__init__(infos)
+        self._tables: dict[tuple[str, type], Any] = {}
+        # What has measured the gradients of this step, if a kernel has.
+        self._whole_used: MultiTensor | HostTensors | None = None
+        self._units_used: UnitTensors | None = None
+        self._weights: Tensor | None = None
+        self._scan: Any = None
+
+    def load(self, grads: list[Tensor], may_write_early: bool) -> None:
+        super().load(grads, may_write_early)
+        self._whole_used = self._units_used = self._weights = self._scan = None
+
+    # -- the kernels -----------------------------------------------------------------------------
+    def _kind(self) -> type[MultiTensor] | type[HostTensors] | None:
+        first = self.grads[0]
+        if can_run_on(first.device):
+            return MultiTensor
+        return HostTensors if can_take(first) else None
+
+    def _whole_kernels(
+        self, p: float = 2.0, exact: bool = False
+    ) -> MultiTensor | HostTensors | None:
+        """The kernels for whole tensors, or None where they cannot work on these gradients."""
+        kind = self._kind()
+        if kind is None or (kind is HostTensors and (exact or p != 2)):
+            return None
+        tables = self._tables.get(('whole', kind))
+        if tables is None or not tables.fits(self.grads):
+            units = [Units(k, 1, grad.numel()) for k, grad in enumerate(self.grads)]
+            tables = self._tables['whole', kind] = kind(units, self.grads)
+        return tables if tables.take(self.grads) else None
+
+    def _unit_kernels(self) -> UnitTensors | None:
+        """The kernels for units, or None where they cannot work on these gradients."""
+        kind = self._kind()
+        if kind is None:
+            return None
+        tables = self._tables.get(('units', kind))
+        if tables is None or not tables.fits(self.grads, self.params):
+            pairs = list(zip(self.layouts, self.params, strict=True))
+            runs = [layout.runs(param) for layout, param in pairs]
+            sizes = [math.prod(layout.shape(param)) for layout, param in pairs]
+            order = self._plan.order
+            tables = UnitTensors(self.grads, self.params, runs, sizes, order, kind)
+            self._tables['units', kind] = tables
+        return tables if tables.take(self.grads, self.params) else None
+
+    # -- whole tensors ---------------------------------------------------------------------------
+    def norms(self, p: float = 2.0, exact: bool = False, kernels: bool = True) -> Tensor:
+        whole = self._whole_kernels(p, exact) if kernels else None
+        if whole is None:
+            return super().norms(p, exact)
+        self._whole_used = whole
+        return whole.norms(p)
+
+    def scale(self, coefs: Tensor) -> None:
+        whole = self._whole_used
+        if whole is None or not whole.has(self.grads):
+            super().scale(coefs)
+        else:
+            whole.scale(coefs)
+            mark_written(self.grads)
+
+    # -- units -----------------------------------------------------------------------------------
+    def unit_norms(self, limits: UnitLimits | None = None) -> tuple[Tensor, Tensor]:
+        units = self._units_used = self._unit_kernels()
+        if units is None:
+            return super().unit_norms(limits)
+        norms, weights = units.measure(limits if self._may_write else None)
+        if units.has_scaled:
+            mark_written(self.grads)
+        for i, where in units.rest:
+            for tensor, flat in ((self.grads[i], norms), (self.params[i], weights)):
+                flat[where] = self.layouts[i].norms(tensor, torch.float64).reshape(-1)
+        self._weights = weights
+        return combine(norms, exact=False), norms
+
+    def unit_weights(self) -> Tensor:
+        return super().unit_weights() if self._weights is None else self._weights
+
+    def scale_units(self, coefs: Tensor) -> None:
+        units = self._units_used
+        if units is None or not (units.has_scaled or units.has(self.grads)):
+            super().scale_units(coefs)
+            return
+        units.scale(coefs)
+        for i, where in units.rest:
+            layout, grad = self.layouts[i], self.grads[i]
+            layout.split(grad).mul_(coefs[where].view(layout.shape(grad)))
+        mark_written(self.grads)
+
+    # -- elements --------------------------------------------------------------------------------
+    def element_norms(
+        self, fixed_range: tuple[float | None, float | None] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self._scan = None
+        whole = self._whole_used = None if fixed_range is None else self._whole_kernels()
+        if whole is None or fixed_range is None:
+            return super().element_norms()
+        if isinstance(whole, HostTensors):
+            scan = self._scan = whole.scan(*fixed_range, write=self._may_write)
+            if scan.written:
+                mark_written(self.grads)
+            self._parts = scan.norms
+            return scan.totals[0], scan.norms
+        self._parts = whole.norms()
+        return combine(self._parts), self._parts
+
+    def edit(self, ranges: Ranges, is_clamp: bool = False) -> tuple[Tensor, Tensor | float]:
+        if not is_clamp:
+            return super().edit(ranges)
+        whole, scan = self._whole_used, self._scan
+        low: Any = ranges.low
+        high: Any = ranges.high
+        if whole is not None and not (scan and scan.written) and not whole.has(self.grads):
+            # A gradient was replaced since it was measured.
+            self.element_norms((low, high))
+            whole, scan = self._whole_used, self._scan
+        # Non-finite elements: the compiled loop and torch.clamp treat them differently.
+        if scan is not None and math.isfinite(host(scan.totals[0])):
+            if not scan.written:
+                assert isinstance(whole, HostTensors)
+                whole.write(scan)
+                mark_written(self.grads)
+            return scan.totals[1], scan.changed
+        if isinstance(whole, MultiTensor):
+            counts, posts = whole.clamp(low, high)
+            mark_written(self.grads)
+            return combine(posts), counts.sum()
+        return super().edit(ranges)
+
+
+def mark_written(tensors: list[Tensor]) -> None:
+    """Tell autograd that kernels have changed tensors in place, as torch's operations do."""
+    if _MARKS_SEVERAL:
+        torch.autograd.graph.increment_version(tensors)
+    else:
+        for tensor in tensors:
+            torch.autograd.graph.increment_version(tensor)

@@ -1,0 +1,116 @@
+"""Unit norms by PyTorch's operations, in one flat vector."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..host import host, np
+from .norms import accumulate_dtype, tensor_norms
+from .units import UnitLayout
+
+
+class UnitLimits(NamedTuple):
+    """A limit for each unit: ``factor * max(norm of its weights, floor)``.
+
+    Attributes:
+        floor: replaces a smaller weight norm, above 0.
+        factor: largest ratio of the gradient's norm to the weight's, at least 0.
+    """
+
+    floor: float
+    factor: float
+
+
+class UnitPlan:
+    """Where the unit norms of each parameter lie in one flat vector (U,); made once for a view.
+
+    Args:
+        params: the N parameters (local shards).
+        layouts: their unit layouts.
+    """
+
+    def __init__(self, params: list[Tensor], layouts: list[UnitLayout]) -> None:
+        device = params[0].device
+        # The widest dtype: torch does not narrow a float64 tensor to a float32 norm.
+        is_wide = any(accumulate_dtype(param) == torch.float64 for param in params)
+        dtype = torch.float64 if is_wide else torch.float32
+        self.layouts = layouts
+        # Whole tensors come first: torch computes all their norms in one call.
+        self.whole = [i for i, layout in enumerate(layouts) if layout.dims is None]
+        self.rows = [i for i, layout in enumerate(layouts) if layout.dims is not None]
+        self.order = self.whole + self.rows
+        shapes = [layouts[i].shape(params[i]) for i in self.order]
+        sizes = [math.prod(shape) for shape in shapes]
+        # A rank may hold no unit of a sharded parameter, and reduceat accepts no empty segment.
+        self.filled = [k for k, size in enumerate(sizes) if size]
+        starts = [0, *itertools.accumulate(sizes)]
+        self.offsets = [starts[k] for k in self.filled]
+        self.shapes = shapes
+        self.sizes = sizes
+        self.grad_norms = torch.empty(sum(sizes), dtype=dtype, device=device)
+        self.weight_norms = torch.empty_like(self.grad_norms)
+        self._slots: dict[int, list[Tensor]] = {
+            id(buffer): self._cut(buffer)[len(self.whole) :]
+            for buffer in (self.grad_norms, self.weight_norms)
+        }
+
+    def _cut(self, flat: Tensor) -> list[Tensor]:
+        """Views of a flat vector of unit norms, one for each parameter, ready to broadcast."""
+        return [
+            part.view(shape)
+            for part, shape in zip(flat.split(self.sizes), self.shapes, strict=True)
+        ]
+
+    def norms(self, tensors: list[Tensor], buffer: Tensor, guard: bool = False) -> Tensor:
+        """Unit norms of all tensors, written into ``buffer`` (U,) where nothing overflows.
+
+        Args:
+            tensors: N tensors of the shapes of the parameters.
+            buffer: ``grad_norms`` or ``weight_norms``.
+            guard: recompute norms that overflowed in float64 (CPU only).
+        """
+        whole = len(self.whole)
+        if whole:
+            firsts = tensor_norms([tensors[i] for i in self.whole])
+            buffer[:whole] = firsts
+        for i, slot in zip(self.rows, self._slots[id(buffer)], strict=True):
+            layout, tensor = self.layouts[i], tensors[i]
+            if tensor.device != buffer.device:
+                slot.copy_(layout.norms(tensor, buffer.dtype))
+            else:
+                torch.linalg.vector_norm(
+                    layout.split(tensor),
+                    dim=layout.dims,
+                    keepdim=True,
+                    dtype=buffer.dtype,
+                    out=slot,
+                )
+        values = host(buffer)
+        if not guard or values is None or buffer.dtype == torch.float64:
+            return buffer
+        if np.isfinite(values).all():
+            return buffer
+        wide = buffer.double()
+        if whole:
+            wide[:whole] = firsts
+        for i, slot in zip(self.rows, self._cut(wide)[whole:], strict=True):
+            if not np.isfinite(host(slot)).all():
+                slot.copy_(self.layouts[i].norms(tensors[i], torch.float64))
+        return wide
+
+    def scale(self, tensors: list[Tensor], coefs: Tensor) -> None:
+        """Multiply every unit in place by its coefficient (U,)."""
+        cut = self._cut(coefs)
+        values = host(coefs)
+        touched = self.filled
+        if values is not None and touched:
+            clipped = np.logical_or.reduceat(values != 1, self.offsets)
+            touched = [k for k, yes in zip(touched, clipped.tolist(), strict=True) if yes]
+        for k in touched:
+            i = self.order[k]
+            self.layouts[i].split(tensors[i]).mul_(cut[k].to(tensors[i].device))

@@ -1,0 +1,24 @@
+"""Looking at tensors in host memory without a device read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ['host', 'np']
+
+try:
+    import numpy as np
+except ModuleNotFoundError:
+    # torch runs without NumPy, and so does this package: a CPU tensor is then treated like a tensor
+    # on any other device, whose values the host does not read.
+    np = None  # type: ignore[assignment]
+
+
+def host(tensor: Tensor) -> Any:
+    """A NumPy view of the tensor's memory if that is host memory, else None; never a copy or wait.
+
+    Unlike ``tensor.item()`` it issues no device read, so a hot path may branch on it.
+    """
+    return tensor.detach().numpy() if tensor.device.type == 'cpu' and np is not None else None
