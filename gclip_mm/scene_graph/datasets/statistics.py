@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..evaluation.matching import box_iou
+from ..boxes import box_iou
 
 if TYPE_CHECKING:
     from .scene_graph_dataset import SceneGraphDataset

@@ -9,11 +9,11 @@ import numpy as np
 from mmdet.registry import HOOKS
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 
 from ..datasets.statistics import relation_statistics
 from ..models.heads.frequency_bias import FrequencyBias, load_counts, save_counts
+from .unwrapped_model import unwrapped_model
 
 
 @HOOKS.register_module()
@@ -46,8 +46,7 @@ class FrequencyBiasHook(Hook):
     def before_run(self, runner: Runner) -> None:
         if not isinstance(runner._train_loop, BaseLoop):
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        biases = [m for m in model.modules() if isinstance(m, FrequencyBias)]
+        biases = [m for m in unwrapped_model(runner).modules() if isinstance(m, FrequencyBias)]
         if not biases:
             raise ValueError(
                 'FrequencyBiasHook: the model has no FrequencyBias; take the hook out of '

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
-from torch import nn
 
 from ..evaluation.metric import SceneGraphMetric
 from ..models.detectors import SceneGraphRCNN
 from ..models.protocol import SceneGraphProtocol
 from ..models.weights import check_weights
+from .unwrapped_model import unwrapped_model
 
 #: Pictures of each data set that have to be there.
 _LOOKED_FOR = 100
@@ -47,7 +46,7 @@ class SceneGraphCheckHook(Hook):
     priority = 'HIGHEST'
 
     def before_run(self, runner: Runner) -> None:
-        model = _unwrapped(runner)
+        model = unwrapped_model(runner)
         if not isinstance(model, SceneGraphRCNN):
             raise ValueError(
                 f'SceneGraphCheckHook: the model is a {type(model).__name__}, no SceneGraphRCNN; '
@@ -70,13 +69,9 @@ class SceneGraphCheckHook(Hook):
         loops = _loops(runner)
         # A checkpoint that training begins with may be of another data set.
         if 'train' not in loops:
-            check_weights(_unwrapped(runner), checkpoint)
+            check_weights(unwrapped_model(runner), checkpoint)
             meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
             _check_names(loops, meta, 'the training set of the checkpoint')
-
-
-def _unwrapped(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _loops(runner: Runner) -> dict[str, BaseLoop]:

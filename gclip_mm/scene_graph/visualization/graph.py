@@ -9,7 +9,7 @@ import numpy as np
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
-from ..evaluation.matching import box_iou
+from ..boxes import box_iou
 
 #: What an edge or a node can be. ``plain``: there is nothing to compare with.
 KINDS = ('plain', 'true', 'extra', 'missed')
