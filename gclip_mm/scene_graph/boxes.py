@@ -6,21 +6,20 @@ import numpy as np
 
 
 def box_iou(boxes1: np.ndarray, boxes2: np.ndarray, plus_one: bool = False) -> np.ndarray:
-    """Intersection over union of every box of one set with every box of another.
+    """Intersection over union of every pair of boxes from two sets.
 
     Args:
         boxes1: (N, 4) xyxy.
         boxes2: (G, 4) xyxy.
-        plus_one: Count a box's last pixel as inside it, ``width = x2 - x1 + 1``, as the code
-            descended from Fast R-CNN does.
+        plus_one: Compute ``width = x2 - x1 + 1``, as code derived from Fast R-CNN does.
 
     Returns:
-        (N, G) float64. 0 where the union has no area.
+        (N, G) float64, 0 where the union has no area.
     """
     offset = 1.0 if plus_one else 0.0
     area1 = np.prod(np.maximum(boxes1[:, 2:] - boxes1[:, :2] + offset, 0), axis=1)
     area2 = np.prod(np.maximum(boxes2[:, 2:] - boxes2[:, :2] + offset, 0), axis=1)
-    # One coordinate at a time: a (N, G, 2) temporary costs twice as much.
+    # One coordinate at a time, because an (N, G, 2) temporary takes twice as long.
     inter = np.minimum(boxes1[:, None, 2], boxes2[None, :, 2])
     inter -= np.maximum(boxes1[:, None, 0], boxes2[None, :, 0])
     height = np.minimum(boxes1[:, None, 3], boxes2[None, :, 3])

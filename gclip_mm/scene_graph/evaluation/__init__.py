@@ -1,4 +1,4 @@
-"""Scene-graph metrics. The functions need NumPy only, ``SceneGraphMetric`` needs MMDetection."""
+"""Scene-graph metrics. The functions need only NumPy; ``SceneGraphMetric`` needs MMDetection."""
 
 from importlib.util import find_spec
 
