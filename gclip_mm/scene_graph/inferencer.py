@@ -143,8 +143,8 @@ class SceneGraphInferencer(DetInferencer):
             unknown = sorted(set(item) - set(INPUT_KEYS))
             if unknown or ('img' in item) == ('img_path' in item):
                 raise ValueError(
-                    "an input dict needs 'img' or 'img_path', and for PredCls 'bboxes' and 'labels', "
-                    f"for SGCls 'bboxes'; got keys {sorted(item)}"
+                    "an input dict needs 'img' or 'img_path', and 'bboxes' (SGCls and PredCls) and "
+                    f"'labels' (PredCls); got keys {sorted(item)}"
                 )
             given = {key: item[key] for key in ('bboxes', 'labels') if key in item}
             picture = item['img'] if 'img' in item else item['img_path']

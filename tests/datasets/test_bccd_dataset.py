@@ -50,7 +50,7 @@ def build(root, **kwargs):
     return DATASETS.build(dict(type='BCCDDataset', data_root=str(root), pipeline=[], **kwargs))
 
 
-def test_it_reads_the_voc_layout(bccd):
+def test_load_reads_voc_layout(bccd):
     dataset = build(bccd)
     assert dataset.metainfo['classes'] == ('RBC', 'WBC', 'Platelets')
     assert len(dataset) == 2
@@ -63,14 +63,14 @@ def test_it_reads_the_voc_layout(bccd):
     ]
 
 
-def test_a_box_without_width_is_ignored_in_training(bccd):
+def test_training_ignores_box_without_width(bccd):
     dataset = build(bccd, filter_cfg=dict(filter_empty_gt=True, bbox_min_size=2))
     flags = [i['ignore_flag'] for i in dataset.get_data_info(1)['instances']]
     assert flags == [0, 1]
 
 
 @pytest.mark.parametrize('lost', ['', 'ImageSets/Main/train.txt', 'JPEGImages', 'Annotations'])
-def test_missing_data_gives_one_clear_message(bccd, lost):
+def test_missing_file_raises_one_line_error_with_path(bccd, lost):
     (bccd / lost).rename(bccd.parent / 'elsewhere')
     with pytest.raises(FileNotFoundError) as error:
         build(bccd)

@@ -34,7 +34,7 @@ def wrapper_and_model(cfg):
 
 
 @pytest.mark.parametrize('path', QUICKSTART + BCCD, ids=lambda path: path.stem)
-def test_config_names_what_stock_mmdet_needs_to_run_it(path):
+def test_config_has_imports_for_stock_mmdet(path):
     cfg = Config.fromfile(path)
     assert cfg.custom_imports['imports'] == ['gclip_mm']
     assert cfg.default_scope == 'mmdet'
@@ -45,7 +45,7 @@ def test_config_names_what_stock_mmdet_needs_to_run_it(path):
 
 
 @pytest.mark.parametrize('path', BCCD, ids=lambda path: path.stem)
-def test_bccd_config_builds_and_says_where_the_photos_belong(path, tmp_path):
+def test_bccd_config_builds_and_missing_photos_raise(path, tmp_path):
     cfg = Config.fromfile(path)
     # Proposals lie beside the photos' folder, which may be a link.
     root = 'data/' if cfg.train_dataloader.dataset.get('proposal_file') else 'data/BCCD/'
@@ -58,7 +58,7 @@ def test_bccd_config_builds_and_says_where_the_photos_belong(path, tmp_path):
 
 
 @pytest.mark.parametrize('path', QUICKSTART, ids=lambda path: path.stem)
-def test_quickstart_takes_a_clipped_step(path, tmp_path):
+def test_quickstart_config_takes_a_clipped_step(path, tmp_path):
     cfg = Config.fromfile(path)
     params = dict(num_train=4, num_val=1, image_size=cfg.params['image_size'], seed=0)
     dataset = DATASETS.build(
@@ -75,7 +75,7 @@ def test_quickstart_takes_a_clipped_step(path, tmp_path):
 
 
 @pytest.mark.parametrize('folder', ['quickstart', 'bccd'])
-def test_metafile_and_readme_name_every_config(folder):
+def test_metafile_and_readme_list_every_config(folder):
     root = ROOT / 'configs' / folder
     readme = (root / 'README.md').read_text()
     listed = {

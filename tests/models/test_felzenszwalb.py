@@ -26,7 +26,7 @@ def iou(a, b):
 
 
 @needs_skimage
-def test_a_rectangle_has_its_own_box():
+def test_rectangle_is_proposed():
     image = np.full((60, 80, 3), 40, np.uint8)
     image[10:40, 20:70] = (30, 160, 220)
     boxes, scores = felzenszwalb_boxes(image)
@@ -36,7 +36,7 @@ def test_a_rectangle_has_its_own_box():
 
 
 @needs_skimage
-def test_finds_the_objects_of_shape_scenes():
+def test_proposals_cover_shape_scenes_objects():
     hits = []
     for index in range(2):
         drawn = draw_sample(0, 'train', index, (160, 128))
@@ -52,7 +52,7 @@ def test_finds_the_objects_of_shape_scenes():
 
 
 @needs_skimage
-def test_same_boxes_each_time_and_the_first_of_them():
+def test_proposals_are_deterministic_and_max_num_keeps_first():
     image = draw_sample(0, 'train', 0, (160, 128)).image
     first, _ = felzenszwalb_boxes(image)
     again, _ = felzenszwalb_boxes(image)
@@ -63,7 +63,7 @@ def test_same_boxes_each_time_and_the_first_of_them():
 
 
 @needs_skimage
-def test_boxes_of_a_wide_image_are_in_its_own_pixels():
+def test_boxes_of_wide_image_are_in_original_pixels():
     image = draw_sample(0, 'train', 0, (160, 128)).image
     wide = cv2.resize(image, (1600, 1280), interpolation=cv2.INTER_NEAREST)
     expected, _ = felzenszwalb_boxes(image)
@@ -76,12 +76,12 @@ def test_boxes_of_a_wide_image_are_in_its_own_pixels():
     ('options', 'word'),
     [(dict(mode='best'), 'mode'), (dict(max_num=0), 'max_num'), (dict(max_width=0), 'max_width')],
 )
-def test_bad_options(options, word):
+def test_bad_option_raises_with_its_name(options, word):
     with pytest.raises(ValueError, match=word):
         felzenszwalb_boxes(np.zeros((8, 8, 3), np.uint8), **options)
 
 
-def test_without_scikit_image_says_what_to_install(monkeypatch):
+def test_missing_scikit_image_raises_with_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, 'skimage.segmentation', None)
     monkeypatch.setitem(sys.modules, 'skimage', None)
     with pytest.raises(ImportError, match='pip install scikit-image'):

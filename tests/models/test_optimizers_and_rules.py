@@ -68,7 +68,7 @@ def pictures():
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 @pytest.mark.parametrize('rule', list(CLIPPERS))
-def test_every_rule_trains_with_every_optimizer(rule, optimizer):
+def test_loss_decreases_for_every_rule_and_optimizer(rule, optimizer):
     torch.manual_seed(0)
     model = OneBoxDetector()
     cfg = dict(

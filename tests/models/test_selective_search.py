@@ -24,7 +24,7 @@ def iou(a, b):
 
 
 @needs_contrib
-def test_finds_the_objects_of_shape_scenes():
+def test_proposals_cover_shape_scenes_objects():
     hits = []
     for index in range(5):
         drawn = draw_sample(0, 'train', index, (160, 128))
@@ -41,7 +41,7 @@ def test_finds_the_objects_of_shape_scenes():
 
 
 @needs_contrib
-def test_same_boxes_in_the_same_order_each_time():
+def test_proposals_are_deterministic():
     image = draw_sample(0, 'train', 0, (160, 128)).image
     first, _ = selective_search(image)
     again, _ = selective_search(image)
@@ -52,7 +52,7 @@ def test_same_boxes_in_the_same_order_each_time():
 
 
 @needs_contrib
-def test_boxes_of_a_wide_image_are_in_its_own_pixels():
+def test_boxes_of_wide_image_are_in_original_pixels():
     image = draw_sample(0, 'train', 0, (160, 128)).image
     wide = cv2.resize(image, (1600, 1280), interpolation=cv2.INTER_NEAREST)
     expected, _ = selective_search(image)
@@ -64,19 +64,19 @@ def test_boxes_of_a_wide_image_are_in_its_own_pixels():
 @pytest.mark.parametrize(
     ('options', 'word'), [(dict(mode='best'), 'mode'), (dict(max_num=0), 'max_num')]
 )
-def test_bad_options(options, word):
+def test_bad_option_raises_with_its_name(options, word):
     with pytest.raises(ValueError, match=word):
         selective_search(np.zeros((8, 8, 3), np.uint8), **options)
 
 
 @needs_contrib
 @pytest.mark.parametrize('image', [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8)])
-def test_not_an_image(image):
+def test_wrong_image_dtype_or_shape_raises(image):
     with pytest.raises(ValueError, match='image must be uint8'):
         selective_search(image)
 
 
-def test_opencv_without_contrib_says_what_to_install(monkeypatch):
+def test_opencv_without_contrib_raises_with_install_command(monkeypatch):
     monkeypatch.delattr(module.cv2, 'ximgproc', raising=False)
     with pytest.raises(ImportError, match='opencv-contrib-python-headless'):
         selective_search(np.zeros((8, 8, 3), np.uint8))

@@ -11,7 +11,7 @@ import gclip_mm  # noqa: F401  sets what mmdet left out
 from gclip_mm.engine.launch import find_config
 
 
-def test_scores_are_the_softmax_of_the_classifier():
+def test_ssd_scores_equal_softmax_of_classifier():
     register_all_modules()
     model = Config.fromfile(find_config('mmdet::ssd/ssd300_coco.py')).model
     torch.manual_seed(0)

@@ -43,14 +43,14 @@ def build(cfg: Config) -> torch.nn.Module:
         return MODELS.build(copy.deepcopy(cfg.model))
 
 
-def test_contexts_times_protocols():
+def test_every_context_and_protocol_has_a_config():
     for data, middle in (('shapescenes', ''), ('vg150', 'r50_fpn_'), ('psg', 'r50_fpn_')):
         wanted = {f'{c}_{p}_{middle}{data}.py' for c in CONTEXTS for p in PROTOCOLS}
         assert wanted <= set(names(data))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_it_builds_and_its_parts_fit(path):
+def test_config_builds_with_consistent_parts(path):
     cfg = Config.fromfile(str(path))
     model = build(cfg)
     for kind, part in ((METRICS, cfg.val_evaluator), (VISUALIZERS, cfg.visualizer)):
@@ -76,7 +76,7 @@ def test_it_builds_and_its_parts_fit(path):
 
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda path: path.stem)
 @pytest.mark.parametrize('name', ['shapescenes/rnn_sgdet', 'vg150/imp_predcls', 'psg/crnn_sgcls'])
-def test_recipes_fit_every_model(recipe, name):
+def test_clip_recipes_match_every_model(recipe, name):
     path = next(p for p in CONFIGS if str(p.relative_to(FOLDER)).startswith(name))
     cfg = gclip_mm.apply_clip(Config.fromfile(str(path)), str(recipe))
     clip = parse_clip_grad(cfg.optim_wrapper.clip_grad)
@@ -102,7 +102,7 @@ def test_recipes_fit_every_model(recipe, name):
     assert len(budgets) == (2 if recipe.stem == 'value_routes' else 3)
 
 
-def test_metafile_lists_them_all():
+def test_metafile_lists_every_config():
     content = yaml.safe_load((FOLDER / 'metafile.yml').read_text())
     listed = {model['Config'] for model in content['Models']}
     assert listed == {str(path.relative_to(ROOT)) for path in CONFIGS}

@@ -45,7 +45,7 @@ def small(path, iters) -> Config:
     return cfg
 
 
-def test_train_validate_draw_resume(tmp_path):
+def test_train_validate_draw_and_resume(tmp_path):
     runner = Runner.from_cfg(small(tmp_path, 2))
     runner.train()
     numbers = runner.message_hub

@@ -73,7 +73,7 @@ def own_data(root: Path) -> None:
         (root / f'{split}.json').write_text(json.dumps(content))
 
 
-def test_own_data_from_json_to_pictures(tmp_path, monkeypatch):
+def test_readme_steps_work_on_own_data(tmp_path, monkeypatch):
     own_data(tmp_path / 'data' / 'mine')
     text = code(0).replace('./configs', str(ROOT / 'configs'))
     (tmp_path / 'my_config.py').write_text(text)
@@ -100,7 +100,7 @@ def test_own_data_from_json_to_pictures(tmp_path, monkeypatch):
     assert len(list((tmp_path / 'out' / 'preds').iterdir())) == 8
 
 
-def test_files_that_the_readme_names_are_there():
+def test_files_named_in_readme_exist():
     folder = ROOT / 'configs' / 'scene_graph'
     for link in re.findall(r'\]\(([^)#:]+)\)', README):
         assert (folder / link).exists(), link

@@ -119,6 +119,7 @@ def _require_proposals(batch_data_samples: SampleList) -> None:
         if sample is None or sample.get('proposals') is None:
             raise ValueError(
                 f'R-CNN got no proposals for {sample.get("img_path") if sample else "an image"}: '
-                "set the data set's proposal_file and add dict(type='LoadProposals') to the pipeline; "
+                'set proposal_file of the data set and add '
+                "dict(type='LoadProposals') to the pipeline; "
                 'tools/dataset_converters/make_proposals.py creates the file'
             )

@@ -165,7 +165,7 @@ class SceneGraphWriter:
         if path.exists() and not overwrite:
             raise FileExistsError(f'{path} exists; pass --overwrite to replace it')
         if not self.content['images']:
-            raise ValueError(f'no image to write to {path}')
+            raise ValueError(f'no image is left for {path}')
         RelationIndex(self.content, str(path), {})
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f'.{path.name}.partial')

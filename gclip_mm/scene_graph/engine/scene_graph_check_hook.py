@@ -215,8 +215,8 @@ def check_pictures(dataset: Any, where: str) -> None:
     if missing:
         raise FileNotFoundError(
             f'{len(missing)} of {len(local)} checked pictures of the {where} set'
-            f'{_file_of(dataset)} do not exist, the first is {missing[0]}. The path is data_root, data_prefix.img and '
-            '"file_name" in the annotation file, joined'
+            f'{_file_of(dataset)} do not exist, the first is {missing[0]}. The path is data_root, '
+            'data_prefix.img and "file_name" in the annotation file, joined'
         )
 
 

@@ -172,7 +172,9 @@ triplet = st.tuples(
     unseen=st.sets(triplet, max_size=6),
     per_pair=st.sampled_from([None, 1, 2]),
 )
-def test_equals_the_reference(data, iou_thr, plus_one, empty_pred, average, unseen, per_pair):
+def test_recall_equals_reference_on_random_images(
+    data, iou_thr, plus_one, empty_pred, average, unseen, per_pair
+):
     predictions, truths = [p for p, _ in data], [t for _, t in data]
     ks = (1, 2, 5)
     expected = reference(
@@ -195,7 +197,7 @@ def test_equals_the_reference(data, iou_thr, plus_one, empty_pred, average, unse
         assert actual[key] == pytest.approx(value, nan_ok=True), key
 
 
-def test_equals_the_reference_on_a_crowded_image():
+def test_recall_equals_reference_on_crowded_image():
     rng = np.random.default_rng(0)
     predictions, truths = [], []
     for _ in range(3):

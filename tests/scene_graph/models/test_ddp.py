@@ -29,7 +29,9 @@ def _train(rank, world, file, model, batches, steps):
 
 
 @pytest.mark.parametrize('protocol', ['predcls', 'sgdet'])
-def test_one_process_finds_no_pair(make_model, make_batch, pictures, tmp_path, protocol):
+def test_ddp_trains_if_one_process_has_no_pair(
+    make_model, make_batch, pictures, tmp_path, protocol
+):
     model = make_model('CRNNContext', protocol=protocol, detector_loss=protocol == 'sgdet').train()
     empty = [pictures['keep_objects'](pictures['sample_of'](i), 0) for i in range(2)]
     if protocol == 'sgdet':

@@ -66,7 +66,7 @@ def train(model, batch, clip_grad, iters, spike_at=None):
 
 @pytest.mark.parametrize('clip', CLIPPING)
 @pytest.mark.parametrize('context', CONTEXT_NAMES)
-def test_eight_pictures_by_heart(make_model, make_batch, predict, context, clip):
+def test_model_overfits_eight_pictures(make_model, make_batch, predict, context, clip):
     model, pictures = make_model(context), range(8)
     before = recall(predict(model, make_batch(pictures)))
     train(model, make_batch(pictures), CLIPPING[clip], ITERS)
@@ -77,7 +77,7 @@ def test_eight_pictures_by_heart(make_model, make_batch, predict, context, clip)
 
 @pytest.mark.parametrize('clip', CLIPPING)
 @pytest.mark.parametrize('context', ['RNNContext', 'CRNNContext', 'TransformerContext'])
-def test_a_spike_leaves_weights_that_learn_on(make_model, make_batch, predict, context, clip):
+def test_training_recovers_after_spike(make_model, make_batch, predict, context, clip):
     model = make_model(context)
     before = recall(predict(model, make_batch(range(2))))
     train(model, make_batch(range(2)), CLIPPING[clip], 30, spike_at=10)

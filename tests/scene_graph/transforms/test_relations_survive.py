@@ -173,7 +173,7 @@ TRANSFORM = st.one_of(
 
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=seeds, transforms=st.lists(TRANSFORM, max_size=6))
-def test_random_compositions(seed, transforms):
+def test_relations_stay_true_under_random_compositions(seed, transforms):
     rng = np.random.default_rng(seed)
     results, truth = make_image(rng)
     np.random.seed(seed)
@@ -200,7 +200,7 @@ def test_random_compositions(seed, transforms):
 
 
 @pytest.mark.parametrize('seed', range(5))
-def test_center_crop_pad(seed):
+def test_relations_stay_true_under_center_crop_pad(seed):
     # Not among the compositions: it loops for ever where a composition leaves it no large box.
     results, truth = make_image(np.random.default_rng(seed), num_boxes=7)
     results['img'] = results['img'].astype(np.float32)
@@ -223,7 +223,7 @@ def test_center_crop_pad(seed):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=seeds)
-def test_copies_of_a_box_have_its_relations(seed):
+def test_copied_box_keeps_relations(seed):
     results, truth = make_image(np.random.default_rng(seed), num_boxes=5)
     for instance in results['instances']:
         instance['ignore_flag'] = 0
@@ -234,7 +234,7 @@ def test_copies_of_a_box_have_its_relations(seed):
     assert found(sample) == sorted(expected)
 
 
-def test_ignored_boxes_take_their_relations_with_them():
+def test_relations_of_ignored_boxes_are_dropped():
     results, _ = make_image(np.random.default_rng(0), num_boxes=3)
     ids = [i['ann_id'] for i in results['instances']]
     results['relations'] = np.array([[ids[0], ids[1], 0], [ids[0], ids[2], 1], [ids[2], ids[0], 4]])
@@ -248,7 +248,7 @@ def test_ignored_boxes_take_their_relations_with_them():
     assert type(sample.gt_instances.bboxes) is HorizontalBoxes
 
 
-def test_no_boxes_and_no_relations():
+def test_empty_or_missing_annotations_are_packed():
     results, _ = make_image(np.random.default_rng(0), num_boxes=0)
     results['scene_label'] = None
     pipeline = [LoadSceneGraphAnnotations(), build('RandomFlip', prob=1.0), PackSceneGraphInputs()]
@@ -268,7 +268,7 @@ def mix(name, results, others, **kwargs):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=seeds)
-def test_mosaic_unites_the_relations_of_its_images(seed):
+def test_mosaic_merges_relations_of_its_images(seed):
     rng = np.random.default_rng(seed)
     np.random.seed(seed)
     images, truth = [], []
@@ -285,7 +285,7 @@ def test_mosaic_unites_the_relations_of_its_images(seed):
     assert sample.gt_scene.label.tolist() == [3]
 
 
-def test_mosaic_of_an_image_with_itself_keeps_the_copies_apart():
+def test_mosaic_of_image_with_itself_keeps_copies_separate():
     results, _ = make_image(np.random.default_rng(1), num_boxes=2)
     for instance, x in zip(results['instances'], (10, 60), strict=True):
         instance.update(bbox=[x, 30, x + 20, 60], ignore_flag=0)
@@ -306,7 +306,7 @@ def test_mosaic_of_an_image_with_itself_keeps_the_copies_apart():
     np.testing.assert_allclose(boxes[pairs[:, 1], 1], boxes[pairs[:, 0], 1])
 
 
-def test_mixing_different_scenes_leaves_no_scene_label():
+def test_mixing_different_scenes_drops_scene_label():
     rng = np.random.default_rng(0)
     images = [make_image(rng, 100 * i, num_boxes=4)[0] for i in range(4)]
     images[2]['scene_label'] = 1
@@ -317,7 +317,7 @@ def test_mixing_different_scenes_leaves_no_scene_label():
 
 @pytest.mark.parametrize('name', ['MixUp', 'CachedMixUp'])
 @pytest.mark.parametrize('flip', [False, True])
-def test_mixup_flips_only_the_other_image(name, flip):
+def test_mixup_flips_relations_of_other_image_only(name, flip):
     """MixUp mirrors the image it mixes in, without saying so anywhere in the results."""
     rng = np.random.default_rng(3)
     np.random.seed(3)
@@ -344,7 +344,7 @@ def test_mixup_flips_only_the_other_image(name, flip):
     assert found(sample) == sorted(expected)
 
 
-def test_flipping_twice_changes_nothing():
+def test_flipping_twice_is_identity():
     results, truth = make_image(np.random.default_rng(5), num_boxes=6)
     for instance in results['instances']:
         instance['ignore_flag'] = 0
@@ -353,7 +353,7 @@ def test_flipping_twice_changes_nothing():
     assert found(Compose(pipeline)(results)['data_samples']) == truth
 
 
-def test_a_matrix_that_mirrors_swaps_predicates():
+def test_mirroring_matrix_swaps_predicates():
     results, _ = make_image(np.random.default_rng(5), num_boxes=2)
     ids = [i['ann_id'] for i in results['instances']]
     results['relations'] = np.array([[ids[0], ids[1], 0], [ids[0], ids[1], 2]])
@@ -413,7 +413,7 @@ def test_recomputed_boxes_raise():
         PackSceneGraphInputs()(crop(results))
 
 
-def test_loading_says_what_it_cannot_do():
+def test_loading_raises_for_unsupported_use():
     with pytest.raises(ValueError, match='with_bbox=True'):
         LoadSceneGraphAnnotations(with_bbox=False)
     with pytest.raises(ValueError, match="box_type='hbox'"):
@@ -428,7 +428,7 @@ def test_loading_says_what_it_cannot_do():
         LoadSceneGraphAnnotations()(results)
 
 
-def test_sample_predicate_per_pair():
+def test_sample_predicate_per_pair_keeps_one_relation():
     results, _ = make_image(np.random.default_rng(2), num_boxes=3)
     a, b, c = (i['ann_id'] for i in results['instances'])
     results['relations'] = np.array([[a, b, 0], [a, b, 2], [a, b, 2], [b, a, 1], [b, c, 4]])
@@ -446,7 +446,7 @@ def test_sample_predicate_per_pair():
     assert 0.55 < np.mean(np.array(drawn) == 2) < 0.78  # 2/3, drawn as often as annotated
 
 
-def test_boxes_behave_as_horizontal_boxes():
+def test_scene_graph_boxes_behave_like_horizontal_boxes():
     boxes = loaded()['gt_bboxes']
     assert isinstance(boxes, HorizontalBoxes)
     assert boxes[1:3].graph.ids.tolist() == boxes.graph.ids[1:3].tolist()
