@@ -1,4 +1,4 @@
-"""The BCCD data set on a copy of its layout with two drawn photos."""
+"""BCCDDataset on a copy of its folder layout with two synthetic photos."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OBJECT = (
 )
 PHOTOS = {
     'BloodImage_00000': [('WBC', 11, 11, 61, 51), ('RBC', 21, 31, 41, 61)],
-    # As in the real data: a box without width.
+    # The real data also have a box without width.
     'BloodImage_00001': [('Platelets', 5, 6, 15, 16), ('RBC', 33, 20, 33, 20)],
 }
 

@@ -1,4 +1,4 @@
-"""What is in the pictures and in the JSON, checked against the pixels and by other formulas."""
+"""Checks the JSON of ShapeScenes against the pixels and against independent formulas."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_front_object_hides_part_of_back_object(coco, named_relations):
         front, back = (subject, other) if predicate == 'in front of' else (other, subject)
         assert front['depth'] > back['depth']
         assert back['visibility'] < 1
-        # Where the boxes meet, the front object touches the visible rest of the back one.
+        # The front object touches the visible part of the back object.
         grown = cv2.dilate(coco.annToMask(front), np.ones((3, 3), np.uint8))
         assert (grown & coco.annToMask(back)).any()
 
@@ -160,7 +160,7 @@ def test_brightness_varies(small_root, train_json):
 def test_same_color_objects_have_equal_hue_in_picture(small_root, coco, named_relations):
     def hue(ann):
         picture = cv2.imread(str(small_root / 'train' / f'{ann["image_id"]:06d}.jpg'))
-        # From the middle of the shape: at its rim the JPEG mixes in the color of what is around.
+        # Use the middle of the shape: at its edge JPEG blends in the surrounding colors.
         depth = cv2.distanceTransform(coco.annToMask(ann), cv2.DIST_L2, 3)
         b, g, r = np.median(picture[depth > 0.6 * depth.max()], axis=0)
         return cv2.cvtColor(np.array([[[b, g, r]]], np.float32), cv2.COLOR_BGR2HSV)[0, 0, 0]
@@ -181,7 +181,7 @@ def test_larger_than_implies_larger_area(named_relations):
 
 
 def expected_predicate(subject: dict, other: dict) -> str | None:
-    """The definition in the documentation, written out from the JSON's values alone."""
+    """The documented definition, implemented on the values in the JSON."""
     sx, sy, sw, sh = subject['full_bbox']
     ox, oy, ow, oh = other['full_bbox']
 
@@ -238,11 +238,11 @@ def test_annotation_is_skewed_and_incomplete(train_json, named_relations):
 
 
 def test_classes_alone_predict_predicate_poorly(named_relations):
-    """The best guess from the two classes alone is far from right: a model has to look."""
+    """The best guess from the two classes is right in less than half of the relations."""
     votes = defaultdict(Counter)
     for subject, other, predicate in named_relations:
         votes[subject['category_id'], other['category_id']][predicate] += 1
-    # Leave one out: what the other pairs of the same classes say.
+    # Leave one out: majority vote of the other pairs with the same classes.
     right = 0
     for subject, other, predicate in named_relations:
         rest = votes[subject['category_id'], other['category_id']].copy()
@@ -264,6 +264,6 @@ def test_shapes_stay_in_their_circle_and_rotate(shape):
     ys, xs = np.nonzero(mask)
     assert np.hypot(xs - 39.5, ys - 39.5).max() <= 25.5
     quarter = coverage(shape, (40, 40), 24, 90, 1.0, (80, 80)) > 127
-    # np.rot90 turns counter-clockwise; the drawing turns clockwise, y pointing down.
+    # np.rot90 rotates counter-clockwise; coverage() rotates clockwise, with y pointing down.
     agree = np.rot90(mask, -1)
     assert (quarter != agree).sum() <= 0.06 * mask.sum() + 12

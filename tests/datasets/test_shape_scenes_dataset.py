@@ -1,4 +1,4 @@
-"""ShapeScenes as MMDetection sees it."""
+"""ShapeScenesDataset in MMDetection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files on disk: the same again, whole or not at all, one writer at a time."""
+"""Files of ShapeScenes: reproducible, written atomically, safe under concurrency."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gclip_mm.datasets.shape_scenes.sampling import draw_sample
 
 TINY = ShapeScenesParams(num_train=4, num_val=2, image_size=(96, 80), seed=5)
 
-# Runs the generator without importing the rest of the package, which takes seconds; it also shows
-# that NumPy and OpenCV are enough.
+# Runs the generator without importing the rest of the package, which would take seconds. It also
+# checks that NumPy and OpenCV suffice.
 BARE = """
 import sys, types
 package = {package!r}

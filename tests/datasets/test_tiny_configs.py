@@ -1,4 +1,4 @@
-"""The configs of the first run and of BCCD build, and take a training step."""
+"""Quickstart and BCCD configs build; quickstart configs take a training step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
 
-import gclip_mm  # noqa: F401  registers what the configs name
+import gclip_mm  # noqa: F401  registers the types in the configs
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = sorted((ROOT / 'configs/quickstart').glob('*.py'))
@@ -47,7 +47,7 @@ def test_config_has_imports_for_stock_mmdet(path):
 @pytest.mark.parametrize('path', BCCD, ids=lambda path: path.stem)
 def test_bccd_config_builds_and_missing_photos_raise(path, tmp_path):
     cfg = Config.fromfile(path)
-    # Proposals lie beside the photos' folder, which may be a link.
+    # Proposals are stored beside the folder of the photos, which may be a link.
     root = 'data/' if cfg.train_dataloader.dataset.get('proposal_file') else 'data/BCCD/'
     assert cfg.train_dataloader.dataset.data_root == root
     wrapper, _ = wrapper_and_model(cfg)

@@ -1,4 +1,4 @@
-"""Segmentation at several scales finds objects, the same ones each time."""
+"""Felzenszwalb proposals: recall, determinism, errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_rectangle_is_proposed():
     image = np.full((60, 80, 3), 40, np.uint8)
     image[10:40, 20:70] = (30, 160, 220)
     boxes, scores = felzenszwalb_boxes(image)
-    # The smoothing of sigma 0.8 may move an edge by a pixel.
+    # Smoothing with sigma 0.8 may move an edge by one pixel.
     assert np.abs(boxes - [20, 10, 70, 40]).max(axis=1).min() <= 1
     assert boxes.dtype == scores.dtype == np.float32
 

@@ -1,4 +1,4 @@
-"""Crops of the image are the pixels they should be."""
+"""ImageRegionExtractor against pixels computed by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_crop_at_original_size_equals_pixels(images):
 
 
 def test_context_adds_surrounding_pixels(images):
-    # A region of 16 pixels in a crop of 24 leaves 4 on every side.
+    # A region of 16 pixels in a crop of 24 pixels leaves a margin of 4.
     extractor = ImageRegionExtractor(output_size=24, context=4)
     crops = extractor((images,), torch.tensor([[0.0, 20, 24, 36, 40]]))
     torch.testing.assert_close(crops[0], images[0, :, 20:44, 16:40])
@@ -33,7 +33,7 @@ def test_context_adds_surrounding_pixels(images):
 
 def test_context_of_elongated_region_has_equal_crop_margins(images):
     extractor = ImageRegionExtractor(output_size=(16, 24), context=4)
-    # Eight pixels of height for 2 (x4), sixteen of width for 32 (x0.5).
+    # Height 2 is scaled to 8 (x4), width 32 to 16 (x0.5).
     grown = extractor.with_context(torch.tensor([[0.0, 20, 30, 52, 32]]))
     torch.testing.assert_close(grown, torch.tensor([[0.0, 12, 29, 60, 33]]))
     assert extractor((images,), torch.tensor([[0.0, 20, 30, 52, 32]])).shape == (1, 3, 16, 24)
@@ -80,7 +80,7 @@ def test_too_large_context_raises(context):
     context=st.integers(0, 40),
 )
 def test_with_context_adds_exact_margin(x, y, width, height, context):
-    """The context of the crop, scaled back to the image, is exactly what was added."""
+    """The crop's context, scaled to image pixels, equals the growth of the region."""
     size = 100
     extractor = ImageRegionExtractor(output_size=size, context=context)
     roi = torch.tensor([[0, x, y, x + width, y + height]], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""R-CNN is an ordinary detector: config, loss, predict."""
+"""R-CNN: config, losses, predictions, errors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_state_dict_has_one_name_per_weight(net):
 
 
 def test_initial_class_loss_equals_uniform_guess():
-    """The first classifier weights are next to nothing: log(classes + background)."""
+    """Initial classifier weights are almost 0, so the loss is log(number of classes + 1)."""
     model, _ = build()
     losses = model(**prepared(model, True), mode='loss')
     assert losses['loss_cls'].item() == pytest.approx(torch.tensor(11.0).log().item(), abs=0.05)
@@ -66,7 +66,7 @@ def test_losses_equal_cross_entropy_and_squared_error():
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(6, 11, generator=generator)
     deltas = torch.randn(6, 40, generator=generator)
-    labels = torch.tensor([3, 0, 9, 10, 10, 10])  # 10 is the background
+    labels = torch.tensor([3, 0, 9, 10, 10, 10])  # 10: background
     targets = torch.randn(6, 4, generator=generator)
     weights = (labels < 10).float()[:, None].expand(6, 4)
     losses = head.loss(scores, deltas, torch.zeros(6, 5), labels, torch.ones(6), targets, weights)
@@ -91,7 +91,7 @@ def test_regions_per_pass_does_not_change_predictions(net):
 
 
 def test_overfitted_model_detects_training_objects():
-    """The objects of the pictures it was shown, found from proposals that are off."""
+    """The model finds the training objects from shifted proposals."""
     model, cfg = build()
     model.roi_head.bbox_sampler.num = 32
     cfg.optim_wrapper.optimizer.lr = 0.05
@@ -147,7 +147,7 @@ def test_missing_proposals_raise_with_tool_name():
 
 
 def test_deepcopy_uses_its_own_backbone():
-    """The averaged model of EMAHook is a deep copy."""
+    """EMAHook deep-copies the model."""
     model, _ = build()
     twin = copy.deepcopy(model)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Selective search finds objects, the same ones each time."""
+"""Selective search: recall, determinism, errors."""
 
 from __future__ import annotations
 

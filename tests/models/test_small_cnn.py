@@ -1,4 +1,4 @@
-"""The small classifier and its metric."""
+"""SmallCNN and Accuracy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_size_not_multiple_of_4_raises(size):
 def test_accuracy_is_percent_of_correct_samples():
     metric = Accuracy()
     scores = torch.eye(3)
-    labels = [0, 1, 0]  # the third is wrong
+    labels = [0, 1, 0]  # the third prediction is wrong
     samples = [dict(scores=s, label=torch.tensor(y)) for s, y in zip(scores, labels, strict=True)]
     metric.process(None, samples[:2])
     metric.process(None, samples[2:])

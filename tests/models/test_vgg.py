@@ -1,4 +1,4 @@
-"""VGG and its narrow versions."""
+"""VGG and its narrow variants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def convs(module):
 
 @pytest.mark.parametrize(('depth', 'layers'), [(11, 8), (16, 13)])
 def test_number_of_convolutions_is_depth_minus_3(depth, layers):
-    """The paper's depth counts three fully connected layers beside them."""
+    """The paper's depth includes three fully connected layers."""
     assert len(convs(VGG(depth, width=0.125))) == layers == depth - 3
 
 
@@ -25,7 +25,7 @@ def test_full_width_has_channels_of_paper():
 
 
 def test_full_vgg16_has_published_parameter_count():
-    """14,714,688, the convolutions of the published model."""
+    """The convolutions of the published model have 14,714,688 parameters."""
     assert sum(p.numel() for p in VGG(16).parameters()) == 14_714_688
 
 

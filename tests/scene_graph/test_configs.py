@@ -1,4 +1,4 @@
-"""Every config of configs/scene_graph builds, and the parts of each fit together."""
+"""Every config of configs/scene_graph builds, and its parts are consistent."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def names(folder: str) -> list[str]:
 
 
 def build(cfg: Config) -> torch.nn.Module:
-    with torch.device('meta'):  # shapes without memory
+    with torch.device('meta'):  # shapes only, without memory
         return MODELS.build(copy.deepcopy(cfg.model))
 
 
@@ -63,7 +63,7 @@ def test_config_builds_with_consistent_parts(path):
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         assert evaluator.protocol == protocol
     assert any(HOOKS.get(hook.type).__name__ == 'FrequencyBiasHook' for hook in cfg.custom_hooks)
-    # Decay would pull log-frequencies to zero, that is to all predicates alike.
+    # Weight decay would pull log-frequencies to zero, a uniform distribution.
     assert cfg.optim_wrapper.paramwise_cfg.custom_keys['frequency_bias'].decay_mult == 0
     context = path.stem.split('_')[0]
     built = type(model.relation_head.context).__name__.lower()
@@ -82,13 +82,13 @@ def test_clip_recipes_match_every_model(recipe, name):
     clip = parse_clip_grad(cfg.optim_wrapper.clip_grad)
     model = build(cfg)
     infos = describe_params(model.parameters(), model)
-    assigned = clip.router.assign(infos)  # raises where a route matches nothing
+    assigned = clip.router.assign(infos)  # raises if a route matches no parameter
     rules = {
         info.name: type(clip.router.routes[i].clipper).__name__
         for info, i in zip(infos, assigned, strict=True)
     }
     bias = rules['relation_head.frequency_bias.weight']
-    assert bias != 'AGC'  # log-frequencies are no measure of how far a step may go
+    assert bias != 'AGC'  # the norm of log-frequencies is not a measure for the step size
     budgets = {
         assigned[i]
         for i, info in enumerate(infos)

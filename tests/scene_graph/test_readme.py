@@ -1,4 +1,4 @@
-"""What the README of configs/scene_graph tells a user with data of their own works as it stands."""
+"""Runs the instructions for custom data in the README of configs/scene_graph."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def own_scope():
 
 
 def code(number: int) -> str:
-    """A Python block of the README, the indentation of its list taken away."""
+    """A Python block of the README, without the indentation of its list."""
     blocks = re.findall(r'^   ```python\n(.*?)^   ```', README, re.DOTALL | re.MULTILINE)
     return re.sub(r'^   ', '', blocks[number], flags=re.MULTILINE)
 
 
 def own_data(root: Path) -> None:
-    """Two splits of 4 pictures: 3 classes, 4 predicates, 2 scenes, ids that are not contiguous."""
+    """Write two splits of 4 pictures with 3 classes, 4 predicates, 2 scenes and sparse ids."""
     (root / 'images').mkdir(parents=True)
     rng = np.random.default_rng(0)
     for split, first in (('train', 0), ('val', 4)):

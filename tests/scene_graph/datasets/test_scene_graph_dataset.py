@@ -1,4 +1,4 @@
-"""SceneGraphDataset: what it reads, what it leaves out, what it refuses."""
+"""SceneGraphDataset: content, dropped relations, errors."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 import gclip_mm.scene_graph  # noqa: F401
 from gclip_mm.scene_graph.datasets import SceneGraphDataset, relation_statistics, zero_shot_triplets
 
-# Ids are neither contiguous nor sorted, on purpose: labels follow the order of the file.
+# Ids are neither contiguous nor sorted on purpose: labels follow the order of the file.
 CONTENT = dict(
     images=[
         dict(id=7, file_name='a.png', width=64, height=48, scene=10),
@@ -39,8 +39,8 @@ CONTENT = dict(
         dict(image_id=7, subject_id=12, object_id=11, predicate_id=2),
         dict(image_id=7, subject_id=12, object_id=15, predicate_id=2),
         dict(image_id=7, subject_id=12, object_id=15, predicate_id=1),  # the same pair again
-        dict(image_id=7, subject_id=16, object_id=15, predicate_id=1),  # of an invalid box
-        dict(image_id=7, subject_id=17, object_id=12, predicate_id=3),  # of a crowd
+        dict(image_id=7, subject_id=16, object_id=15, predicate_id=1),  # has an invalid box
+        dict(image_id=7, subject_id=17, object_id=12, predicate_id=3),  # has a crowd box
     ],
 )
 PAIRS = [('left of', 'right of')]
@@ -147,11 +147,11 @@ def with_boxes(*boxes):
     ('content', 'expected'),
     [
         (CONTENT, None),
-        # Up to a pixel is a matter of how they are counted.
+        # One pixel is tolerated, because tools count pixels differently.
         (with_boxes([-1, 0, 66, 49], [40, 30, 25, 19]), None),
         (with_boxes([40, 30, 30, 10]), '1 of 7 boxes exceed their image: check "width"'),
         (with_boxes([-2, 30, 20, 10]), '1 of 7 boxes exceed their image: check "width"'),
-        # All of them have their second corner right of and below the first, in the image.
+        # Read as [x1, y1, x2, y2], all boxes are valid and inside the image.
         (
             with_boxes(
                 *[[40, 30, 60, 40], [2, 2, 20, 20], [30, 4, 64, 48], [8, 2, 20, 20]],
@@ -228,7 +228,7 @@ def test_flip_without_listed_pairs_raises(folder):
 
 
 def edited(path, value):
-    """CONTENT with one value replaced, or removed where ``value`` is ``...``."""
+    """CONTENT with one value replaced, or removed if ``value`` is ``...``."""
     content = copy.deepcopy(CONTENT)
     at = content
     for key in path[:-1]:
@@ -339,7 +339,7 @@ def test_statistics_count_relations_and_unrelated_pairs(folder):
 
 
 def test_shape_scenes_relations_hold_before_and_after_flip(tmp_path):
-    """The relations of ShapeScenes are true of the boxes, before and after a flip."""
+    """The boxes satisfy the relations of ShapeScenes before and after a flip."""
     for flip in (0.0, 1.0):
         dataset = DATASETS.build(
             dict(

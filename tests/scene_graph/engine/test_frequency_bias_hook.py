@@ -1,4 +1,4 @@
-"""The hook counts the training set before a run, and only then."""
+"""FrequencyBiasHook counts the training set before training runs only."""
 
 import json
 from types import SimpleNamespace
@@ -61,7 +61,7 @@ def test_wrapped_data_sets_are_counted(dataset):
     np.testing.assert_array_equal(both[0], 2 * relations)
     np.testing.assert_array_equal(both[1], 2 * unrelated)
     repeated = count_relations(RepeatDataset(dataset, 3), False)
-    np.testing.assert_array_equal(repeated[0], relations)  # repeating changes no frequency
+    np.testing.assert_array_equal(repeated[0], relations)  # repetition does not change frequencies
 
 
 def test_training_run_sets_counts(dataset):

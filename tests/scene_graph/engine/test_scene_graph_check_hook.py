@@ -1,4 +1,4 @@
-"""What does not fit is said before a run, by the key that has to change."""
+"""SceneGraphCheckHook raises before a run and names the config key to change."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check(model=None, train=None, val=None, test=None, **changes):
 def test_consistent_config_passes():
     check(train=loop(), val=loop(), test=loop())
     check(train=loop(), scene_head=None)
-    # What is not going to run is a config.
+    # A loop that does not run is a config.
     check(val=dict(type='ValLoop'), protocol='sgcls')
 
 
@@ -109,7 +109,7 @@ def test_checkpoint_with_other_names_raises_in_test_only(trains):
         hook.after_load_checkpoint(runner, dict(meta=meta, state_dict=weights))
     other = dict(meta=dict(dataset_meta={**METAINFO, 'predicates': names}), state_dict=weights)
     if trains:
-        # A detector of another data set to begin with.
+        # Training may start from a detector of another data set.
         hook.after_load_checkpoint(runner, other)
     else:
         with pytest.raises(ValueError, match='than the training set of the checkpoint, in another'):
@@ -127,7 +127,7 @@ def test_checkpoint_of_other_model_raises_in_test_only(trains):
 
 
 class Annotated(list):
-    """A training set of these images."""
+    """Stub of a training set with these images."""
 
     metainfo, ann_file = METAINFO, 'data/mine/train.json'
 
@@ -169,7 +169,7 @@ def test_missing_picture_raises_with_path(tmp_path):
     remote = training_on(*infos)
     remote.dataloader.dataset.backend_args = dict(backend='petrel')
     check(val=remote)
-    # Within a wrapper, each part by itself.
+    # Each part of a wrapper is checked separately.
     inner = remote.dataloader.dataset
     for parts in (dict(dataset=inner), dict(datasets=[inner, inner])):
         wrapped = loop()

@@ -1,4 +1,4 @@
-"""SceneGraphMetric: the numbers of the pure function and of CocoMetric, from data samples."""
+"""SceneGraphMetric on data samples against scene_graph_recall and CocoMetric."""
 
 import copy
 import json
@@ -31,7 +31,7 @@ def mmdet_scope():
 
 
 def make_samples(num_images=12, seed=0):
-    """Data samples as a model leaves them, and the same as dicts of the original image."""
+    """Data samples with predictions, and the same content as dicts in original-image pixels."""
     rng = np.random.default_rng(seed)
     samples, predictions, truths = [], [], []
     for i in range(num_images):

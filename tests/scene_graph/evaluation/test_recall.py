@@ -1,4 +1,4 @@
-"""scene_graph_recall against hand-worked cases: every option, ties, duplicates, empty inputs."""
+"""scene_graph_recall against values computed by hand: options, ties, duplicates, empty inputs."""
 
 import math
 import subprocess
@@ -25,7 +25,7 @@ def gt(relations, boxes=BOXES, labels=LABELS):
 
 
 def pred(triplets, num_predicates=3, boxes=BOXES, labels=LABELS, scores=None):
-    """``triplets``: (subject, object, {predicate: score}), one row of pairs each."""
+    """Prediction from ``triplets``: (subject, object, {predicate: score}), one per pair."""
     rel_scores = np.zeros((len(triplets), num_predicates))
     for row, (_, _, by_predicate) in enumerate(triplets):
         for predicate, score in by_predicate.items():
@@ -51,7 +51,8 @@ def test_result_has_documented_keys_and_plain_floats():
 
 
 def test_ranking_uses_product_of_three_scores():
-    # 0->1: 0.5 * 0.9 * 0.9 = 0.405 is right; 1->2: 0.9 * 1.0 * 0.5 = 0.45 is wrong and first.
+    # 0->1: 0.5 * 0.9 * 0.9 = 0.405 is correct.
+    # 1->2: 0.9 * 1.0 * 0.5 = 0.45 is wrong and ranks first.
     prediction = pred([(0, 1, {0: 0.9}), (1, 2, {1: 0.5})], scores=[0.5, 0.9, 1.0])
     result = scene_graph_recall([prediction], [gt([[0, 1, 0]])], ks=(1, 2))
     assert result['R@1'] == 0.0
@@ -79,7 +80,7 @@ def test_reversed_pair_is_not_a_hit():
 
 
 def test_iou_thr_is_inclusive():
-    # The upper half of the box: IoU 50 / 100.
+    # Upper half of the box: IoU 50 / 100.
     half = BOXES.copy()
     half[:, 3] = 5
     prediction = pred([(0, 1, {0: 1})], boxes=half)
@@ -106,7 +107,7 @@ def test_iou_of_boxes_without_area_is_zero():
 
 
 def test_graph_constraint_allows_one_predicate_per_pair():
-    # Two true predicates between the same boxes: one triplet can only name one of them.
+    # Two true predicates for one pair: a triplet has only one of them.
     prediction = pred([(0, 1, {0: 0.6, 1: 0.4})])
     truth = gt([[0, 1, 0], [0, 1, 1]])
     result = scene_graph_recall([prediction], [truth], ks=(1, 2))
@@ -130,11 +131,11 @@ def test_predicates_per_pair_limits_competing_predicates():
     result = scene_graph_recall([prediction], [truth], ks=(3, 4), predicates_per_pair=2)
     assert result['ngR@3'] == 0.5  # 0.9, 0.8, then 1->2
     assert result['ngR@4'] == 0.5  # the third predicate of 0->1 never competes
-    assert result['R@3'] == 0.5  # not concerned
+    assert result['R@3'] == 0.5  # unaffected
 
 
 def test_relation_hit_by_several_triplets_counts_once():
-    # Boxes 0 and 3 both cover the subject.
+    # Both box 0 and box 3 match the subject.
     boxes, labels = np.vstack((BOXES, BOXES[:1] + 1)), np.array([0, 1, 2, 0])
     prediction = pred([(0, 1, {0: 0.9}), (3, 1, {0: 0.8})], boxes=boxes, labels=labels)
     result = scene_graph_recall([prediction], [gt([[0, 1, 0], [1, 2, 0]])])
@@ -142,7 +143,7 @@ def test_relation_hit_by_several_triplets_counts_once():
 
 
 def test_triplet_can_hit_several_relations():
-    # Two ground-truth subjects of the same class, both covered by predicted box 0.
+    # Two ground-truth subjects of the same class, both matched by predicted box 0.
     truth = gt([[0, 1, 0], [3, 1, 0]], np.vstack((BOXES, BOXES[:1] + 1)), np.array([0, 1, 2, 0]))
     assert scene_graph_recall([pred([(0, 1, {0: 1})])], [truth], ks=(1,))['R@1'] == 1.0
 
@@ -177,7 +178,7 @@ def test_ties_are_broken_by_position():
 
 
 def test_ties_at_cutoff_keep_lower_positions():
-    # 30 pairs of equal score: exactly the first K are kept, whatever partition does.
+    # 30 pairs with equal scores: exactly the first K are kept, regardless of np.partition.
     n = 31
     boxes = np.stack([np.array([20 * i, 0, 20 * i + 10, 10.0]) for i in range(n)])
     labels = np.zeros(n, int)
@@ -201,7 +202,7 @@ def test_image_and_pooled_averages_match_hand_values():
     pooled = scene_graph_recall(predictions, truths, average='pooled')
     assert pooled['R@20'] == pytest.approx(2 / 4)
     assert pooled['mR@20'] == pytest.approx((2 / 3 + 0) / 2)
-    # Pair accuracy is pooled either way: B's other pairs were never proposed.
+    # Pair accuracy is always pooled; the other pairs of B were not predicted.
     assert by_image['A@20'] == pooled['A@20'] == pytest.approx(2 / 4)
 
 
@@ -213,13 +214,13 @@ def test_mean_recall_ignores_predicates_without_ground_truth():
 
 
 def test_pair_accuracy_ranks_ground_truth_pairs_only():
-    # A wrong pair is first; R@1 misses what A@1 finds.
+    # A wrong pair ranks first, so R@1 misses a relation that A@1 counts.
     prediction = pred([(2, 0, {0: 0.9}), (0, 1, {0: 0.8}), (1, 2, {2: 0.7})])
     truth = gt([[0, 1, 0], [1, 2, 1]])
     result = scene_graph_recall([prediction], [truth], ks=(1, 2))
     assert result['R@1'] == 0.0
     assert result['A@1'] == 0.5
-    assert result['A@2'] == 0.5  # pair (1, 2) is there with the wrong predicate
+    assert result['A@2'] == 0.5  # pair (1, 2) has the wrong predicate
 
 
 def test_pair_accuracy_is_not_limited_to_first_k_of_full_ranking():
@@ -283,7 +284,7 @@ def test_empty_pred_counts_zero_or_skips_image():
     assert zero['R@20'] == zero['ngR@20'] == zero['mR@20'] == zero['A@20'] == pytest.approx(1 / 3)
     skip = scene_graph_recall(predictions, truths, empty_pred='skip')
     assert skip['R@20'] == skip['ngR@20'] == skip['mR@20'] == skip['A@20'] == 1.0
-    # Pairs that are all wrong are predictions: not skipped.
+    # An image with only wrong pairs has predictions and is not skipped.
     wrong = scene_graph_recall([pred([(2, 1, {0: 1})])], truths[:1], empty_pred='skip')
     assert wrong['R@20'] == 0.0
 
@@ -373,7 +374,7 @@ def test_bad_ground_truth_raises_with_its_key():
 
 
 def test_recall_imports_without_mmdetection():
-    """The function is there where MMDetection, MMEngine and MMCV are not."""
+    """The function works without MMDetection, MMEngine and MMCV."""
     code = (
         'import sys\n'
         'for name in ("mmdet", "mmengine", "mmcv"):\n'

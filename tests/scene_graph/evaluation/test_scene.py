@@ -1,4 +1,4 @@
-"""Scene accuracy against hand-worked cases."""
+"""Scene accuracy against values computed by hand."""
 
 import math
 

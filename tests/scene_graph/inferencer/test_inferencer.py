@@ -1,4 +1,4 @@
-"""From pictures of every kind to graphs, JSON and drawings; and what is refused."""
+"""SceneGraphInferencer: input types, outputs, errors."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ def mmdet_scope():
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """A config and the checkpoint of a (hardly) trained model, as training would leave them."""
+    """A config and a checkpoint with random weights, in the format of a training run."""
     cfg = Config.fromfile(CONFIG)
     cfg.test_dataloader.dataset.data_root = 'nowhere/'
     cfg.model.test_cfg.rcnn.score_thr = 0.0
@@ -97,7 +97,7 @@ def test_out_dir_receives_pictures_and_json(inferencer, folder, tmp_path):
     assert names == ['0.json', '1.json', '2.json']
     assert json.loads((tmp_path / 'preds' / '2.json').read_text()) == out['predictions'][2]
     assert sorted(p.name for p in (tmp_path / 'vis').iterdir()) == ['0.png', '1.png', '2.png']
-    assert out['visualization'][0].shape[1] == 1400  # the graph is beside the picture
+    assert out['visualization'][0].shape[1] == 1400  # picture and graph side by side
 
 
 def test_bgr_array_is_drawn_in_correct_colors(inferencer):

@@ -1,4 +1,4 @@
-"""Every context keeps the contract; what each computes agrees with a plain loop over one image."""
+"""Contract of all contexts, and each context against a plain loop over one image."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def build(name, **options):
 
 
 def inputs(num_objs, seed=0, every_pair=True):
-    """Random objects in images; all ordered pairs of each image, or every other one."""
+    """Random objects in images, with all ordered pairs of each image or every second one."""
     g = torch.Generator().manual_seed(seed)
     count = sum(num_objs)
     corner = torch.rand(count, 2, generator=g, dtype=torch.float64) * 100
@@ -59,7 +59,7 @@ def inputs(num_objs, seed=0, every_pair=True):
 
 
 def image_of(data, i):
-    """The inputs of image i alone, and which rows of objects and pairs they are."""
+    """Inputs of image i, and its rows of objects and pairs."""
     start = sum(data['num_objs'][:i])
     stop = start + data['num_objs'][i]
     rows = (data['pairs'][:, 0] >= start) & (data['pairs'][:, 0] < stop)
@@ -108,7 +108,7 @@ def test_batch_equals_single_images(name, options):
 
 @pytest.mark.parametrize('name, options', VARIANTS)
 def test_context_is_equivariant_to_order(name, options):
-    """Transformer, IMP and identity by construction; RNN and CRNN because they sort."""
+    """Transformer, IMP and identity are equivariant by design; RNN and CRNN sort."""
     context, data = build(name, **options), inputs((4, 3))
     obj_ctx, edge_ctx = context(**data)
     g = torch.Generator().manual_seed(1)
@@ -133,7 +133,7 @@ def test_changing_one_object_changes_context_of_others(name):
     data['obj_feats'].requires_grad_()
     data['union_feats'].requires_grad_()
     context(**data)[0][0].pow(2).sum().backward()
-    # CRNN lets an object see the others through its own pairs.
+    # In CRNN an object sees the others through its pairs.
     assert (data['obj_feats'].grad.abs().sum(1) > 0).all()
 
 
@@ -182,7 +182,7 @@ def test_crnn_context_equals_rnn_over_partners_of_each_subject():
 
 @pytest.mark.parametrize('aggregate', ['sum', 'mean'])
 def test_imp_context_equals_formulas_of_paper(aggregate):
-    """arXiv 1701.02426, section 3: gated messages, one GRU for objects and one for pairs."""
+    """arXiv 1701.02426, section 3: gated messages, a GRU for objects and a GRU for pairs."""
     context = build('IMPContext', hidden_dim=8, num_iters=2, aggregate=aggregate)
     data = inputs((4,))
     pairs = data['pairs'].tolist()

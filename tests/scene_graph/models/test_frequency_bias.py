@@ -1,4 +1,4 @@
-"""Log-frequencies by hand, and what happens with files that are not as they should be."""
+"""FrequencyBias against log-frequencies computed by hand, and errors for invalid files."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_logits_equal_log_frequencies():
         [
             [3 / 8 + 1e-3, 1e-3, 1 / 8 + 1e-3, 4 / 8 + 1e-3],
             [1e-3, 1e-3, 1e-3, 1 + 1e-3],
-            [0.25 + 1e-3] * 4,  # these two classes never met
+            [0.25 + 1e-3] * 4,  # these two classes never occur together
         ]
     )
     np.testing.assert_allclose(logits.detach().numpy(), expected, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Every context learns eight pictures by heart under every kind of clipping, spikes included."""
+"""Every context overfits eight pictures with every kind of clipping, also after a spike."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_model_overfits_eight_pictures(make_model, make_batch, predict, context,
     before = recall(predict(model, make_batch(pictures)))
     train(model, make_batch(pictures), CLIPPING[clip], ITERS)
     after = recall(predict(model, make_batch(pictures)))
-    assert before < 0.6  # the counts of the bias are random: nothing is known at first
+    assert before < 0.6  # the counts of the bias are random, so the initial recall is low
     assert after > 0.95
 
 

@@ -1,4 +1,4 @@
-"""What the detector promises: no leak, batches like single images, any backbone, a whole graph."""
+"""SceneGraphRCNN: no ground-truth leaks, batch independence, backbones, losses, outputs."""
 
 import copy
 
@@ -47,7 +47,7 @@ def test_every_context_trains_and_predicts_under_every_protocol(
     graph = predict(model, make_batch([0]))[0]
     count = len(graph.pred_instances)
     assert graph.pred_relations.scores.shape == (count * (count - 1), 10)
-    assert (graph.pred_relations.scores.sum(1) <= 1 + 1e-5).all()  # the rest is "no relation"
+    assert (graph.pred_relations.scores.sum(1) <= 1 + 1e-5).all()  # the remainder is "no relation"
     assert graph.pred_scene.score.shape == (6,)
     assert graph.pred_scene.score.sum().item() == pytest.approx(1)
     if protocol == 'predcls':
@@ -127,11 +127,11 @@ def test_batch_padding_does_not_change_scene(make_model):
 def test_batch_without_pairs_gives_finite_losses_and_gradients(
     make_model, make_batch, loss_of, predict, pictures, protocol, objects, context
 ):
-    """No pair in the whole batch: finite losses, and a gradient for every trainable parameter."""
+    """Without a pair in the batch, losses are finite and every parameter has a gradient."""
     model = make_model(context, protocol=protocol).train()
     items = [pictures['keep_objects'](pictures['sample_of'](i), objects) for i in range(2)]
     if protocol == 'sgdet':
-        model.roi_head.test_cfg.score_thr = model.test_cfg.rcnn.score_thr = 1.1  # finds nothing
+        model.roi_head.test_cfg.score_thr = model.test_cfg.rcnn.score_thr = 1.1  # no detections
     total, _ = model.parse_losses(loss_of(model, make_batch(items)))
     assert total.isfinite()
     total.backward()
@@ -162,7 +162,7 @@ def test_frozen_detector_stays_in_eval_mode_without_gradient(make_model, make_ba
     assert all(p.grad is None for part in parts for p in part.parameters())
     assert all(p.grad is not None for p in model.relation_head.parameters())
     after = {k: v for part in parts for k, v in part.state_dict().items()}
-    assert all(torch.equal(v, after[k]) for k, v in before.items())  # batch statistics too
+    assert all(torch.equal(v, after[k]) for k, v in before.items())  # including batch statistics
 
 
 def test_detector_loss_trains_detector(make_model, make_batch, loss_of):
@@ -192,11 +192,11 @@ def test_detector_losses_equal_faster_rcnn(make_model, make_batch, config_of):
     faster = MODELS.build(copy.deepcopy(plain)).train()
     model = make_model('RNNContext', protocol='sgdet', detector_loss=True).train()
     missing, unexpected = model.load_state_dict(faster.state_dict(), strict=False)
-    assert unexpected == []  # a trained detector is loaded as it is
+    assert unexpected == []  # state dict of a trained detector
     assert all(key.startswith(('relation_head', 'scene_head')) for key in missing)
     losses = []
     for one in (faster, model):
-        torch.manual_seed(1)  # both sample proposals
+        torch.manual_seed(1)  # both sample proposals randomly
         batch = one.data_preprocessor(make_batch(range(2)), True)
         losses.append(one(**batch, mode='loss'))
     ours = {k: losses[1][k] for k in losses[0] if k in losses[1]}
@@ -268,7 +268,7 @@ def test_other_backbones_and_necks_work(
 
 
 def test_shared_head_without_neck_works(make_batch, loss_of, predict, config_of):
-    """The C4 design: one level, the backbone's last stage applied to each RoI."""
+    """C4 design: one level; the last backbone stage runs on each RoI."""
     cfg = config_of('RNNContext', relation_head=dict(in_channels=64, roi_size=3))
     del cfg['neck']
     cfg['scene_head'].update(in_channels=32, in_levels=(0,))

@@ -1,4 +1,4 @@
-"""The scene head: pooling of objects, images without a label, images without an object."""
+"""SceneHead: pooling, images without a label, images without objects."""
 
 import torch
 from torch.nn import functional as F

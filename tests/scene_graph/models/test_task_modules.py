@@ -1,4 +1,4 @@
-"""Pairs, their geometry, and duplicates, against hand-worked cases and brute force."""
+"""Pairs, pair geometry and NMS against values computed by hand and by brute force."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_empty_box_has_finite_geometry():
 def test_pair_masks_equal_covered_share_of_each_cell():
     pairs = all_pairs(3, CPU)
     masks = pair_masks(BOXES, pairs, 5)
-    fine = 200  # brute force: count points of a fine grid
+    fine = 200  # brute force: count the points of a fine grid
     at = (np.arange(fine) + 0.5) / fine
     for (s, o), mask in zip(pairs.tolist(), masks, strict=True):
         x1, y1, x2, y2 = union_boxes(BOXES, torch.tensor([[s, o]]))[0].tolist()
@@ -80,7 +80,7 @@ def test_match_objects_uses_inclusive_iou_threshold():
     gt, labels = torch.tensor([[0.0, 0, 10, 10], [20.0, 0, 30, 10]]), torch.tensor([3, 7])
     boxes = torch.tensor([[1.0, 0, 10, 10], [20.0, 0, 30, 20], [21.0, 0, 31, 22], [0, 50, 1, 51]])
     matched, label = match_objects(boxes, gt, labels, NONE, 0.5)
-    assert matched.tolist() == [0, 1, -1, -1]  # IoU 0.9, exactly 0.5, below, nothing
+    assert matched.tolist() == [0, 1, -1, -1]  # IoU 0.9, exactly 0.5, below 0.5, 0
     assert label.tolist() == [3, 7, NONE, NONE]
     for count in (0, 2):
         matched, label = match_objects(boxes[:count], gt[:0], labels[:0], NONE, 0.5)
@@ -104,7 +104,7 @@ def test_sampled_pairs_have_correct_labels_and_counts(count, num, fraction, seed
     true = {(*e, p) for e, p in zip(ends.tolist(), predicates.tolist(), strict=True)}
     related = {t[:2] for t in true}
     rows = [tuple(pair) for pair in pairs.tolist()]
-    assert rows == sorted(set(rows))  # each once, in an order that tells nothing
+    assert rows == sorted(set(rows))  # unique, in ascending order
     assert all(i != j and i < count and j < count for i, j in rows)
     for (i, j), label in zip(rows, labels.tolist(), strict=True):
         shown = (int(matched[i]), int(matched[j]))
@@ -129,7 +129,7 @@ def test_sampler_draws_predicates_of_a_pair_uniformly():
         for _ in range(60)
     ]
     assert set(drawn) == {2, 5, 7}
-    assert min(drawn.count(p) for p in (2, 5, 7)) >= 8  # fair: 20 expected
+    assert min(drawn.count(p) for p in (2, 5, 7)) >= 8  # 20 expected
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ def test_refined_nms_suppresses_duplicates_per_class():
     probs = torch.tensor(
         [
             [0.8, 0.1, 0.0],
-            [0.7, 0.2, 0.0],  # the same class as box 0 and the same place: falls to its second
-            [0.6, 0.0, 0.3],  # the same class, elsewhere
-            [0.5, 0.0, 0.01],  # suppressed, and its second choice is too unlikely
+            [0.7, 0.2, 0.0],  # same class and place as box 0: gets its second class
+            [0.6, 0.0, 0.3],  # same class at another place
+            [0.5, 0.0, 0.01],  # suppressed, and its second class is too improbable
         ]
     )
     keep, labels, scores = refined_nms(boxes, probs, 0.5)

@@ -1,4 +1,4 @@
-"""A checkpoint of another model is refused, and says why."""
+"""check_weights accepts own checkpoints and raises for those of another model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which predicates a flip swaps, as the metainfo says it."""
+"""PredicateFlips: which predicates a flip swaps, given the metainfo."""
 
 import numpy as np
 import pytest

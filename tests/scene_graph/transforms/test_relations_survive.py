@@ -1,8 +1,8 @@
-"""Relations stay right through random compositions of MMDetection's own transforms.
+"""Relations stay true under random compositions of MMDetection's transforms.
 
-The truth is independent of how relations travel. Which box is which is told by its class label,
-unique in these images, for labels are indexed by the transforms themselves. Which way the image
-is turned is told by its pixels: red grows to the right, green grows downwards.
+The expected relations do not depend on the implementation under test. A box is identified by its
+class label, which is unique in these images and which the transforms index themselves. The
+orientation of the image is read from its pixels: red increases to the right, green downwards.
 """
 
 import copy
@@ -47,7 +47,7 @@ def build(name, **kwargs):
 
 
 def make_image(rng, first_label=0, num_boxes=None, metainfo=METAINFO):
-    """Results as they come from the data set, and the true relations by label."""
+    """Results in the format of the data set, and the true relations by label."""
     num_boxes = int(rng.integers(0, 12)) if num_boxes is None else num_boxes
     img = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     img[..., 2] = np.linspace(40, 250, WIDTH)[None, :]
@@ -84,8 +84,8 @@ def make_image(rng, first_label=0, num_boxes=None, metainfo=METAINFO):
 
 
 def mirrored(img):
-    """(horizontal, vertical): whether the gradients run backwards. None where it cannot be told."""
-    inside = img.min(axis=2) < 20  # blue is 0 in the image, grey in what transforms pad with
+    """(horizontal, vertical): whether the gradients are reversed. None if undetermined."""
+    inside = img.min(axis=2) < 20  # blue is 0 in the image; padding is grey
     inside &= img[..., 1:].min(axis=2) > 30
     answer = []
     for channel, axis in ((2, 1), (1, 0)):
@@ -115,7 +115,7 @@ def found(data_sample):
 
 
 class Reorder:
-    """A user's own transform: any selection of the boxes in any order, repeats included."""
+    """A custom transform: any selection of the boxes in any order, with repetition."""
 
     def __init__(self, seed, repeat):
         self.seed, self.repeat = seed, repeat
@@ -179,7 +179,7 @@ def test_relations_stay_true_under_random_compositions(seed, transforms):
     np.random.seed(seed)
     pipeline = [LoadSceneGraphAnnotations(), *transforms]
     results = Compose(pipeline)(results)
-    assume(results is not None)  # the transforms found no box left and skip the image
+    assume(results is not None)  # the transforms skip an image without boxes
     img = results['img']
     sample = PackSceneGraphInputs()(results)['data_samples']
     labels = sample.gt_instances.labels.tolist()
@@ -187,7 +187,7 @@ def test_relations_stay_true_under_random_compositions(seed, transforms):
     assert sample.gt_scene.label.tolist() == [3]
     expected = [(s, o, p) for s, o, p in truth if s in labels and o in labels]
     flips = mirrored(img)
-    if flips is None:  # too small a crop to see which way it is turned: predicates up to a turn
+    if flips is None:  # the crop is too small to determine the orientation: ignore the direction
         flips = next(
             (
                 f
@@ -201,7 +201,7 @@ def test_relations_stay_true_under_random_compositions(seed, transforms):
 
 @pytest.mark.parametrize('seed', range(5))
 def test_relations_stay_true_under_center_crop_pad(seed):
-    # Not among the compositions: it loops for ever where a composition leaves it no large box.
+    # Tested separately, because it does not terminate without a large box.
     results, truth = make_image(np.random.default_rng(seed), num_boxes=7)
     results['img'] = results['img'].astype(np.float32)
     np.random.seed(seed)
@@ -256,7 +256,7 @@ def test_empty_or_missing_annotations_are_packed():
     assert sample.gt_relations.pairs.shape == (0, 2)
     assert sample.gt_relations.labels.shape == (0,)
     assert 'gt_scene' not in sample
-    # Inference: there are no annotations to load.
+    # Inference has no annotations to load.
     image_only = dict(img=np.zeros((4, 4, 3), np.uint8), img_shape=(4, 4))
     assert 'gt_relations' not in PackSceneGraphInputs()(image_only)['data_samples']
 
@@ -274,7 +274,7 @@ def test_mosaic_merges_relations_of_its_images(seed):
     images, truth = [], []
     for i in range(4):
         results, relations = make_image(rng, first_label=100 * i)
-        # Equal annotation ids in different images must not be confused.
+        # Different images may have equal annotation ids.
         flip = build('RandomFlip', prob=float(i % 2))
         images.append(flip(LoadSceneGraphAnnotations()(results)))
         truth += [(s, o, turn(p, (i % 2 == 1, False))) for s, o, p in relations]
@@ -301,7 +301,7 @@ def test_mosaic_of_image_with_itself_keeps_copies_separate():
     boxes = sample.gt_instances.bboxes.tensor
     pairs = sample.gt_relations.pairs
     assert len(pairs) == 4  # not 16
-    # Of one tile: beside each other, 50 pixels apart.
+    # Within one tile, boxes are 50 pixels apart.
     np.testing.assert_allclose(boxes[pairs[:, 1], 0] - boxes[pairs[:, 0], 0], 50)
     np.testing.assert_allclose(boxes[pairs[:, 1], 1], boxes[pairs[:, 0], 1])
 
@@ -318,7 +318,7 @@ def test_mixing_different_scenes_drops_scene_label():
 @pytest.mark.parametrize('name', ['MixUp', 'CachedMixUp'])
 @pytest.mark.parametrize('flip', [False, True])
 def test_mixup_flips_relations_of_other_image_only(name, flip):
-    """MixUp mirrors the image it mixes in, without saying so anywhere in the results."""
+    """MixUp mirrors the other image without recording it in the results."""
     rng = np.random.default_rng(3)
     np.random.seed(3)
     main, truth = make_image(rng, 0, num_boxes=5)
@@ -326,7 +326,7 @@ def test_mixup_flips_relations_of_other_image_only(name, flip):
     for instance in (*main['instances'], *other['instances']):
         instance['ignore_flag'] = 0
     main, other = LoadSceneGraphAnnotations()(main), LoadSceneGraphAnnotations()(other)
-    # MMDetection flips where a random number is above flip_ratio.
+    # MMDetection flips if a random number is above flip_ratio.
     options = dict(img_scale=(WIDTH, HEIGHT), ratio_range=(1, 1), flip_ratio=float(not flip))
     if name == 'MixUp':
         mixed = mix(name, main, [other], **options)

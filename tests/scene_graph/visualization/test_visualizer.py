@@ -1,4 +1,4 @@
-"""What a picture of a scene graph shows, checked on the graph behind it and on the pixels."""
+"""Scene-graph pictures, checked on the graph and on the pixels."""
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ META = dict(
 
 
 def sample(scale=1.0):
-    """Annotated: cat on mat, dog near mat. Found: cat, mat, and a dog where there is none."""
+    """Annotated: cat on mat, dog near mat. Predicted: cat, mat, and a dog at a wrong place."""
     annotated = torch.tensor([[0.0, 0, 10, 10], [20.0, 20, 40, 40], [0.0, 30, 10, 40]])
     found = torch.tensor([[0.0, 0, 10, 9], [20.0, 20, 40, 40], [60.0, 0, 80, 20], [0.0, 0, 5, 5]])
     result = DetDataSample(
@@ -59,15 +59,15 @@ def test_predicted_edges_are_compared_with_annotated_ones(scale):
     graph = build_graph(sample(scale), (50, 100), META)
     assert edges_of(graph) == {
         ('cat', 'on', 'mat', 'true'),
-        ('dog', 'near', 'mat', 'extra'),  # the right words about a dog that is not there
+        ('dog', 'near', 'mat', 'extra'),  # the right triplet for a dog at a wrong place
         ('cat', 'eats', 'dog', 'extra'),
         ('dog', 'near', 'mat', 'missed'),
     }
     kinds = [node.kind for node in graph.nodes]
-    assert kinds == ['plain', 'plain', 'plain', 'missed']  # the unsure cat is not shown
+    assert kinds == ['plain', 'plain', 'plain', 'missed']  # the cat with a low score is not shown
     np.testing.assert_allclose(graph.nodes[3].box, [0, 30, 10, 40])
     missed = next(e for e in graph.edges if e.kind == 'missed')
-    assert (missed.subject, missed.object) == (3, 1)  # joined to the mat that was found
+    assert (missed.subject, missed.object) == (3, 1)  # connected to the predicted mat
     assert graph.scene == ('home', pytest.approx(0.7)) and graph.true_scene == 'street'
 
 
@@ -80,7 +80,8 @@ def test_max_edges_keeps_best_edges():
 
 
 def test_annotations_alone_give_plain_edges():
-    graph = build_graph(sample(2.0), (100, 200), META, draw_pred=False)  # on the network's input
+    # in pixels of the network's input
+    graph = build_graph(sample(2.0), (100, 200), META, draw_pred=False)
     assert edges_of(graph) == {('cat', 'on', 'mat', 'plain'), ('dog', 'near', 'mat', 'plain')}
     np.testing.assert_allclose(graph.nodes[1].box, [40, 40, 80, 80])
     assert graph.scene is None
@@ -125,7 +126,7 @@ def test_sample_without_objects_is_drawn(tmp_path):
 
 
 def test_det_visualization_hook_draws_graph(tmp_path):
-    """What tools/test.py --show-dir and validation do."""
+    """tools/test.py --show-dir and validation call the hook."""
     cv2.imwrite(str(tmp_path / '7.jpg'), np.full((50, 100, 3), 200, np.uint8))
     data = sample()
     data.set_metainfo(dict(img_path=str(tmp_path / '7.jpg')))
@@ -170,7 +171,7 @@ def test_nodes_are_evenly_spaced_by_angle(count, seed):
 
 
 def test_labels_of_ten_objects_do_not_overlap():
-    """The labels of a ring of edges among ten nodes neither cover each other nor a name."""
+    """Labels of a ring of ten edges overlap neither each other nor a node name."""
     places = circle_layout(np.random.default_rng(0).random((10, 2))) * 3
     node_boxes = np.concatenate([places - (0.5, 0.12), places + (0.5, 0.12)], axis=1)
     pairs = [(i, (i + step) % 10) for i in range(10) for step in (1, 3)]
