@@ -2,8 +2,8 @@
 # instead:
 # - the frequency bias: its weights are log-frequencies, whose size is the rarity of a predicate and
 #   not a scale for the step;
-# - the final classifiers, as in arXiv 2102.06171, because AGC relative to their small initial weights
-#   would almost stop their training.
+# - the final classifiers, as in arXiv 2102.06171, because AGC relative to their small initial
+#   weights would almost stop their training.
 # Usage: `tools/train.py CONFIG --clip configs/scene_graph/clip/agc_routes.py`.
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 optim_wrapper = dict(

@@ -227,16 +227,16 @@ def test_train_ann_file_defines_zero_shot_triplets(tmp_path):
 
 def test_no_annotated_relation_logs_warning(monkeypatch):
     samples, _, _ = make_samples()
-    said = []
-    monkeypatch.setattr(MMLogger, 'warning', lambda self, message: said.append(message))
+    messages = []
+    monkeypatch.setattr(MMLogger, 'warning', lambda self, message: messages.append(message))
     evaluate(samples)
-    assert not said
+    assert not messages
     for sample in samples:
         sample.gt_relations = InstanceData(
             pairs=torch.zeros(0, 2, dtype=torch.long), labels=torch.zeros(0, dtype=torch.long)
         )
     assert math.isnan(evaluate(samples)['sg/R@20'])
-    (message,) = said
+    (message,) = messages
     assert message.startswith(f'none of the {len(samples)} images has an annotated relation')
 
 

@@ -126,25 +126,25 @@ def test_config_is_read_from_checkpoint(trained, inferencer, folder):
 
 
 def test_predcls_uses_given_objects(trained, folder):
-    told = SceneGraphInferencer(*trained, device='cpu', show_progress=False, protocol='predcls')
+    predcls = SceneGraphInferencer(*trained, device='cpu', show_progress=False, protocol='predcls')
     objects = dict(bboxes=[[10, 10, 50, 60], [80, 20, 120, 70]], labels=[3, 0])
     path = str(folder / '0.png')
     for picture in (dict(img_path=path), dict(img=cv2.imread(path))):
-        graph = told({**picture, **objects})['predictions'][0]
+        graph = predcls({**picture, **objects})['predictions'][0]
         np.testing.assert_allclose(graph['bboxes'], objects['bboxes'], atol=1e-3)
         assert graph['names'] == ['star', 'circle'] and graph['scores'] == [1, 1]
         assert {(r['subject'], r['object']) for r in graph['relations']} == {(0, 1), (1, 0)}
     with pytest.raises(ValueError, match="'predcls' of this model needs 'bboxes'"):
-        told(path)
+        predcls(path)
     with pytest.raises(ValueError, match='2 bboxes, but 1 labels'):
-        told({'img_path': path, **objects, 'labels': [3]})
-    by_name = told({'img_path': path, **objects, 'labels': ['star', 'circle']})['predictions'][0]
+        predcls({'img_path': path, **objects, 'labels': [3]})
+    by_name = predcls({'img_path': path, **objects, 'labels': ['star', 'circle']})['predictions'][0]
     assert by_name['names'] == ['star', 'circle']
     for wrong in ([3, 10], [3, -1], [3, 'stars'], [3, 0.5]):
         with pytest.raises(ValueError, match=r"indices in \[0, 10\) or names in \['circle'"):
-            told({'img_path': path, **objects, 'labels': wrong})
+            predcls({'img_path': path, **objects, 'labels': wrong})
     with pytest.raises(ValueError, match=r'x1 < x2 .* got \[80.0, 20.0, 40.0, 50.0\]'):
-        told({'img_path': path, 'bboxes': [[0, 0, 9, 9], [80, 20, 40, 50]], 'labels': [3, 0]})
+        predcls({'img_path': path, 'bboxes': [[0, 0, 9, 9], [80, 20, 40, 50]], 'labels': [3, 0]})
 
 
 def test_bad_inputs_raise(trained, inferencer, tmp_path):

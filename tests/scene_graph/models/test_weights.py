@@ -36,16 +36,16 @@ def test_own_checkpoint_passes(models, prefix):
 
 
 @pytest.mark.parametrize(
-    ('asked', 'saved', 'message'),
+    ('wanted', 'saved', 'message'),
     [
         ('rnn', 'transformer', r'relation_head.context\S* is missing, and \d+ more do not match'),
         ('rnn', 'identity', r'relation_head.context\S* is missing'),
         ('identity', 'rnn', r'relation_head.context\S* is unknown to the model'),
     ],
 )
-def test_checkpoint_of_other_context_raises(models, asked, saved, message):
+def test_checkpoint_of_other_context_raises(models, wanted, saved, message):
     with pytest.raises(ValueError, match=message):
-        check_weights(models[asked], dict(state_dict=models[saved].state_dict()))
+        check_weights(models[wanted], dict(state_dict=models[saved].state_dict()))
 
 
 def test_checkpoint_of_other_size_raises(models):
