@@ -99,18 +99,7 @@ class SceneGraphWriter:
             raise ValueError(f'{file_name}: the size of the image is {width} x {height}')
         if len(xyxy) != len(classes):
             raise ValueError(f'{file_name}: {len(xyxy)} boxes but {len(classes)} labels')
-        limits = (
-            ('labels', classes, len(self.content['categories'])),
-            ('subjects and objects', triplets[:, :2], len(xyxy)),
-            ('predicates', triplets[:, 2], len(self.content['predicates'])),
-        )
-        for what, array, stop in limits:
-            if array.size and (array.min() < 0 or array.max() >= stop):
-                raise ValueError(
-                    f'{file_name}: {what} must be in [0, {stop}), got {array.min()}..{array.max()}'
-                )
-        if not np.isfinite(xyxy).all():
-            raise ValueError(f'{file_name}: a box has NaN or infinite coordinates')
+        self._check(file_name, xyxy, classes, triplets)
         to_itself = triplets[:, 0] == triplets[:, 1]
         self.repaired['relations of a box with itself dropped'] += int(to_itself.sum())
         clipped = np.clip(xyxy, 0, [width, height, width, height])
@@ -120,9 +109,46 @@ class SceneGraphWriter:
         if scene is not None:
             image['scene'] = scene
         self.content['images'].append(image)
+        first = self._add_boxes(image_id, clipped, classes, crowd)
+        for subject, object_, predicate in triplets[~to_itself].tolist():
+            self.content['relations'].append(
+                dict(
+                    image_id=image_id,
+                    subject_id=first + subject,
+                    object_id=first + object_,
+                    predicate_id=predicate,
+                )
+            )
+        return image_id
+
+    def _check(
+        self, file_name: str, boxes: np.ndarray, labels: np.ndarray, relations: np.ndarray
+    ) -> None:
+        """Raise a ValueError if an index is out of range or a box is not finite."""
+        limits = (
+            ('labels', labels, len(self.content['categories'])),
+            ('subjects and objects', relations[:, :2], len(boxes)),
+            ('predicates', relations[:, 2], len(self.content['predicates'])),
+        )
+        for what, array, stop in limits:
+            if array.size and (array.min() < 0 or array.max() >= stop):
+                raise ValueError(
+                    f'{file_name}: {what} must be in [0, {stop}), got {array.min()}..{array.max()}'
+                )
+        if not np.isfinite(boxes).all():
+            raise ValueError(f'{file_name}: a box has NaN or infinite coordinates')
+
+    def _add_boxes(
+        self,
+        image_id: int,
+        boxes: np.ndarray,
+        labels: np.ndarray,
+        crowd: Sequence[bool] | np.ndarray | None,
+    ) -> int:
+        """Append annotations for the boxes (N, 4) xyxy of an image; return the first id."""
         first = len(self.content['annotations']) + 1
-        sizes = clipped[:, 2:] - clipped[:, :2]
-        for i, (box, label, size) in enumerate(zip(clipped, classes, sizes, strict=True)):
+        sizes = boxes[:, 2:] - boxes[:, :2]
+        for i, (box, label, size) in enumerate(zip(boxes, labels, sizes, strict=True)):
             self.content['annotations'].append(
                 dict(
                     id=first + i,
@@ -136,16 +162,7 @@ class SceneGraphWriter:
         self.repaired['boxes thinner than a pixel, which the loader drops'] += int(
             (sizes < 1).any(axis=1).sum()
         )
-        for subject, object_, predicate in triplets[~to_itself].tolist():
-            self.content['relations'].append(
-                dict(
-                    image_id=image_id,
-                    subject_id=first + subject,
-                    object_id=first + object_,
-                    predicate_id=predicate,
-                )
-            )
-        return image_id
+        return first
 
     def write(self, path: str | Path, overwrite: bool = False) -> str:
         """Check the content and write the file atomically.
