@@ -1,6 +1,6 @@
 """Data sets for the first runs.
 
-Importing this registers them with MMDetection, where it is installed.
+Importing this package registers them with MMDetection, if MMDetection is installed.
 The generator in :mod:`gclip_mm.datasets.shape_scenes` needs no MMDetection.
 """
 

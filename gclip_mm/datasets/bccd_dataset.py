@@ -14,19 +14,19 @@ from mmengine.fileio import exists
 class BCCDDataset(XMLDataset):
     """364 microscope photos with red cells, white cells and platelets, in VOC layout.
 
-    mmdet's own VOC-style data set with the three classes filled in, and one clear message where
-    the photos are not in place. Source: https://github.com/Shenggan/BCCD_Dataset (MIT licence).
+    Subclass of mmdet's VOC-style data set that sets the three classes and raises one clear error
+    if the photos are missing. Source: https://github.com/Shenggan/BCCD_Dataset (MIT licence).
 
     Args:
         data_root (str): Folder with ``JPEGImages``, ``Annotations`` and ``ImageSets``. Defaults
             to 'data/BCCD/'.
-        ann_file (str): List of image names. Defaults to 'ImageSets/Main/train.txt'.
-        data_prefix (dict, optional): Defaults to ``dict(sub_data_root='')``, the ``data_root``
-            itself.
+        ann_file (str): File with one image name a line. Defaults to 'ImageSets/Main/train.txt'.
+        data_prefix (dict, optional): Defaults to ``dict(sub_data_root='')``, which is
+            ``data_root`` itself.
         **kwargs: As for :class:`mmdet.datasets.XMLDataset`.
 
     Raises:
-        FileNotFoundError: The list of images, or a folder beside it, is not there.
+        FileNotFoundError: The list of images, ``JPEGImages`` or ``Annotations`` does not exist.
     """
 
     METAINFO = dict(
@@ -54,9 +54,9 @@ class BCCDDataset(XMLDataset):
         missing = [path for path in needed if not exists(path, backend_args=self.backend_args)]
         if missing:
             raise FileNotFoundError(
-                f'BCCD is not in place: {missing[0]} does not exist. Get '
+                f'BCCD is not in place: {missing[0]} does not exist. Download '
                 'https://github.com/Shenggan/BCCD_Dataset and put (or link) its BCCD folder at '
-                f'{self.data_root}, or set data_root to where it is; it must hold JPEGImages/, '
+                f'{self.data_root}, or set data_root to that folder; it must contain JPEGImages/, '
                 'Annotations/ and ImageSets/Main/.'
             )
         return super().load_data_list()

@@ -1,4 +1,4 @@
-"""The digits as an MMEngine data set."""
+"""Handwritten digits as an MMEngine data set."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from .digits import load_digits
 
 @DATASETS.register_module()
 class DigitsDataset(Dataset):
-    """Samples are ``dict(inputs=..., labels=...)``: float32 (1, 32, 32) in [0, 1], int64 ().
+    """Handwritten digits of scikit-learn.
+
+    A sample is ``dict(inputs=..., labels=...)``: float32 (1, 32, 32) in [0, 1] and int64 ().
 
     Args:
         split (str): 'train' or 'test'.
 
     Raises:
-        ValueError: another split.
+        ValueError: ``split`` is neither 'train' nor 'test'.
         ImportError: scikit-learn is not installed.
 
     Example: ``configs/digits/small-cnn_value_digits.py``.

@@ -12,27 +12,27 @@ from .shape_scenes import METAINFO, ShapeScenesParams, generate
 
 @DATASETS.register_module()
 class ShapeScenesDataset(CocoDataset):
-    """Boxes and masks of ShapeScenes; the pictures are drawn when they are first asked for.
+    """ShapeScenes for detection: boxes and masks; the pictures are generated on first use.
 
-    The first data set to load a ``data_root`` draws all splits there, behind a progress bar;
-    later ones, and other processes of the same run, reuse them. Relations and scene classes are
-    in the same JSON files (see :mod:`gclip_mm.datasets.shape_scenes`); this class leaves them
-    out, being a data set for detection.
+    The first data set to load a ``data_root`` draws all splits there and shows a progress bar.
+    Later data sets, and other processes of the same run, reuse the files. The JSON files also have
+    relations and scene classes (see :mod:`gclip_mm.datasets.shape_scenes`), which this class
+    ignores.
 
     Args:
         data_root (str): Folder of the data set. Defaults to 'data/shape_scenes/'.
         ann_file (str): Defaults to 'annotations/train.json'.
-        data_prefix (dict): Defaults to the folder of pictures named as the annotation file:
-            ``dict(img='train/')`` for 'annotations/train.json'.
+        data_prefix (dict, optional): Folder of the pictures. Defaults to the name of the
+            annotation file: ``dict(img='train/')`` for 'annotations/train.json'.
         params (dict, optional): Keyword arguments of
             :class:`~gclip_mm.datasets.shape_scenes.ShapeScenesParams`: ``num_train``,
             ``num_val``, ``image_size`` (width, height) and ``seed``. The training and the
-            validation data set must be given the same. Defaults to None, the default parameters.
+            validation data set need the same values. Defaults to None, the default parameters.
         **kwargs: As for :class:`mmdet.datasets.CocoDataset`.
 
     Raises:
         ValueError: A parameter is unknown or out of range.
-        FileExistsError: ``data_root`` holds something else than the data set asked for.
+        FileExistsError: ``data_root`` holds something other than the requested data set.
 
     Example:
         >>> train_dataloader = dict(dataset=dict(

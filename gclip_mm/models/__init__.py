@@ -1,4 +1,4 @@
-"""What the stock zoo lacks. Importing this registers it with MMEngine and MMDetection."""
+"""Models that MMDetection lacks. Importing this registers them with MMEngine and MMDetection."""
 
 from ..compat import let_ssd_predict
 from .backbones import VGG, SlimSSDVGG

@@ -5,9 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from gclip_mm.models.proposal_boxes import ranked, shrink
+from .proposal_boxes import ranked, shrink
 
-#: mode -> color spaces (None: BGR, as read), scales from coarse to fine, least pixels of a region.
+#: mode -> color spaces (None: BGR), scales from coarse to fine, minimum region sizes in pixels.
 _SEARCHES = {
     'fast': ((None, cv2.COLOR_BGR2HSV), (400, 200, 100, 50), (100,)),
     'quality': (
@@ -19,16 +19,16 @@ _SEARCHES = {
 
 
 def require_felzenszwalb() -> None:
-    """Check that scikit-image is there.
+    """Check that scikit-image is installed.
 
     Raises:
-        ImportError: it is not; says what to install.
+        ImportError: scikit-image is missing; the message says how to install it.
     """
     try:
         import skimage.segmentation  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            'segmentation by Felzenszwalb and Huttenlocher is in scikit-image: '
+            'segmentation by Felzenszwalb and Huttenlocher needs scikit-image: '
             '`pip install scikit-image`'
         ) from error
 
@@ -38,23 +38,23 @@ def felzenszwalb_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Propose boxes that may hold an object of any class.
 
-    scikit-image's graph-based segmentation, which is also the first step of selective search, at
-    several scales and in several color spaces; every region gives a box. Needs no contrib build of
-    OpenCV.
+    Runs scikit-image's graph-based segmentation, which is also the first step of selective search,
+    at several scales and in several color spaces. Every region gives a box. The contrib build of
+    OpenCV is not needed.
 
     Args:
         image (np.ndarray): uint8 (height, width, 3), BGR.
-        mode (str): 'fast', or 'quality', which takes four times as long and finds more.
-        max_num (int): Most boxes to return.
-        max_width (int): Shrink wider images to this width first, in pixels.
+        mode (str): 'fast', or 'quality', which takes four times as long and has a higher recall.
+        max_num (int): Maximum number of boxes.
+        max_width (int): Wider images are first shrunk to this width, in pixels.
 
     Returns:
-        tuple: boxes, float32 (n, 4) as x1, y1, x2, y2 in pixels of ``image``, none twice, coarse
-        scales first, and scores, float32 (n,), falling from 1 by rank. Deterministic.
+        tuple: Distinct boxes, float32 (n, 4) as x1, y1, x2, y2 in pixels of ``image``, coarse
+        scales first; and scores, float32 (n,), decreasing from 1 by rank. Deterministic.
 
     Raises:
         ImportError: scikit-image is missing.
-        ValueError: an unknown mode, a number below 1, or an image of another shape or type.
+        ValueError: An unknown mode, a number below 1, or a wrong image shape or dtype.
 
     Source: Felzenszwalb and Huttenlocher, "Efficient Graph-Based Image Segmentation", IJCV 2004.
 

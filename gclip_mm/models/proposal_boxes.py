@@ -1,4 +1,4 @@
-"""What generators of region proposals share: options, the size they work at, ranked boxes."""
+"""Shared parts of the region proposal generators: option checks, resizing, ranking."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ MODES = ('fast', 'quality')
 
 
 def shrink(image: np.ndarray, mode: str, max_num: int, max_width: int) -> np.ndarray:
-    """Check what a generator is given, and bring the image to the size that it works at.
+    """Check the arguments of a generator and resize the image to its working size.
 
     Args:
         image (np.ndarray): uint8 (height, width, 3), BGR.
         mode (str): One of ``MODES``.
-        max_num (int): Most boxes to return.
+        max_num (int): Maximum number of boxes.
         max_width (int): Wider images are shrunk to this width, in pixels.
 
     Returns:
         np.ndarray: uint8 (height', width', 3).
 
     Raises:
-        ValueError: an unknown mode, a number below 1, or an image of another shape or type.
+        ValueError: An unknown mode, a number below 1, or a wrong image shape or dtype.
     """
     if mode not in MODES:
         raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
@@ -40,16 +40,16 @@ def shrink(image: np.ndarray, mode: str, max_num: int, max_width: int) -> np.nda
 def ranked(
     boxes: np.ndarray, small: np.ndarray, image: np.ndarray, max_num: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes found in the shrunken image as boxes of the image, none twice, scored by rank.
+    """Scale boxes of the shrunken image to the original, remove duplicates and score by rank.
 
     Args:
         boxes (np.ndarray): float32 (n, 4) as x1, y1, x2, y2 in pixels of ``small``, best first.
-        small (np.ndarray): What :func:`shrink` returned.
-        image (np.ndarray): What it was given.
-        max_num (int): Most boxes to return.
+        small (np.ndarray): Output of :func:`shrink`.
+        image (np.ndarray): Input of :func:`shrink`.
+        max_num (int): Maximum number of boxes.
 
     Returns:
-        tuple: boxes, float32 (m, 4) in pixels of ``image``, and scores, float32 (m,), falling
+        tuple: Boxes, float32 (m, 4) in pixels of ``image``, and scores, float32 (m,), decreasing
         from 1 by rank.
     """
     ratio = [image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]]

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from typing import Any
 
 import cv2
 import numpy as np
 
-from gclip_mm.models.proposal_boxes import ranked, shrink
+from .proposal_boxes import ranked, shrink
 
 
 def require_selective_search() -> None:
     """Check that OpenCV has selective search.
 
     Raises:
-        ImportError: it has not; says what to install.
+        ImportError: OpenCV lacks it; the message says what to install.
     """
     if not hasattr(getattr(cv2, 'ximgproc', None), 'segmentation'):
         raise ImportError(
-            f'selective search is in the contrib build of OpenCV, and OpenCV {cv2.__version__} '
-            'here is not one. The builds share one import name, so replace it: `pip uninstall '
-            'opencv-python opencv-python-headless`, then `pip install '
-            'opencv-contrib-python-headless`. make_proposals.py --method felzenszwalb does without'
+            'selective search needs the contrib build of OpenCV, which the installed OpenCV '
+            f'{cv2.__version__} is not. The builds share one import name, so replace it: `pip '
+            'uninstall opencv-python opencv-python-headless`, then `pip install '
+            'opencv-contrib-python-headless`. make_proposals.py --method felzenszwalb does not '
+            'need it'
         )
 
 
@@ -31,23 +33,23 @@ def selective_search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Propose boxes that may hold an object of any class.
 
-    OpenCV's implementation: an over-segmentation, whose neighbours are merged by color, texture,
-    size and fill, in several color spaces. Every region that ever existed gives a box.
+    Runs OpenCV's implementation, which merges neighbouring regions of an over-segmentation by
+    color, texture, size and fill, in several color spaces. Every intermediate region gives a box.
 
     Args:
         image (np.ndarray): uint8 (height, width, 3), BGR.
-        mode (str): 'fast', or 'quality', which takes several times as long and finds more.
-        max_num (int): Most boxes to return.
-        max_width (int): Shrink wider images to this width first; R-CNN's paper uses 500 pixels.
+        mode (str): 'fast', or 'quality', which takes several times as long and has a higher recall.
+        max_num (int): Maximum number of boxes.
+        max_width (int): Wider images are first shrunk to this width; the R-CNN paper uses 500 px.
 
     Returns:
-        tuple: boxes, float32 (n, 4) as x1, y1, x2, y2 in pixels of ``image``, none twice, and
-        scores, float32 (n,), falling from 1 by rank. Deterministic, except that on a platform whose
-        C library cannot be reached the order differs from run to run.
+        tuple: Distinct boxes, float32 (n, 4) as x1, y1, x2, y2 in pixels of ``image``, and scores,
+        float32 (n,), decreasing from 1 by rank. Deterministic, except on a platform whose C library
+        cannot be loaded: there the order varies between runs.
 
     Raises:
         ImportError: OpenCV without its contrib modules.
-        ValueError: an unknown mode, a number below 1, or an image of another shape or type.
+        ValueError: An unknown mode, a number below 1, or a wrong image shape or dtype.
 
     Source: Uijlings et al., "Selective Search for Object Recognition", IJCV 2013.
 
@@ -62,14 +64,15 @@ def selective_search(
 
 
 def _search(image: np.ndarray, mode: str) -> np.ndarray:
-    """Boxes as float32 (n, 4): x, y, width, height, best first."""
-    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    """Boxes, float32 (n, 4) as x, y, width, height, best first."""
+    contrib: Any = cv2  # the stubs of OpenCV lack the contrib modules
+    search = contrib.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(image)
     if mode == 'fast':
         search.switchToSelectiveSearchFast()
     else:
         search.switchToSelectiveSearchQuality()
-    # The ranks are drawn with the C library's rand(), which OpenCV's own seed does not reach.
+    # OpenCV draws the ranks with the C library's rand(), which cv2.setRNGSeed does not seed.
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).srand(0)
     found = np.asarray(search.process(), dtype=np.float32)

@@ -1,8 +1,12 @@
-"""Scene-graph generation for MMDetection: data, models, metrics and pictures.
+"""Scene-graph generation for MMDetection: data, models, metrics and visualization.
 
-Importing this package registers everything below it with MMDetection's registries when
-MMDetection is installed. Without it, ``gclip_mm.scene_graph.evaluation`` still gives the metric as
-a NumPy function.
+Importing this package registers its sub-packages with MMDetection's registries if MMDetection is
+installed. ``gclip_mm.scene_graph.evaluation`` works without MMDetection: its metric functions need
+NumPy only.
+
+Layers, each of which imports only from those before it: ``boxes``, ``transforms``, ``datasets``,
+``evaluation`` and ``models`` (independent of each other), ``engine`` and ``visualization``
+(likewise), ``inferencer``.
 """
 
 from importlib.util import find_spec

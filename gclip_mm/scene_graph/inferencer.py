@@ -1,4 +1,4 @@
-"""Scene graphs of pictures, in the style of MMDetection's ``DetInferencer``."""
+"""Inference of scene graphs, based on MMDetection's ``DetInferencer``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from mmdet.apis import DetInferencer
 from mmdet.structures import DetDataSample
+from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.structures import InstanceData
 from torch import nn
@@ -21,34 +22,34 @@ from .models.protocol import SceneGraphProtocol
 from .models.weights import check_weights
 from .visualization import SceneGraphVisualizer
 
-#: What an input dict may hold.
+#: Valid keys of an input dict.
 INPUT_KEYS = ('img', 'img_path', 'bboxes', 'labels')
-# Transforms of a test pipeline that look for annotations, of which a picture from outside has none.
+# Transforms of a test pipeline that load annotations, which inference inputs lack.
 _ANNOTATION_LOADERS = ('LoadSceneGraphAnnotations', 'LoadAnnotations')
 
 
 class SceneGraphInferencer(DetInferencer):
-    """From pictures to scene graphs.
+    """Predicts scene graphs of pictures.
 
     Arguments and call are those of :class:`mmdet.apis.DetInferencer`: ``inputs`` is a path or URL,
-    a folder, an array (H, W, 3) uint8 BGR, or a list of these. A model of PredCls or SGCls is told
-    the boxes (and labels) by a dict in place of a picture: ``dict(img=array, bboxes=[[x1, y1, x2,
-    y2], ...], labels=[...])`` or ``dict(img_path=..., ...)``; boxes in pixels of the picture,
-    labels as indices or names of the classes.
+    a folder, an array (H, W, 3) uint8 BGR, or a list of these. A PredCls or SGCls model needs boxes
+    (and labels), which a dict supplies: ``dict(img=array, bboxes=[[x1, y1, x2, y2], ...],
+    labels=[...])`` or ``dict(img_path=..., ...)``. Boxes are in pixels of the picture, labels are
+    indices or class names.
 
     Args:
-        model: Config file. None: the config is in the checkpoint.
+        model: Config file. None: use the config in the checkpoint.
         weights: Checkpoint.
-        device: None: a GPU if there is one.
-        protocol: Ask the model by another protocol than it was trained for: ``'predcls'``,
-            ``'sgcls'`` or ``'sgdet'``. None: its own.
-        max_relations: Most triplets of a picture in the result, those of the highest product of
-            subject, object and predicate score.
+        device: None: a GPU if available.
+        protocol: Overrides the protocol of the config: ``'predcls'``, ``'sgcls'`` or ``'sgdet'``.
+            None: no override.
+        max_relations: Maximum number of triplets of a picture in the result: those with the
+            highest product of subject, object and predicate score.
         **kwargs: As for ``DetInferencer``.
 
     Raises:
-        ValueError: The model is no SceneGraphRCNN; the checkpoint is of another; an unknown
-            protocol.
+        ValueError: The model is not a SceneGraphRCNN, the checkpoint belongs to another model, or
+            the protocol is unknown.
 
     Example:
         >>> inferencer = SceneGraphInferencer(
@@ -57,6 +58,10 @@ class SceneGraphInferencer(DetInferencer):
         >>> result['predictions'][0]['relations'][0]
         {'subject': 0, 'predicate': 'left of', 'object': 2, 'score': 0.61, ...}
     """
+
+    # Set by DetInferencer.
+    num_visualized_imgs: int
+    num_predicted_imgs: int
 
     def __init__(
         self,
@@ -81,11 +86,12 @@ class SceneGraphInferencer(DetInferencer):
 
     @property
     def protocol(self) -> SceneGraphProtocol:
-        """What the model is told of a picture."""
+        """Protocol of the model."""
         return self.model.protocol
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> dict:
-        # Arrays are numbered: drawing and predictions of one call by the same numbers.
+        """Predict; see :class:`mmdet.apis.DetInferencer`."""
+        # Output files of array inputs are numbered; keep pictures and predictions in step.
         count = max(self.num_visualized_imgs, self.num_predicted_imgs)
         self.num_visualized_imgs = self.num_predicted_imgs = count
         return super().__call__(inputs, *args, **kwargs)
@@ -97,7 +103,7 @@ class SceneGraphInferencer(DetInferencer):
 
     # ---- input -------------------------------------------------------------------------------
 
-    def _init_pipeline(self, cfg: dict) -> Compose:
+    def _init_pipeline(self, cfg: Config) -> Compose:
         pipeline = cfg.test_dataloader.dataset.pipeline
         cfg = copy.deepcopy(cfg)
         cfg.test_dataloader.dataset.pipeline = [
@@ -108,22 +114,22 @@ class SceneGraphInferencer(DetInferencer):
         ]
         return super()._init_pipeline(cfg)
 
-    def _init_visualizer(self, cfg: dict) -> SceneGraphVisualizer:
+    def _init_visualizer(self, cfg: Config) -> SceneGraphVisualizer:
         visualizer = super()._init_visualizer(cfg)
         if isinstance(visualizer, SceneGraphVisualizer):
             return visualizer
-        # A config that does not say how to draw graphs shall not draw mere boxes.
+        # Without this, a config without a SceneGraphVisualizer would draw boxes only.
         visualizer = SceneGraphVisualizer(name=f'scene_graph_{id(self)}')
         visualizer.dataset_meta = self.model.dataset_meta
         return visualizer
 
     def _inputs_to_list(self, inputs: Any) -> list:
-        """A list of inputs; a folder is the pictures in it, by name."""
+        """List of inputs; a folder becomes its pictures, sorted by name."""
         items = super()._inputs_to_list(inputs)
         if isinstance(inputs, str) and items != [inputs]:
-            items.sort()  # the order in which a folder is listed means nothing
+            items.sort()  # the listing order of a folder is arbitrary
         if not items:
-            raise FileNotFoundError(f'there is no picture in {inputs!r}')
+            raise FileNotFoundError(f'no picture found in {inputs!r}')
         return items
 
     def _get_chunk_data(self, inputs: Sequence, chunk_size: int) -> Iterator[list]:
@@ -131,27 +137,29 @@ class SceneGraphInferencer(DetInferencer):
             yield [self._prepare(item) for item in inputs[start : start + chunk_size]]
 
     def _prepare(self, item: str | np.ndarray | dict) -> tuple[str | np.ndarray, dict]:
-        """The picture for drawing, and what the model gets."""
+        """Return the picture for drawing, and the input of the model."""
         given: dict[str, Any] = {}
         if isinstance(item, dict):
             unknown = sorted(set(item) - set(INPUT_KEYS))
             if unknown or ('img' in item) == ('img_path' in item):
                 raise ValueError(
-                    "an input dict has 'img' or 'img_path', and for PredCls 'bboxes' and 'labels', "
-                    f'for SGCls bboxes; got keys {sorted(item)}'
+                    "an input dict needs 'img' or 'img_path', and 'bboxes' (SGCls and PredCls) and "
+                    f"'labels' (PredCls); got keys {sorted(item)}"
                 )
             given = {key: item[key] for key in ('bboxes', 'labels') if key in item}
-            item = item['img'] if 'img' in item else item['img_path']
-        if isinstance(item, str) and '://' not in item and not osp.isfile(item):
-            raise FileNotFoundError(f'there is no picture at {item}')
-        if isinstance(item, np.ndarray) and (item.ndim != 3 or item.shape[2] != 3):
+            picture = item['img'] if 'img' in item else item['img_path']
+        else:
+            picture = item
+        if isinstance(picture, str) and '://' not in picture and not osp.isfile(picture):
+            raise FileNotFoundError(f'no picture at {picture}')
+        if isinstance(picture, np.ndarray) and (picture.ndim != 3 or picture.shape[2] != 3):
             raise ValueError(
-                f'a picture is an array (H, W, 3), BGR; got shape {item.shape}. Of a grey one: '
-                'np.repeat(picture[..., None], 3, axis=2)'
+                f'a picture must be an array (H, W, 3), BGR; got shape {picture.shape}. Convert a '
+                'grey picture by np.repeat(picture[..., None], 3, axis=2)'
             )
-        data = self.pipeline(item)
+        data = self.pipeline(picture)
         self._add_given(data['data_samples'], given)
-        return item, data
+        return picture, data
 
     def _add_given(self, sample: DetDataSample, given: dict[str, Any]) -> None:
         needed = ['bboxes'] if self.protocol.has_boxes else []
@@ -160,20 +168,21 @@ class SceneGraphInferencer(DetInferencer):
         if missing:
             raise ValueError(
                 f'the protocol {self.protocol.value!r} of this model needs {missing[0]!r} of the '
-                'objects: give dict(img_path=..., bboxes=..., labels=...) in place of a picture, '
-                "or make the inferencer with protocol='sgdet' if the model's detector is trained"
+                'objects: pass dict(img_path=..., bboxes=..., labels=...) instead of a picture, or '
+                "create the inferencer with protocol='sgdet' if the model's detector is trained"
             )
         if not needed:
             if given:
                 raise ValueError(
-                    f'a model of the protocol sgdet finds objects itself: leave {sorted(given)} '
-                    "out, or make the inferencer with protocol='predcls' or 'sgcls'"
+                    f'a model with protocol sgdet detects objects itself: remove {sorted(given)}, '
+                    "or create the inferencer with protocol='predcls' or 'sgcls'"
                 )
             return
         boxes = torch.as_tensor(np.asarray(given['bboxes'], np.float32).reshape(-1, 4))
         if not (boxes[:, 2:] > boxes[:, :2]).all():
             raise ValueError(
-                'bboxes are x1, y1, x2, y2 with x1 < x2 and y1 < y2, in pixels of the picture; got '
+                'bboxes must be x1, y1, x2, y2 with x1 < x2 and y1 < y2, in pixels of the picture; '
+                f'got '
                 f'{boxes[(boxes[:, 2:] <= boxes[:, :2]).any(dim=1)][0].tolist()}'
             )
         scale = boxes.new_tensor(sample.metainfo.get('scale_factor', (1.0, 1.0))).repeat(2)
@@ -186,7 +195,7 @@ class SceneGraphInferencer(DetInferencer):
         sample.gt_instances = objects
 
     def _labels(self, given: Sequence[int | str]) -> list[int]:
-        """Labels from labels or from names of classes."""
+        """Convert labels or class names to labels."""
         names = list(self.model.dataset_meta.get('classes') or ())
         count = self.model.relation_head.num_classes
         labels = []
@@ -194,26 +203,26 @@ class SceneGraphInferencer(DetInferencer):
             found = names.index(label) if label in names else label
             if isinstance(found, str) or found != int(found) or not 0 <= found < count:
                 raise ValueError(
-                    f'labels are indices in [0, {count}) or names of {names}; got {label!r}'
+                    f'labels must be indices in [0, {count}) or names in {names}; got {label!r}'
                 )
             labels.append(int(found))
         return labels
 
     # ---- output ------------------------------------------------------------------------------
 
-    def visualize(self, inputs: list, preds: list[DetDataSample], **kwargs) -> list | None:
-        """Draw; arrays come in BGR, as OpenCV reads them, and pictures are drawn in RGB."""
+    def visualize(self, inputs: list, preds: list[DetDataSample], **kwargs: Any) -> list | None:
+        """Draw the predictions. Input arrays are BGR, as read by OpenCV; drawing uses RGB."""
         inputs = [x[..., ::-1] if isinstance(x, np.ndarray) else x for x in inputs]
         return super().visualize(inputs, preds, **kwargs)
 
     def pred2dict(self, data_sample: DetDataSample, pred_out_dir: str = '') -> dict[str, Any]:
-        """The scene graph as plain numbers and names, ready for JSON.
+        """Convert a scene graph to plain numbers and names that JSON can represent.
 
         Returns:
             ``labels``, ``scores``, ``bboxes`` (xyxy in pixels of the picture) and ``names`` of the
             objects; ``relations``, a list of dicts with ``subject``, ``object`` (indices of
             objects), ``predicate`` (name), ``predicate_label``, ``predicate_score`` and ``score``
-            (of the triplet), the best first; with a scene head, ``scene`` (``name``, ``label``,
+            (of the triplet), best first; with a scene head, ``scene`` (``name``, ``label``,
             ``score``). Saved as ``preds/<picture>.json`` in ``pred_out_dir`` unless that is empty.
         """
         sample, meta = data_sample.cpu(), self.model.dataset_meta

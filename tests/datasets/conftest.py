@@ -1,4 +1,4 @@
-"""A small ShapeScenes data set, drawn once for all tests of this folder."""
+"""A small ShapeScenes data set, generated once for all tests of this folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The BCCD data set on a copy of its layout with two drawn photos."""
+"""BCCDDataset on a copy of its folder layout with two synthetic photos."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OBJECT = (
 )
 PHOTOS = {
     'BloodImage_00000': [('WBC', 11, 11, 61, 51), ('RBC', 21, 31, 41, 61)],
-    # As in the real data: a box without width.
+    # The real data also have a box without width.
     'BloodImage_00001': [('Platelets', 5, 6, 15, 16), ('RBC', 33, 20, 33, 20)],
 }
 
@@ -50,7 +50,7 @@ def build(root, **kwargs):
     return DATASETS.build(dict(type='BCCDDataset', data_root=str(root), pipeline=[], **kwargs))
 
 
-def test_it_reads_the_voc_layout(bccd):
+def test_load_reads_voc_layout(bccd):
     dataset = build(bccd)
     assert dataset.metainfo['classes'] == ('RBC', 'WBC', 'Platelets')
     assert len(dataset) == 2
@@ -63,14 +63,14 @@ def test_it_reads_the_voc_layout(bccd):
     ]
 
 
-def test_a_box_without_width_is_ignored_in_training(bccd):
+def test_training_ignores_box_without_width(bccd):
     dataset = build(bccd, filter_cfg=dict(filter_empty_gt=True, bbox_min_size=2))
     flags = [i['ignore_flag'] for i in dataset.get_data_info(1)['instances']]
     assert flags == [0, 1]
 
 
 @pytest.mark.parametrize('lost', ['', 'ImageSets/Main/train.txt', 'JPEGImages', 'Annotations'])
-def test_missing_data_gives_one_clear_message(bccd, lost):
+def test_missing_file_raises_one_line_error_with_path(bccd, lost):
     (bccd / lost).rename(bccd.parent / 'elsewhere')
     with pytest.raises(FileNotFoundError) as error:
         build(bccd)

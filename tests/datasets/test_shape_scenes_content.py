@@ -1,4 +1,4 @@
-"""What is in the pictures and in the JSON, checked against the pixels and by other formulas."""
+"""Checks the JSON of ShapeScenes against the pixels and against independent formulas."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def of(named_relations, *predicates):
     return [(s, o, p) for s, o, p in named_relations if p in predicates]
 
 
-def test_vocabulary_is_consistent():
+def test_vocabulary_names_are_unique_and_consistent():
     assert len(CLASSES) >= 8 and len(set(CLASSES)) == len(CLASSES)
     assert len(METAINFO['palette']) == len(CLASSES)
     assert len(SCENES) >= 5 and set(SCENE_TEXTURES) == set(SCENE_TYPICAL_CLASSES) == set(SCENES)
@@ -51,7 +51,7 @@ def test_vocabulary_is_consistent():
         assert set(pair) <= set(PREDICATES)
 
 
-def test_ids_and_labels_refer_to_something(train_json, small_root):
+def test_ids_and_labels_refer_to_existing_entries(train_json, small_root):
     images = {image['id']: image for image in train_json['images']}
     anns = {ann['id']: ann for ann in train_json['annotations']}
     assert len(images) == len(train_json['images']) == 60
@@ -73,7 +73,7 @@ def test_ids_and_labels_refer_to_something(train_json, small_root):
     assert len(pairs) == len(train_json['relations'])  # a pair is annotated once, in one direction
 
 
-def test_masks_boxes_and_areas_agree_for_pycocotools(coco):
+def test_boxes_and_areas_equal_those_of_pycocotools_masks(coco):
     for ann in coco.dataset['annotations']:
         mask = coco.annToMask(ann)
         ys, xs = np.nonzero(mask)
@@ -86,21 +86,21 @@ def test_masks_boxes_and_areas_agree_for_pycocotools(coco):
         assert 0.5 <= ann['visibility'] <= 1
 
 
-def test_no_pixel_belongs_to_two_objects(coco):
+def test_masks_of_an_image_are_disjoint(coco):
     for image_id in coco.getImgIds():
         anns = coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
         assert sum(coco.annToMask(ann).astype(int) for ann in anns).max() == 1
 
 
 @pytest.mark.parametrize('first', [0, 1])
-def test_rle_is_what_pycocotools_encodes(first):
+def test_encode_rle_equals_pycocotools(first):
     mask = np.random.default_rng(first).random((7, 5)) < 0.5
     mask[0, 0] = first
     theirs = coco_mask.decode(coco_mask.frPyObjects(encode_rle(mask), 7, 5))
     assert np.array_equal(theirs.astype(bool), mask)
 
 
-def test_directions_agree_with_the_visible_pixels(coco, named_relations):
+def test_directions_agree_with_visible_centroids(coco, named_relations):
     def centroid(ann):
         ys, xs = np.nonzero(coco.annToMask(ann))
         return xs.mean(), ys.mean()
@@ -114,7 +114,7 @@ def test_directions_agree_with_the_visible_pixels(coco, named_relations):
         assert sign > abs(cross)
 
 
-def test_what_is_inside_lies_in_the_hull_of_what_is_around(coco, named_relations):
+def test_inside_object_lies_in_hull_of_outer_object(coco, named_relations):
     found = of(named_relations, 'inside', 'around')
     assert {p for _, _, p in found} == {'inside', 'around'}
     for subject, other, predicate in found:
@@ -127,14 +127,14 @@ def test_what_is_inside_lies_in_the_hull_of_what_is_around(coco, named_relations
         assert inner['area'] < filled.sum() / 2
 
 
-def test_the_front_object_hides_part_of_the_one_behind(coco, named_relations):
+def test_front_object_hides_part_of_back_object(coco, named_relations):
     found = of(named_relations, 'in front of', 'behind')
     assert {p for _, _, p in found} == {'in front of', 'behind'}
     for subject, other, predicate in found:
         front, back = (subject, other) if predicate == 'in front of' else (other, subject)
         assert front['depth'] > back['depth']
         assert back['visibility'] < 1
-        # Where the boxes meet, the front object touches the visible rest of the back one.
+        # The front object touches the visible part of the back object.
         grown = cv2.dilate(coco.annToMask(front), np.ones((3, 3), np.uint8))
         assert (grown & coco.annToMask(back)).any()
 
@@ -144,12 +144,12 @@ def test_occlusion_is_common(train_json):
     assert 0.1 < np.mean(hidden) < 0.6
 
 
-def test_sizes_vary(train_json):
+def test_object_sizes_vary(train_json):
     sides = [max(ann['full_bbox'][2:]) for ann in train_json['annotations']]
     assert np.percentile(sides, 95) > 2 * np.percentile(sides, 5)
 
 
-def test_light_varies(small_root, train_json):
+def test_brightness_varies(small_root, train_json):
     means = []
     for image in train_json['images']:
         picture = cv2.imread(str(small_root / 'train' / image['file_name']))
@@ -157,10 +157,10 @@ def test_light_varies(small_root, train_json):
     assert np.std(means) > 10
 
 
-def test_same_color_is_seen_in_the_picture(small_root, coco, named_relations):
+def test_same_color_objects_have_equal_hue_in_picture(small_root, coco, named_relations):
     def hue(ann):
         picture = cv2.imread(str(small_root / 'train' / f'{ann["image_id"]:06d}.jpg'))
-        # From the middle of the shape: at its rim the JPEG mixes in the color of what is around.
+        # Use the middle of the shape: at its edge JPEG blends in the surrounding colors.
         depth = cv2.distanceTransform(coco.annToMask(ann), cv2.DIST_L2, 3)
         b, g, r = np.median(picture[depth > 0.6 * depth.max()], axis=0)
         return cv2.cvtColor(np.array([[[b, g, r]]], np.float32), cv2.COLOR_BGR2HSV)[0, 0, 0]
@@ -172,7 +172,7 @@ def test_same_color_is_seen_in_the_picture(small_root, coco, named_relations):
         assert min(apart, 360 - apart) < 30
 
 
-def test_larger_means_larger(named_relations):
+def test_larger_than_implies_larger_area(named_relations):
     found = of(named_relations, 'larger than')
     assert len(found) > 10
     for subject, other, _ in found:
@@ -181,7 +181,7 @@ def test_larger_means_larger(named_relations):
 
 
 def expected_predicate(subject: dict, other: dict) -> str | None:
-    """The definition in the documentation, written out from the JSON's values alone."""
+    """The documented definition, implemented on the values in the JSON."""
     sx, sy, sw, sh = subject['full_bbox']
     ox, oy, ow, oh = other['full_bbox']
 
@@ -212,13 +212,13 @@ def expected_predicate(subject: dict, other: dict) -> str | None:
     return None
 
 
-def test_every_relation_is_the_one_of_its_pair(named_relations):
+def test_every_relation_equals_documented_definition(named_relations):
     assert {p for _, _, p in named_relations} == set(PREDICATES)
     for subject, other, predicate in named_relations:
         assert predicate == expected_predicate(subject, other)
 
 
-def test_frequencies_are_skewed_and_annotation_is_incomplete(train_json, named_relations):
+def test_annotation_is_skewed_and_incomplete(train_json, named_relations):
     counts = Counter(p for _, _, p in named_relations)
     assert counts['left of'] > 1.5 * counts['right of']
     assert max(counts.values()) > 4 * min(counts.values())
@@ -237,12 +237,12 @@ def test_frequencies_are_skewed_and_annotation_is_incomplete(train_json, named_r
     assert 0.5 < len(annotated) / len(true) < 0.95
 
 
-def test_classes_say_little_about_the_predicate(named_relations):
-    """The best guess from the two classes alone is far from right: a model has to look."""
+def test_classes_alone_predict_predicate_poorly(named_relations):
+    """The best guess from the two classes is right in less than half of the relations."""
     votes = defaultdict(Counter)
     for subject, other, predicate in named_relations:
         votes[subject['category_id'], other['category_id']][predicate] += 1
-    # Leave one out: what the other pairs of the same classes say.
+    # Leave one out: majority vote of the other pairs with the same classes.
     right = 0
     for subject, other, predicate in named_relations:
         rest = votes[subject['category_id'], other['category_id']].copy()
@@ -251,7 +251,7 @@ def test_classes_say_little_about_the_predicate(named_relations):
     assert right / len(named_relations) < 0.5
 
 
-def test_the_ring_has_a_hole_and_the_disc_has_none():
+def test_ring_has_hole_and_circle_has_none():
     ring = coverage('ring', (32, 32), 20, 0, 1.0, (64, 64))
     disc = coverage('circle', (32, 32), 20, 0, 1.0, (64, 64))
     assert ring[32, 32] == 0 and disc[32, 32] == 255
@@ -259,11 +259,11 @@ def test_the_ring_has_a_hole_and_the_disc_has_none():
 
 
 @pytest.mark.parametrize('shape', CLASSES)
-def test_shapes_stay_in_their_circle_and_turn(shape):
+def test_shapes_stay_in_their_circle_and_rotate(shape):
     mask = coverage(shape, (40, 40), 24, 0, 1.0, (80, 80)) > 127
     ys, xs = np.nonzero(mask)
     assert np.hypot(xs - 39.5, ys - 39.5).max() <= 25.5
     quarter = coverage(shape, (40, 40), 24, 90, 1.0, (80, 80)) > 127
-    # np.rot90 turns counter-clockwise; the drawing turns clockwise, y pointing down.
+    # np.rot90 rotates counter-clockwise; coverage() rotates clockwise, with y pointing down.
     agree = np.rot90(mask, -1)
     assert (quarter != agree).sum() <= 0.06 * mask.sum() + 12

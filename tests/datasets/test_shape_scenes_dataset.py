@@ -1,4 +1,4 @@
-"""ShapeScenes as MMDetection sees it."""
+"""ShapeScenesDataset in MMDetection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build(root, split='train', **kwargs):
     return DATASETS.build(dict(type='ShapeScenesDataset', data_root=str(root), **args))
 
 
-def test_it_is_drawn_on_first_use_with_progress_and_reused_after(tmp_path, capsys):
+def test_first_use_draws_with_progress_and_second_use_reuses(tmp_path, capsys):
     train = build(tmp_path / 'data' / 'new')
     assert 'Drawing ShapeScenes train' in capsys.readouterr().err
     val = build(tmp_path / 'data' / 'new', 'val', test_mode=True)
@@ -34,12 +34,12 @@ def test_it_is_drawn_on_first_use_with_progress_and_reused_after(tmp_path, capsy
     assert (len(train), len(val)) == (3, 2)
 
 
-def test_a_lazy_data_set_draws_nothing(tmp_path):
+def test_lazy_init_draws_nothing(tmp_path):
     build(tmp_path / 'new', lazy_init=True)
     assert not list(tmp_path.iterdir())
 
 
-def test_metainfo_names_everything(tmp_path):
+def test_metainfo_has_all_names(tmp_path):
     meta = build(tmp_path / 'new').metainfo
     assert tuple(meta['classes']) == CLASSES
     assert tuple(meta['predicates']) == PREDICATES
@@ -67,16 +67,16 @@ def test_boxes_masks_and_labels_reach_the_pipeline(small_root):
             assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
 
 
-def test_an_unknown_parameter_is_named(tmp_path):
+def test_unknown_parameter_raises_with_its_name(tmp_path):
     with pytest.raises(ValueError, match="unknown key 'num_trian' in params.*num_train"):
         DATASETS.build(
             dict(type='ShapeScenesDataset', data_root=str(tmp_path), params=dict(num_trian=3))
         )
 
 
-def test_other_data_at_the_root_is_reported(tmp_path):
+def test_other_parameters_at_data_root_raise(tmp_path):
     generate(tmp_path / 'a', ShapeScenesParams(**PARAMS), progress=False)
-    with pytest.raises(FileExistsError, match=r'num_train=3 \(asked for: 4\)'):
+    with pytest.raises(FileExistsError, match=r'num_train=3 \(requested: 4\)'):
         DATASETS.build(
             dict(
                 type='ShapeScenesDataset',

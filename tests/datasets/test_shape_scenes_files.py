@@ -1,4 +1,4 @@
-"""Files on disk: the same again, whole or not at all, one writer at a time."""
+"""Files of ShapeScenes: reproducible, written atomically, safe under concurrency."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gclip_mm.datasets.shape_scenes.sampling import draw_sample
 
 TINY = ShapeScenesParams(num_train=4, num_val=2, image_size=(96, 80), seed=5)
 
-# Runs the generator without importing the rest of the package, which takes seconds; it also shows
-# that NumPy and OpenCV are enough.
+# Runs the generator without importing the rest of the package, which would take seconds. It also
+# checks that NumPy and OpenCV suffice.
 BARE = """
 import sys, types
 package = {package!r}
@@ -56,7 +56,7 @@ def checksums(root: Path) -> dict[str, str]:
     }
 
 
-def test_same_parameters_give_the_same_bytes(tmp_path):
+def test_equal_parameters_give_byte_identical_files(tmp_path):
     first = checksums(generate(tmp_path / 'a', TINY, progress=False))
     second = checksums(generate(tmp_path / 'b', TINY, progress=False))
     assert first == second
@@ -69,21 +69,21 @@ def test_same_parameters_give_the_same_bytes(tmp_path):
     }
 
 
-def test_another_seed_gives_other_pictures(tmp_path):
+def test_other_seed_gives_other_pictures(tmp_path):
     other = ShapeScenesParams(num_train=4, num_val=2, image_size=(96, 80), seed=6)
     first = checksums(generate(tmp_path / 'a', TINY, progress=False))
     second = checksums(generate(tmp_path / 'b', other, progress=False))
     assert not set(first.values()) & set(second.values())
 
 
-def test_a_picture_depends_on_its_number_only():
+def test_picture_depends_on_its_index_only():
     again = [draw_sample(1, 'val', 3, (96, 80)) for _ in range(2)]
     assert (again[0].image == again[1].image).all()
     assert again[0].objects == again[1].objects and again[0].relations == again[1].relations
     assert (draw_sample(1, 'train', 3, (96, 80)).image != again[0].image).any()
 
 
-def test_a_larger_data_set_begins_with_the_smaller(tmp_path):
+def test_larger_data_set_starts_with_smaller_one(tmp_path):
     larger = ShapeScenesParams(num_train=6, num_val=2, image_size=(96, 80), seed=5)
     a = generate(tmp_path / 'a', TINY, progress=False)
     b = generate(tmp_path / 'b', larger, progress=False)
@@ -94,7 +94,7 @@ def test_a_larger_data_set_begins_with_the_smaller(tmp_path):
     assert more['annotations'][: len(few['annotations'])] == few['annotations']
 
 
-def test_data_that_is_there_is_reused_untouched(tmp_path, monkeypatch):
+def test_existing_data_set_is_reused_unchanged(tmp_path, monkeypatch):
     out = generate(tmp_path / 'a', TINY, progress=False)
     before = {path: path.stat().st_mtime_ns for path in out.rglob('*')}
     monkeypatch.setattr(generator, '_write', lambda *_: pytest.fail('drew again'))
@@ -102,7 +102,7 @@ def test_data_that_is_there_is_reused_untouched(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in out.rglob('*')} == before
 
 
-def test_reuse_needs_no_right_to_write(tmp_path, monkeypatch):
+def test_reuse_does_not_need_write_permission(tmp_path, monkeypatch):
     out = generate(tmp_path / 'a', TINY, progress=False)
 
     def refuse(*_):
@@ -116,7 +116,7 @@ def test_reuse_needs_no_right_to_write(tmp_path, monkeypatch):
     'changed, named',
     [(dict(seed=6), 'seed=5'), (dict(num_train=5), 'num_train=4'), (dict(num_val=1), 'num_val=2')],
 )
-def test_other_parameters_at_the_same_place_are_refused(tmp_path, changed, named):
+def test_other_parameters_raise_without_overwrite(tmp_path, changed, named):
     out = generate(tmp_path / 'a', TINY, progress=False)
     before = checksums(out)
     wanted = ShapeScenesParams(**{**TINY.__dict__, **changed})
@@ -129,7 +129,7 @@ def test_other_parameters_at_the_same_place_are_refused(tmp_path, changed, named
     assert sorted(p.name for p in tmp_path.iterdir()) == ['.a.lock', 'a']
 
 
-def test_damage_is_noticed(tmp_path):
+def test_damaged_data_set_raises_without_overwrite(tmp_path):
     out = generate(tmp_path / 'a', TINY, progress=False)
     before = checksums(out)
     (out / 'train/000001.jpg').unlink()
@@ -146,23 +146,23 @@ def test_damage_is_noticed(tmp_path):
         generate(out, TINY, progress=False)
 
 
-def test_files_of_others_are_never_touched(tmp_path):
+def test_foreign_folder_is_never_changed(tmp_path):
     out = tmp_path / 'mine'
     out.mkdir()
     (out / 'thesis.txt').write_text('years of work')
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match='left as it is'):
+        with pytest.raises(FileExistsError, match='left unchanged'):
             generate(out, TINY, overwrite=overwrite, progress=False)
     assert (out / 'thesis.txt').read_text() == 'years of work'
     assert [p.name for p in out.iterdir()] == ['thesis.txt']
 
 
-def test_an_empty_folder_is_filled(tmp_path):
+def test_empty_folder_is_filled(tmp_path):
     (tmp_path / 'a').mkdir()
     assert (generate(tmp_path / 'a', TINY, progress=False) / 'shape_scenes.json').is_file()
 
 
-def test_a_killed_run_leaves_nothing_to_be_reused(tmp_path):
+def test_killed_run_leaves_no_reusable_data_set(tmp_path):
     out, journal = tmp_path / 'a', tmp_path / 'journal'
     process = bare_process(out, journal, 5000)
     deadline = time.monotonic() + 60
@@ -177,7 +177,7 @@ def test_a_killed_run_leaves_nothing_to_be_reused(tmp_path):
     assert not (tmp_path / '.a.partial').exists()
 
 
-def test_processes_that_start_at_once_draw_once(tmp_path):
+def test_concurrent_processes_draw_once(tmp_path):
     out, journal = tmp_path / 'a', tmp_path / 'journal'
     processes = [bare_process(out, journal, 4) for _ in range(4)]
     assert [process.wait(timeout=120) for process in processes] == [0] * 4
@@ -197,12 +197,12 @@ def test_processes_that_start_at_once_draw_once(tmp_path):
         (dict(image_size=(96, 99999)), 'image_size'),
     ],
 )
-def test_parameters_out_of_range_are_named(bad, named):
+def test_parameter_out_of_range_raises_with_its_name(bad, named):
     with pytest.raises(ValueError, match=f'^{named} must be'):
         ShapeScenesParams(**bad)
 
 
-def test_command_line_draws_and_counts(tmp_path, capsys):
+def test_command_line_draws_and_prints_counts(tmp_path, capsys):
     args = ['--out', str(tmp_path / 'a'), '--seed', '5', '--train', '4', '--val', '2']
     args += ['--size', '96', '80']
     assert main(args) == 0
@@ -213,13 +213,13 @@ def test_command_line_draws_and_counts(tmp_path, capsys):
     assert 'Drawing' not in capsys.readouterr().err
 
 
-def test_command_line_says_what_is_wrong(tmp_path, capsys):
+def test_command_line_prints_error_for_bad_option(tmp_path, capsys):
     assert main(['--out', str(tmp_path), '--train', '0']) == 1
     assert capsys.readouterr().err == 'error: num_train must be an integer of at least 1, got 0\n'
     assert not list(tmp_path.iterdir())
 
 
-def test_command_line_has_help(capsys):
+def test_command_line_prints_help(capsys):
     with pytest.raises(SystemExit) as stop:
         main(['--help'])
     assert stop.value.code == 0

@@ -1,4 +1,4 @@
-"""The configs of the first run and of BCCD build, and take a training step."""
+"""Quickstart and BCCD configs build; quickstart configs take a training step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
 
-import gclip_mm  # noqa: F401  registers what the configs name
+import gclip_mm  # noqa: F401  registers the types in the configs
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = sorted((ROOT / 'configs/quickstart').glob('*.py'))
@@ -34,7 +34,7 @@ def wrapper_and_model(cfg):
 
 
 @pytest.mark.parametrize('path', QUICKSTART + BCCD, ids=lambda path: path.stem)
-def test_config_names_what_stock_mmdet_needs_to_run_it(path):
+def test_config_has_imports_for_stock_mmdet(path):
     cfg = Config.fromfile(path)
     assert cfg.custom_imports['imports'] == ['gclip_mm']
     assert cfg.default_scope == 'mmdet'
@@ -45,9 +45,9 @@ def test_config_names_what_stock_mmdet_needs_to_run_it(path):
 
 
 @pytest.mark.parametrize('path', BCCD, ids=lambda path: path.stem)
-def test_bccd_config_builds_and_says_where_the_photos_belong(path, tmp_path):
+def test_bccd_config_builds_and_missing_photos_raise(path, tmp_path):
     cfg = Config.fromfile(path)
-    # Proposals lie beside the photos' folder, which may be a link.
+    # Proposals are stored beside the folder of the photos, which may be a link.
     root = 'data/' if cfg.train_dataloader.dataset.get('proposal_file') else 'data/BCCD/'
     assert cfg.train_dataloader.dataset.data_root == root
     wrapper, _ = wrapper_and_model(cfg)
@@ -58,7 +58,7 @@ def test_bccd_config_builds_and_says_where_the_photos_belong(path, tmp_path):
 
 
 @pytest.mark.parametrize('path', QUICKSTART, ids=lambda path: path.stem)
-def test_quickstart_takes_a_clipped_step(path, tmp_path):
+def test_quickstart_config_takes_a_clipped_step(path, tmp_path):
     cfg = Config.fromfile(path)
     params = dict(num_train=4, num_val=1, image_size=cfg.params['image_size'], seed=0)
     dataset = DATASETS.build(
@@ -75,7 +75,7 @@ def test_quickstart_takes_a_clipped_step(path, tmp_path):
 
 
 @pytest.mark.parametrize('folder', ['quickstart', 'bccd'])
-def test_metafile_and_readme_name_every_config(folder):
+def test_metafile_and_readme_list_every_config(folder):
     root = ROOT / 'configs' / folder
     readme = (root / 'README.md').read_text()
     listed = {

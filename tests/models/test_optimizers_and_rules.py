@@ -1,4 +1,4 @@
-"""Classification by cross entropy and boxes by squared error, under every rule and optimizer."""
+"""Trains a classifier and box regressor with every rule and optimizer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPTIMIZERS = {
 
 
 class OneBoxDetector(BaseModel):
-    """A picture in, its class and its box out."""
+    """Predicts the class and the box of the one object in a picture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class OneBoxDetector(BaseModel):
 
 
 def pictures():
-    """Bars, squares and frames, each drawn into its box."""
+    """Pictures of bars, squares and frames, with labels and boxes."""
     generator = torch.Generator().manual_seed(0)
     inputs, labels = torch.zeros(24, 1, 16, 16), torch.arange(24) % 3
     corners = torch.randint(0, 8, (24, 2), generator=generator)
@@ -68,7 +68,7 @@ def pictures():
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 @pytest.mark.parametrize('rule', list(CLIPPERS))
-def test_every_rule_trains_with_every_optimizer(rule, optimizer):
+def test_loss_decreases_for_every_rule_and_optimizer(rule, optimizer):
     torch.manual_seed(0)
     model = OneBoxDetector()
     cfg = dict(
@@ -79,7 +79,7 @@ def test_every_rule_trains_with_every_optimizer(rule, optimizer):
     if rule == 'AGC' and optimizer == 'SGD':
         cfg['optimizer']['lr'] *= 5  # its step is at most lr * clip_factor of the weight
     if rule == 'GradientStabilizer' and optimizer == 'SGD':
-        # It makes the size of the gradient meaningless, which SGD's step is proportional to.
+        # The rule changes the gradient's scale, to which SGD's step is proportional.
         with pytest.raises(ClipConfigError, match='SGD'):
             build_optim_wrapper(model, cfg)
         return

@@ -1,4 +1,4 @@
-"""R-CNN is an ordinary detector: config, loss, predict."""
+"""R-CNN: config, losses, predictions, errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def prepared(model, training):
 
 
 @pytest.mark.parametrize('net', NETS)
-def test_loss_reaches_every_weight(net):
+def test_loss_gives_gradient_to_every_weight(net):
     model, _ = build(net)
     losses = model(**prepared(model, True), mode='loss')
     assert set(losses) == {'loss_cls', 'loss_bbox', 'acc'}
@@ -46,27 +46,27 @@ def test_loss_reaches_every_weight(net):
 
 
 @pytest.mark.parametrize('net', NETS)
-def test_weights_have_one_name(net):
+def test_state_dict_has_one_name_per_weight(net):
     model, _ = build(net)
     names = [name for name, _ in model.named_parameters()]
     assert all(name.startswith(('backbone.', 'roi_head.bbox_head.')) for name in names)
     assert set(model.state_dict()) >= set(names)
 
 
-def test_first_class_loss_is_that_of_a_uniform_guess():
-    """The first classifier weights are next to nothing: log(classes + background)."""
+def test_initial_class_loss_equals_uniform_guess():
+    """Initial classifier weights are almost 0, so the loss is log(number of classes + 1)."""
     model, _ = build()
     losses = model(**prepared(model, True), mode='loss')
     assert losses['loss_cls'].item() == pytest.approx(torch.tensor(11.0).log().item(), abs=0.05)
 
 
-def test_losses_are_cross_entropy_and_squared_error():
+def test_losses_equal_cross_entropy_and_squared_error():
     model, _ = build()
     head = model.roi_head.bbox_head
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(6, 11, generator=generator)
     deltas = torch.randn(6, 40, generator=generator)
-    labels = torch.tensor([3, 0, 9, 10, 10, 10])  # 10 is the background
+    labels = torch.tensor([3, 0, 9, 10, 10, 10])  # 10: background
     targets = torch.randn(6, 4, generator=generator)
     weights = (labels < 10).float()[:, None].expand(6, 4)
     losses = head.loss(scores, deltas, torch.zeros(6, 5), labels, torch.ones(6), targets, weights)
@@ -79,7 +79,7 @@ def test_losses_are_cross_entropy_and_squared_error():
 
 
 @pytest.mark.parametrize('net', NETS)
-def test_passes_give_what_one_pass_gives(net):
+def test_regions_per_pass_does_not_change_predictions(net):
     model, _ = build(net)
     model.eval()
     data = prepared(model, False)
@@ -90,8 +90,8 @@ def test_passes_give_what_one_pass_gives(net):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_it_learns_to_detect():
-    """The objects of the pictures it was shown, found from proposals that are off."""
+def test_overfitted_model_detects_training_objects():
+    """The model finds the training objects from shifted proposals."""
     model, cfg = build()
     model.roi_head.bbox_sampler.num = 32
     cfg.optim_wrapper.optimizer.lr = 0.05
@@ -114,7 +114,7 @@ def test_it_learns_to_detect():
     assert sum(found) >= 0.8 * len(found), found
 
 
-def test_boxes_in_pixels_of_the_original_image():
+def test_predict_rescales_boxes_to_original_image():
     model, _ = build()
     model.eval()
     data = batch(96, proposals=True)
@@ -125,7 +125,7 @@ def test_boxes_in_pixels_of_the_original_image():
     torch.testing.assert_close(large, small / torch.tensor([0.5, 0.25, 0.5, 0.25]))
 
 
-def test_image_without_proposals_or_objects():
+def test_image_without_proposals_or_objects_works():
     model, _ = build()
     data = batch(96, proposals=True)
     for sample in data['data_samples']:
@@ -138,7 +138,7 @@ def test_image_without_proposals_or_objects():
     assert len(model.test_step(data)[0].pred_instances) == 0
 
 
-def test_missing_proposals_say_how_to_make_them():
+def test_missing_proposals_raise_with_tool_name():
     model, _ = build()
     data = model.data_preprocessor(batch(96), True)
     for mode in ('loss', 'predict', 'tensor'):
@@ -146,8 +146,8 @@ def test_missing_proposals_say_how_to_make_them():
             model(**data, mode=mode)
 
 
-def test_copies_run_on_their_own_network():
-    """The averaged model of EMAHook is a deep copy."""
+def test_deepcopy_uses_its_own_backbone():
+    """EMAHook deep-copies the model."""
     model, _ = build()
     twin = copy.deepcopy(model)
     with torch.no_grad():
@@ -159,7 +159,7 @@ def test_copies_run_on_their_own_network():
     )
 
 
-def test_head_of_another_type():
+def test_other_roi_head_type_raises():
     cfg = load_tiny(CONFIGS / 'rcnn' / 'rcnn_r50_norm_1x_coco.py').model
     cfg.roi_head.type = 'StandardRoIHead'
     with pytest.raises(TypeError, match='RegionRoIHead'):
@@ -173,12 +173,12 @@ def test_head_of_another_type():
         (dict(shared_head=dict(type='ResLayer', depth=18)), 'shared_head'),
     ],
 )
-def test_head_refuses_what_it_cannot_do(options, word):
+def test_unsupported_head_option_raises_with_its_name(options, word):
     with pytest.raises(ValueError, match=word):
         build(**options)
 
 
-def test_mixed_precision_on_a_cpu():
+def test_bfloat16_autocast_trains_and_predicts():
     model, cfg = build()
     wrapper = build_optim_wrapper(
         model, dict(cfg.optim_wrapper, type='GClipAmpOptimWrapper', dtype='bfloat16')

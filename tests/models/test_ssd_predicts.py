@@ -1,4 +1,4 @@
-"""Stock SSD predicts, which it does not in plain MMDetection 3.3."""
+"""SSD can predict, which fails in unpatched MMDetection 3.3."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
-import gclip_mm  # noqa: F401  sets what mmdet left out
+import gclip_mm  # noqa: F401  applies the patch
 from gclip_mm.engine.launch import find_config
 
 
-def test_scores_are_the_softmax_of_the_classifier():
+def test_ssd_scores_equal_softmax_of_classifier():
     register_all_modules()
     model = Config.fromfile(find_config('mmdet::ssd/ssd300_coco.py')).model
     torch.manual_seed(0)
@@ -24,7 +24,7 @@ def test_scores_are_the_softmax_of_the_classifier():
         scores, deltas, batch_img_metas=[dict(img_shape=(300, 300), scale_factor=(1, 1))]
     )[0]
     assert 0 < len(results) <= 200
-    # Best first; the background, the last of the four classes, is nobody's label.
+    # Best first; the last of the four classes is background and never a label.
     flat = torch.cat([s.permute(0, 2, 3, 1).reshape(-1, 4) for s in scores])
     expected = flat.softmax(dim=1)[:, :3].max()
     torch.testing.assert_close(results.scores[0], expected)

@@ -1,4 +1,4 @@
-"""Every config of configs/scene_graph builds, and the parts of each fit together."""
+"""Every config of configs/scene_graph builds, and its parts are consistent."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def names(folder: str) -> list[str]:
 
 
 def build(cfg: Config) -> torch.nn.Module:
-    with torch.device('meta'):  # shapes without memory
+    with torch.device('meta'):  # shapes only, without memory
         return MODELS.build(copy.deepcopy(cfg.model))
 
 
-def test_contexts_times_protocols():
+def test_every_context_and_protocol_has_a_config():
     for data, middle in (('shapescenes', ''), ('vg150', 'r50_fpn_'), ('psg', 'r50_fpn_')):
         wanted = {f'{c}_{p}_{middle}{data}.py' for c in CONTEXTS for p in PROTOCOLS}
         assert wanted <= set(names(data))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_it_builds_and_its_parts_fit(path):
+def test_config_builds_with_consistent_parts(path):
     cfg = Config.fromfile(str(path))
     model = build(cfg)
     for kind, part in ((METRICS, cfg.val_evaluator), (VISUALIZERS, cfg.visualizer)):
@@ -63,7 +63,7 @@ def test_it_builds_and_its_parts_fit(path):
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         assert evaluator.protocol == protocol
     assert any(HOOKS.get(hook.type).__name__ == 'FrequencyBiasHook' for hook in cfg.custom_hooks)
-    # Decay would pull log-frequencies to zero, that is to all predicates alike.
+    # Weight decay would pull log-frequencies to zero, a uniform distribution.
     assert cfg.optim_wrapper.paramwise_cfg.custom_keys['frequency_bias'].decay_mult == 0
     context = path.stem.split('_')[0]
     built = type(model.relation_head.context).__name__.lower()
@@ -76,19 +76,19 @@ def test_it_builds_and_its_parts_fit(path):
 
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda path: path.stem)
 @pytest.mark.parametrize('name', ['shapescenes/rnn_sgdet', 'vg150/imp_predcls', 'psg/crnn_sgcls'])
-def test_recipes_fit_every_model(recipe, name):
+def test_clip_recipes_match_every_model(recipe, name):
     path = next(p for p in CONFIGS if str(p.relative_to(FOLDER)).startswith(name))
     cfg = gclip_mm.apply_clip(Config.fromfile(str(path)), str(recipe))
     clip = parse_clip_grad(cfg.optim_wrapper.clip_grad)
     model = build(cfg)
     infos = describe_params(model.parameters(), model)
-    assigned = clip.router.assign(infos)  # raises where a route matches nothing
+    assigned = clip.router.assign(infos)  # raises if a route matches no parameter
     rules = {
         info.name: type(clip.router.routes[i].clipper).__name__
         for info, i in zip(infos, assigned, strict=True)
     }
     bias = rules['relation_head.frequency_bias.weight']
-    assert bias != 'AGC'  # log-frequencies are no measure of how far a step may go
+    assert bias != 'AGC'  # the norm of log-frequencies is not a measure for the step size
     budgets = {
         assigned[i]
         for i, info in enumerate(infos)
@@ -102,7 +102,7 @@ def test_recipes_fit_every_model(recipe, name):
     assert len(budgets) == (2 if recipe.stem == 'value_routes' else 3)
 
 
-def test_metafile_lists_them_all():
+def test_metafile_lists_every_config():
     content = yaml.safe_load((FOLDER / 'metafile.yml').read_text())
     listed = {model['Config'] for model in content['Models']}
     assert listed == {str(path.relative_to(ROOT)) for path in CONFIGS}

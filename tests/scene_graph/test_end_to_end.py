@@ -1,4 +1,4 @@
-"""From a config to a trained model, its numbers, its pictures, and on from its checkpoint."""
+"""Trains, validates, draws, resumes and tests from a config."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def own_scope():
 
 
 def small(path, iters) -> Config:
-    """The config as it is, on 8 pictures and for a few iterations."""
+    """The unchanged config, except for 8 pictures and a few iterations."""
     cfg = Config.fromfile(CONFIG)
     params = dict(num_train=8, num_val=3, image_size=(96, 80), seed=0)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
@@ -33,19 +33,18 @@ def small(path, iters) -> Config:
         loader.dataset.data_root = f'{path}/data/'
         loader.dataset.params = params
     for pipeline in (cfg.val_dataloader.dataset.pipeline, cfg.test_dataloader.dataset.pipeline):
-        pipeline[2].scale = (120, 100)  # not the size it already has
+        pipeline[2].scale = (120, 100)  # differs from the picture size
     cfg.train_cfg.update(max_iters=iters, val_interval=iters)
     cfg.default_hooks.checkpoint.interval = 2
     cfg.default_hooks.visualization.update(draw=True, interval=1)
     cfg.work_dir = f'{path}/work'
     cfg.experiment_name = f'scene_graph_{iters}'
-    # MMEngine hands out one visualizer a name for as long as the process lives, with the folder of
-    # whoever asked first.
+    # MMEngine caches visualizers by name for the whole process, including their first folder.
     cfg.visualizer.name = f'{path.name}_{iters}'
     return cfg
 
 
-def test_train_validate_draw_resume(tmp_path):
+def test_train_validate_draw_and_resume(tmp_path):
     runner = Runner.from_cfg(small(tmp_path, 2))
     runner.train()
     numbers = runner.message_hub
@@ -65,7 +64,7 @@ def test_train_validate_draw_resume(tmp_path):
     resumed = Runner.from_cfg(copy.deepcopy(cfg))
     resumed.load_or_resume()
     bias = resumed.model.relation_head.frequency_bias
-    # The hook counts anew before the checkpoint is read; the trained logits are what stays.
+    # The hook counts before the checkpoint is loaded, which restores the trained logits.
     assert torch.equal(bias.weight, weights['relation_head.frequency_bias.weight'])
     assert resumed.iter == 2
 

@@ -1,4 +1,4 @@
-"""What the README of configs/scene_graph tells a user with data of their own works as it stands."""
+"""Runs the instructions for custom data in the README of configs/scene_graph."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def own_scope():
 
 
 def code(number: int) -> str:
-    """A Python block of the README, the indentation of its list taken away."""
+    """A Python block of the README, without the indentation of its list."""
     blocks = re.findall(r'^   ```python\n(.*?)^   ```', README, re.DOTALL | re.MULTILINE)
     return re.sub(r'^   ', '', blocks[number], flags=re.MULTILINE)
 
 
 def own_data(root: Path) -> None:
-    """Two splits of 4 pictures: 3 classes, 4 predicates, 2 scenes, ids that are not contiguous."""
+    """Write two splits of 4 pictures with 3 classes, 4 predicates, 2 scenes and sparse ids."""
     (root / 'images').mkdir(parents=True)
     rng = np.random.default_rng(0)
     for split, first in (('train', 0), ('val', 4)):
@@ -73,7 +73,7 @@ def own_data(root: Path) -> None:
         (root / f'{split}.json').write_text(json.dumps(content))
 
 
-def test_own_data_from_json_to_pictures(tmp_path, monkeypatch):
+def test_readme_steps_work_on_own_data(tmp_path, monkeypatch):
     own_data(tmp_path / 'data' / 'mine')
     text = code(0).replace('./configs', str(ROOT / 'configs'))
     (tmp_path / 'my_config.py').write_text(text)
@@ -100,7 +100,7 @@ def test_own_data_from_json_to_pictures(tmp_path, monkeypatch):
     assert len(list((tmp_path / 'out' / 'preds').iterdir())) == 8
 
 
-def test_files_that_the_readme_names_are_there():
+def test_files_named_in_readme_exist():
     folder = ROOT / 'configs' / 'scene_graph'
     for link in re.findall(r'\]\(([^)#:]+)\)', README):
         assert (folder / link).exists(), link

@@ -31,9 +31,9 @@ from tqdm import tqdm
 # A checkout works without being installed, and before an installed copy.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from gclip_mm.scene_graph.boxes import box_iou  # noqa: E402
 from gclip_mm.scene_graph.datasets.json_file import read_json  # noqa: E402
 from gclip_mm.scene_graph.datasets.writer import SceneGraphWriter  # noqa: E402
-from gclip_mm.scene_graph.evaluation.matching import box_iou  # noqa: E402
 
 # Images of Visual Genome that the h5 file has no row for: their files were unreadable.
 MISSING_IMAGES = (1592, 1722, 4616, 4617)

@@ -1,5 +1,5 @@
-# Panoptic Scene Graphs (arXiv 2207.11247), by boxes; made by
-# tools/dataset_converters/psg.py.
+# Panoptic Scene Graphs (arXiv 2207.11247) with boxes; tools/dataset_converters/psg.py creates the
+# files.
 dataset_type = 'SceneGraphDataset'
 data_root = 'data/psg/'
 batch_size = 16
@@ -9,13 +9,13 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadSceneGraphAnnotations'),
     dict(type='Resize', scale=scale, keep_ratio=True),
-    # No predicate of PSG says left or right, so flips change none.
+    # PSG has no predicate with left or right, so horizontal flips do not change predicates.
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSceneGraphInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    # Before anything that moves pixels: PredCls and SGCls look at the ground-truth boxes.
+    # Before all transforms that move pixels: PredCls and SGCls use the ground-truth boxes.
     dict(type='LoadSceneGraphAnnotations'),
     dict(type='Resize', scale=scale, keep_ratio=True),
     dict(
@@ -55,7 +55,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-# The conventions of the literature on these data come with the files.
+# The annotation files contain the metric convention of the literature.
 val_evaluator = dict(
     type='SceneGraphMetric',
     protocol='predcls',

@@ -5,7 +5,7 @@ _base_ = ['./runtime.py']
 optim_wrapper = dict(
     type='GClipOptimWrapper',
     optimizer=dict(type='SGD', lr=0.03, momentum=0.9, weight_decay=1e-4),
-    # Decay would pull the log-frequencies to zero, that is to all predicates alike.
+    # Weight decay would pull the log-frequencies to zero, a uniform distribution.
     paramwise_cfg=dict(custom_keys={'frequency_bias': dict(decay_mult=0.0)}),
     clip_grad=dict(type='NormClip', max_norm=35.0),
 )

@@ -1,4 +1,4 @@
-# The tiny Faster R-CNN with a relation head and a scene head, all trained from scratch together.
+# The tiny Faster R-CNN with a relation head and a scene head, trained jointly from scratch.
 _base_ = ['../../_base_/models/faster-rcnn_r18_tiny.py']
 
 model = dict(

@@ -1,14 +1,14 @@
-# Faster R-CNN R50-FPN, trained beforehand and frozen, with a relation head. Sizes are those of
-# Neural Motifs (arXiv 1711.06640) and of the code base that most VG150 tables come from (Tang et
-# al., arXiv 2002.11949): 80 objects, 1024 pairs of which at most a quarter are positive, 512
-# hidden and 200 embedding dimensions. Their RoI layers have 4096 channels, these 1024.
+# A pretrained, frozen Faster R-CNN R50-FPN with a relation head. Sizes are those of Neural Motifs
+# (arXiv 1711.06640) and of the code behind most VG150 tables (Tang et al., arXiv 2002.11949): 80
+# objects, 1024 pairs of which at most a quarter are positive, 512 hidden and 200 embedding
+# dimensions. RoI layers have 1024 channels, there 4096.
 _base_ = ['mmdet::_base_/models/faster-rcnn_r50_fpn.py']
 
 model = dict(
     type='SceneGraphRCNN',
     protocol='predcls',
     freeze_detector=True,
-    backbone=dict(init_cfg=None),  # all of the detector comes from load_from
+    backbone=dict(init_cfg=None),  # load_from has all detector weights
     relation_head=dict(
         type='RelationHead',
         context=dict(type='IdentityContext'),

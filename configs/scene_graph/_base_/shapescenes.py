@@ -1,22 +1,22 @@
-# ShapeScenes with relations and scenes; drawn at the first run.
+# ShapeScenes with relations and scenes; the first run generates the pictures.
 dataset_type = 'ShapeScenesGraphDataset'
-data_root = 'data/shape_scenes_graph/'  # more pictures than the quickstart's
-# Both splits must be asked for with the same parameters: they are drawn together.
+data_root = 'data/shape_scenes_graph/'  # more pictures than in the quickstart
+# Both splits need the same parameters, because they are generated together.
 params = dict(num_train=2000, num_val=200, image_size=(160, 128), seed=0)
-num_workers = 0  # reading and flipping these small pictures takes less than a worker would cost
+num_workers = 0  # loading these small pictures is faster than a worker process
 batch_size = 8
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadSceneGraphAnnotations'),
-    # The pictures have this size; data of a user's own, which inherits this, may not.
+    # The size of the pictures; resizing matters for custom data that inherits this config.
     dict(type='Resize', scale=params['image_size'], keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSceneGraphInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    # Before anything that moves pixels: PredCls and SGCls look at the ground-truth boxes.
+    # Before all transforms that move pixels: PredCls and SGCls use the ground-truth boxes.
     dict(type='LoadSceneGraphAnnotations'),
     dict(type='Resize', scale=params['image_size'], keep_ratio=True),
     dict(

@@ -1,4 +1,4 @@
-# What the tiny scene-graph configs share: schedule, optimizer, frequency bias, pictures.
+# Shared by the tiny scene-graph configs: schedule, optimizer, frequency bias, visualization.
 _base_ = ['../../_base_/tiny_runtime.py']
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
@@ -12,7 +12,7 @@ warmup_iters = 50
 optim_wrapper = dict(
     type='GClipOptimWrapper',
     optimizer=dict(type='AdamW', lr=lr, weight_decay=1e-2),
-    # Decay would pull the log-frequencies to zero, that is to all predicates alike.
+    # Weight decay would pull the log-frequencies to zero, a uniform distribution.
     paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'frequency_bias': dict(decay_mult=0.0)}),
     clip_grad=dict(type='NormClip', max_norm=5.0),
 )

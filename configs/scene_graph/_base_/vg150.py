@@ -1,4 +1,4 @@
-# Visual Genome VG150; tools/dataset_converters/vg150.py makes the files.
+# Visual Genome VG150; tools/dataset_converters/vg150.py creates the files.
 dataset_type = 'SceneGraphDataset'
 data_root = 'data/vg150/'
 batch_size = 12
@@ -8,13 +8,13 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadSceneGraphAnnotations'),
     dict(type='Resize', scale=scale, keep_ratio=True),
-    # No predicate of VG150 says left or right, so flips change none.
+    # VG150 has no predicate with left or right, so horizontal flips do not change predicates.
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSceneGraphInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    # Before anything that moves pixels: PredCls and SGCls look at the ground-truth boxes.
+    # Before all transforms that move pixels: PredCls and SGCls use the ground-truth boxes.
     dict(type='LoadSceneGraphAnnotations'),
     dict(type='Resize', scale=scale, keep_ratio=True),
     dict(
@@ -68,7 +68,7 @@ test_dataloader = dict(
     ),
 )
 
-# The conventions of the literature on these data come with the files.
+# The annotation files contain the metric convention of the literature.
 val_evaluator = dict(
     type='SceneGraphMetric',
     protocol='predcls',

@@ -1,13 +1,13 @@
 # The schedule of Tang et al. (arXiv 2002.11949, e2e_relation_X_101_32_8_FPN_1x.yaml of their code):
-# 12 images, SGD of 0.01 for each image, 40000 iterations, gradients clipped to norm 5.0. Theirs
-# decays where validation stands still, three times at most; these are fixed places for it.
+# 12 images, SGD of 0.01 for each image, 40000 iterations, gradients clipped to norm 5.0. There the
+# learning rate decays on validation plateaus, at most three times; here at fixed iterations.
 _base_ = ['./runtime.py']
 
 max_iters = 40000
 optim_wrapper = dict(
     type='GClipOptimWrapper',
     optimizer=dict(type='SGD', lr=0.12, momentum=0.9, weight_decay=1e-4),
-    # Decay would pull the log-frequencies to zero, that is to all predicates alike.
+    # Weight decay would pull the log-frequencies to zero, a uniform distribution.
     paramwise_cfg=dict(custom_keys={'frequency_bias': dict(decay_mult=0.0)}),
     clip_grad=dict(type='NormClip', max_norm=5.0),
 )

@@ -1,9 +1,10 @@
-# Adaptive, with a budget of its own for each part. Two kinds of weights are kept from it:
-# - the frequency bias: its weights are log-frequencies, whose size says how rare a predicate is and
-#   not how far a step may go;
-# - the final classifiers, as in arXiv 2102.06171: relative to their small first weights they would
-#   hardly be let learn. They have a norm rule instead, so that nothing goes unclipped.
-# For `tools/train.py CONFIG --clip configs/scene_graph/clip/agc_routes.py`.
+# Adaptive clipping with separate limits for each part. Two kinds of weights are clipped by norm
+# instead:
+# - the frequency bias: its weights are log-frequencies, whose size is the rarity of a predicate and
+#   not a scale for the step;
+# - the final classifiers, as in arXiv 2102.06171, because AGC relative to their small initial
+#   weights would almost stop their training.
+# Usage: `tools/train.py CONFIG --clip configs/scene_graph/clip/agc_routes.py`.
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 optim_wrapper = dict(
     type='GClipOptimWrapper',

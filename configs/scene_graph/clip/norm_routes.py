@@ -1,6 +1,6 @@
-# By norm, with a budget of its own for each part, so that a spike in one does not silence the
-# others: the detector (where it is trained), the context, and the frequency bias; the outer rule is
-# for the heads. For `tools/train.py CONFIG --clip configs/scene_graph/clip/norm_routes.py`.
+# Clipping by norm with separate limits, so that a spike in one part does not scale down the others:
+# detector (if trained), context and frequency bias; the outer rule applies to the heads.
+# Usage: `tools/train.py CONFIG --clip configs/scene_graph/clip/norm_routes.py`.
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 optim_wrapper = dict(
     type='GClipOptimWrapper',

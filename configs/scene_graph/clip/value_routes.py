@@ -1,5 +1,5 @@
-# By value, tighter on the context, whose recurrences multiply what goes wrong.
-# For `tools/train.py CONFIG --clip configs/scene_graph/clip/value_routes.py`.
+# Clipping by value, with a tighter limit for the context, whose recurrences amplify gradients.
+# Usage: `tools/train.py CONFIG --clip configs/scene_graph/clip/value_routes.py`.
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 optim_wrapper = dict(
     type='GClipOptimWrapper',

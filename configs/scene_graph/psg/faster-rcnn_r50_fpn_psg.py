@@ -1,4 +1,4 @@
-# The detector that the relation heads of this folder are trained on, from one trained on COCO.
+# The detector for the relation heads of this folder, fine-tuned from COCO weights.
 _base_ = [
     'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
     '../_base_/psg.py',

@@ -1,9 +1,9 @@
 _base_ = ['./crnn_predcls_shapescenes.py']
-# Object labels need a classifier: the detector is trained on its own losses too.
+# SGCls needs a classifier for object labels, so the detector is trained on its own losses too.
 model = dict(
     protocol='sgcls',
     detector_loss=True,
-    # Half as many regions as elsewhere: the detector is not what this is about.
+    # Half as many regions as in the detection configs, to save time.
     train_cfg=dict(rcnn=dict(sampler=dict(num=64))),
 )
 val_evaluator = dict(protocol='sgcls')

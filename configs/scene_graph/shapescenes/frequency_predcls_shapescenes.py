@@ -3,8 +3,8 @@ _base_ = [
     '../_base_/shapescenes.py',
     '../_base_/tiny_schedule.py',
 ]
-# The baseline: predicates from the classes of subject and object alone, as often as in the training
-# set. Nothing of it is trained, the scene head apart.
+# The baseline: predicates from the classes of subject and object, with the frequencies of the
+# training set. Only the scene head is trained.
 max_iters = 100
 model = dict(relation_head=dict(context=None, frequency_bias=dict(trainable=False)))
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)

@@ -1,9 +1,9 @@
 _base_ = ['./identity_predcls_shapescenes.py']
-# Boxes and labels are found: the detector is trained along, from scratch.
+# SGDet needs detections, so the detector is trained too, from scratch.
 model = dict(
     protocol='sgdet',
     detector_loss=True,
-    # Half as many regions and pairs as elsewhere, or a step takes twice as long.
+    # Half as many regions and pairs as in the other configs, which halves the time of a step.
     train_cfg=dict(
         rpn_proposal=dict(max_per_img=50),
         rcnn=dict(sampler=dict(num=64)),

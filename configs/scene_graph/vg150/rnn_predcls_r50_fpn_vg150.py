@@ -10,5 +10,5 @@ model = dict(
         context=dict(type='RNNContext', cell='lstm', hidden_dim=512, dropout=0.2),
     ),
 )
-# Of faster-rcnn_r50_fpn_vg150.py, which is trained first.
+# Checkpoint of faster-rcnn_r50_fpn_vg150.py, which has to be trained first.
 load_from = 'work_dirs/faster-rcnn_r50_fpn_vg150/epoch_12.pth'

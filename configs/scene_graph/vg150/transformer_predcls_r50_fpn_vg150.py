@@ -10,8 +10,8 @@ model = dict(
         context=dict(type='TransformerContext', norm='post', hidden_dim=512),
     ),
 )
-# Of the same code base: the Transformer wants a smaller learning rate, 0.001 for each of 16 images,
-# and 16000 iterations with a step at 10000.
+# Settings for the Transformer from the same code: a smaller learning rate, 0.001 for each of 16
+# images, and 16000 iterations with a step at 10000.
 max_iters = 16000
 optim_wrapper = dict(optimizer=dict(lr=0.016))
 param_scheduler = [
@@ -21,5 +21,5 @@ param_scheduler = [
 train_cfg = dict(max_iters=max_iters)
 train_dataloader = dict(batch_size=16)
 auto_scale_lr = dict(base_batch_size=16)
-# Of faster-rcnn_r50_fpn_vg150.py, which is trained first.
+# Checkpoint of faster-rcnn_r50_fpn_vg150.py, which has to be trained first.
 load_from = 'work_dirs/faster-rcnn_r50_fpn_vg150/epoch_12.pth'

@@ -17,8 +17,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='python -m gclip_mm.datasets.shape_scenes',
         description='Draw the ShapeScenes data set: colored shapes on textured backgrounds, with '
-        'boxes, masks, relations and scene classes in COCO JSON. A data set that is there '
-        'already, made with the same options, is reused.',
+        'boxes, masks, relations and scene classes in COCO JSON. An existing data set with '
+        'the same options is reused.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('--out', type=Path, default=Path('data/shape_scenes'), help='folder')
@@ -36,7 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--overwrite',
         action='store_true',
-        help='draw again where --out holds ShapeScenes made with other options, or a damaged one',
+        help='draw again if --out holds ShapeScenes with other options, or a damaged data set',
     )
     return parser.parse_args(argv)
 
@@ -57,7 +57,8 @@ def _summary(out: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
-        params = ShapeScenesParams(args.train, args.val, tuple(args.size), args.seed)
+        width, height = args.size
+        params = ShapeScenesParams(args.train, args.val, (width, height), args.seed)
         out = generate(args.out, params, overwrite=args.overwrite)
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)

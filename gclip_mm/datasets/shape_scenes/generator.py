@@ -1,4 +1,4 @@
-"""Writes ShapeScenes to disk, whole or not at all."""
+"""Writes ShapeScenes to disk atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .sampling import SPLITS, draw_sample
 from .vocabulary import CLASSES, PREDICATES, SCENES
 
-# To be raised whenever the same parameters would give other files than before.
+# Increment when the same parameters would give other files than before.
 FORMAT = 1
 MARKER = 'shape_scenes.json'
 JPEG_QUALITY = 92
@@ -26,7 +26,7 @@ MIN_SIDE, MAX_SIDE = 64, 2048
 
 @dataclass(frozen=True)
 class ShapeScenesParams:
-    """What a ShapeScenes data set is made from; equal parameters give equal files.
+    """Parameters of a ShapeScenes data set; equal parameters give equal files.
 
     Args:
         num_train (int): Pictures in the training split. Defaults to 800.
@@ -67,27 +67,27 @@ def generate(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Make a ShapeScenes data set at ``out``, or reuse the one that is there.
+    """Generate a ShapeScenes data set at ``out``, or reuse an existing one.
 
-    Everything is first written beside ``out`` and put in its place by one rename, so a killed run
-    leaves nothing that could be taken for a data set. Processes that ask for the same ``out`` at
-    the same time wait for the one that came first, and reuse its work.
+    Files are written to a folder beside ``out``, which one rename then moves to ``out``. A killed
+    run therefore leaves no incomplete data set at ``out``. Processes that call this at the same
+    time with the same ``out`` wait for the first one and reuse its files.
 
     Args:
         out (str | Path): Folder of the data set.
         params (ShapeScenesParams, optional): What to draw. Defaults to ``ShapeScenesParams()``.
-        overwrite (bool): Draw again where ``out`` holds a ShapeScenes data set that was made with
-            other parameters, or is damaged. A folder that holds anything else is never touched.
+        overwrite (bool): Draw again if ``out`` holds a ShapeScenes data set with other parameters
+            or a damaged one. A folder with any other content is never changed.
         progress (bool): Show a progress bar.
 
     Returns:
         Path: ``out``.
 
     Raises:
-        FileExistsError: ``out`` holds something else than the data set asked for.
+        FileExistsError: ``out`` holds something other than the requested data set.
     """
     out, params = Path(out), params or ShapeScenesParams()
-    # The rename is the last thing a run does, so this needs no lock, nor the right to write.
+    # The rename is the last step of a run, so reuse needs neither the lock nor write permission.
     if out.is_dir() and _mismatch(out, params) is None:
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -98,15 +98,15 @@ def generate(
                 return out
             if not (out / MARKER).is_file() and not _is_empty(out):
                 raise FileExistsError(
-                    f'{out} {why}, and is left as it is; give another folder, or move it away'
+                    f'{out} {why}, so it is left unchanged; choose another folder, or move it away'
                 )
             if not overwrite and not _is_empty(out):
                 raise FileExistsError(
-                    f'{out} {why}; give another folder, or draw it again with '
+                    f'{out} {why}; choose another folder, or draw it again with '
                     f'`python -m gclip_mm.datasets.shape_scenes --overwrite {_flags(out, params)}`'
                 )
         partial, old = (out.parent / f'.{out.name}.{end}' for end in ('partial', 'old'))
-        for leftover in (partial, old):  # of a run that was killed
+        for leftover in (partial, old):  # from a run that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         _write(partial, params, progress)
         if out.exists():
@@ -137,7 +137,7 @@ def _recipe(params: ShapeScenesParams) -> dict[str, Any]:
 
 
 def _mismatch(out: Path, params: ShapeScenesParams) -> str | None:
-    """Why ``out`` is not the data set of these parameters; None where it is."""
+    """Why ``out`` is not the data set with these parameters; None if it is."""
     try:
         marker = json.loads((out / MARKER).read_text())
         found, sums = dict(marker['recipe']), dict(marker['sha256'])
@@ -149,11 +149,11 @@ def _mismatch(out: Path, params: ShapeScenesParams) -> str | None:
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     if differing:
         return 'holds ShapeScenes with ' + ', '.join(
-            f'{key}={found.get(key)} (asked for: {wanted[key]})' for key in differing
+            f'{key}={found.get(key)} (requested: {wanted[key]})' for key in differing
         )
     for name, checksum in sums.items():
         if not (out / name).is_file() or _sha256(out / name) != checksum:
-            return f'is damaged: {name} is missing or not what was written'
+            return f'is damaged: {name} is missing or has another checksum'
     for split in SPLITS:
         pictures = len(list((out / split).glob('*.jpg')))
         if pictures != params.count(split):
@@ -182,7 +182,9 @@ def _write(folder: Path, params: ShapeScenesParams, progress: bool) -> None:
 def _write_split(
     folder: Path, split: str, numbers: Iterable[int], params: ShapeScenesParams
 ) -> dict[str, Any]:
-    images, annotations, relations = [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    relations: list[dict[str, int]] = []
     width, height = params.image_size
     for image_id in numbers:
         sample = draw_sample(params.seed, split, image_id, params.image_size)

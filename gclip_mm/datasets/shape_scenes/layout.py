@@ -1,4 +1,4 @@
-"""Where the objects of a picture go, and what they are."""
+"""Chooses class, color and place of the objects of a picture."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .vocabulary import CLASSES, COLORS, HOST_CLASSES, SCENE_TYPICAL_CLASSES, TY
 OBJECTS_PER_IMAGE = (3, 6)
 # Radii as shares of the picture's shorter side.
 RADIUS_SHARE = (0.08, 0.21)
-# A host of another object is at least this large.
+# Minimum radius of an object that has another one inside.
 HOST_RADIUS_SHARE = 0.17
 INSIDE_SHARE, OCCLUDE_SHARE = 0.2, 0.3
-# An object of which less than this is left to see is not placed.
+# An object is placed only if at least this share of each object stays visible.
 MIN_VISIBILITY = 0.5
-# Where two boxes overlap, the shapes themselves must too, by this share of the smaller shape, or
-# nothing in the picture would tell which of them is in front.
+# Where two boxes overlap, the shapes must overlap too, by at least this share of the smaller shape.
+# Otherwise the picture would not show which of them is in front.
 MIN_SHAPE_OVERLAP = 0.06
 ATTEMPTS = 60
 
@@ -31,12 +31,12 @@ class Placed:
     Attributes:
         shape (str): Class name.
         color (str): Color name.
-        alpha (np.ndarray): uint8 (height, width), how much of each pixel the whole shape covers.
-        mask (np.ndarray): bool (height, width), the whole shape, nothing hidden.
+        alpha (np.ndarray): uint8 (height, width), coverage of each pixel by the whole shape.
+        mask (np.ndarray): bool (height, width), the whole shape, hidden part included.
         radius (float): In pixels.
         center (tuple): x, y in pixels.
         thing (Thing): Box of the whole shape, draw order, color.
-        nested (bool): Whether the object is in, or has in it, another one.
+        nested (bool): Whether the object is inside another one, or has another one inside.
     """
 
     shape: str
@@ -56,7 +56,7 @@ def mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def visible_masks(objects: list[Placed]) -> list[np.ndarray]:
-    """What is seen of each object, in draw order: its shape less every shape drawn later."""
+    """Visible part of each object, in draw order: its shape minus every shape drawn later."""
     covered = np.zeros_like(objects[0].mask)
     visible = []
     for obj in reversed(objects):
@@ -71,11 +71,19 @@ def _draw_class(scene: str, rng: np.random.Generator, among: tuple[str, ...] = C
     return pool[rng.integers(len(pool))]
 
 
-def _make(shape, color, center, radius, depth, size, rng) -> Placed | None:
-    """Draw the mask of one object; None where it does not fit into the picture."""
+def _make(
+    shape: str,
+    color: str,
+    center: tuple[float, float],
+    radius: float,
+    depth: int,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+) -> Placed | None:
+    """Draw the mask of one object; None if it does not fit into the picture."""
     angle = float(rng.uniform(-25, 25))
     if shape in ('arrow', 'crescent'):
-        angle = float(rng.uniform(0, 360))  # no way up
+        angle = float(rng.uniform(0, 360))  # these have no upright position
     stretch = float(rng.uniform(0.85, 1.18))
     margin = 1.15 * radius
     width, height = size
@@ -88,8 +96,15 @@ def _make(shape, color, center, radius, depth, size, rng) -> Placed | None:
     return Placed(shape, color, alpha, mask, radius, center, thing)
 
 
-def _propose(objects, scene, size, rng) -> tuple[Placed | None, Placed | None, str]:
-    """One candidate, the object it was put in or in front of, and how (in, over, free)."""
+def _propose(
+    objects: list[Placed], scene: str, size: tuple[int, int], rng: np.random.Generator
+) -> tuple[Placed | None, Placed | None, str]:
+    """Draw one candidate.
+
+    Returns:
+        The candidate, or None if it does not fit; the object that it is placed inside or in front
+        of, or None; and 'in', 'over' or 'free'.
+    """
     short = min(size)
     depth = len(objects)
     colors = tuple(COLORS)
@@ -105,7 +120,8 @@ def _propose(objects, scene, size, rng) -> tuple[Placed | None, Placed | None, s
     if draw < INSIDE_SHARE and hosts:
         host, how = hosts[rng.integers(len(hosts))], 'in'
         radius = host.radius * float(rng.uniform(0.36, 0.46))
-        center = tuple(c + float(rng.uniform(-0.08, 0.08)) * host.radius for c in host.center)
+        x, y = (c + float(rng.uniform(-0.08, 0.08)) * host.radius for c in host.center)
+        center = (x, y)
     elif draw < INSIDE_SHARE + OCCLUDE_SHARE and free:
         host, how = free[rng.integers(len(free))], 'over'
         reach = float(rng.uniform(0.6, 0.95)) * (radius + host.radius)
@@ -116,7 +132,8 @@ def _propose(objects, scene, size, rng) -> tuple[Placed | None, Placed | None, s
         )
     else:
         host, how = None, 'free'
-        center = tuple(float(rng.uniform(0, side)) for side in size)
+        x, y = (float(rng.uniform(0, side)) for side in size)
+        center = (x, y)
     shape = _draw_class(scene, rng)
     if host is not None and color == host.color:
         return None, host, how
@@ -124,11 +141,11 @@ def _propose(objects, scene, size, rng) -> tuple[Placed | None, Placed | None, s
 
 
 def _fits(new: Placed, host: Placed | None, how: str, objects: list[Placed]) -> bool:
-    """Whether every pair with the new object is one a viewer can read without doubt."""
+    """Whether the relation of the new object to every other one is unambiguous."""
     for other in objects:
         meets = overlap(new.thing, other.thing)
         if other is host and how == 'in':
-            if not contains(host.thing, new.thing):
+            if not contains(other.thing, new.thing):
                 return False
         elif other is host:
             shared = int((new.mask & other.mask).sum())
@@ -149,13 +166,13 @@ def layout(scene: str, size: tuple[int, int], rng: np.random.Generator) -> list[
     """Place 3 to 6 objects.
 
     Args:
-        scene (str): Scene class; it weighs the object classes.
+        scene (str): Scene class; determines which object classes are preferred.
         size (tuple): Width and height of the picture, in pixels.
-        rng (np.random.Generator): Source of every choice made here.
+        rng (np.random.Generator): Source of randomness.
 
     Returns:
-        list[Placed]: In draw order, the backmost object first. Crowded pictures may end up with
-        fewer objects than were drawn by lot, never with fewer than two.
+        list[Placed]: In draw order, the backmost object first. At least two objects; crowded
+        pictures may have fewer than the number drawn.
     """
     wanted = int(rng.integers(OBJECTS_PER_IMAGE[0], OBJECTS_PER_IMAGE[1] + 1))
     objects: list[Placed] = []
@@ -165,7 +182,7 @@ def layout(scene: str, size: tuple[int, int], rng: np.random.Generator) -> list[
         new, host, how = _propose(objects, scene, size, rng)
         if new is None or not _fits(new, host, how, objects):
             continue
-        if how == 'in':
+        if host is not None and how == 'in':
             host.nested = new.nested = True
         objects.append(new)
     return objects

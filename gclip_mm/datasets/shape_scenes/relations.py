@@ -1,7 +1,7 @@
-"""Which predicate holds between two objects of a picture, decided by geometry and color alone.
+"""Derives the predicate between two objects of a picture from geometry and color alone.
 
-The class of an object plays no part, so knowing the two classes is little help in naming the
-predicate: a model has to look.
+Predicates do not depend on the object classes, so a model cannot infer a predicate from the two
+classes and has to use the image.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A box inside another counts as `inside` up to this share of the outer box's area.
+# `inside` requires that the inner box has at most this share of the outer box's area.
 INSIDE_AREA = 0.5
-# Boxes that share at least this much of the smaller one overlap (one is `in front of` the other).
+# Boxes overlap (`in front of`) if they share at least this fraction of the smaller box.
 OVERLAP = 0.08
-# Objects are near when the gap between their boxes is at most this many mean object sizes.
+# Objects are near if the gap between their boxes is at most this many mean object sizes.
 NEAR_GAP = 0.75
-# ... and far, so that their sizes are compared, from this many on.
+# Objects are far apart from this gap on; only then are their sizes compared.
 FAR_GAP = 0.9
-# The offset along one axis must be this many times the other for a direction to be clear.
+# A direction is clear if the offset along one axis is at least this many times the other.
 DIRECTION_RATIO = 1.6
-# How many times the other's area `larger than` takes.
+# `larger than` requires at least this ratio of the areas.
 LARGER_RATIO = 2.0
 
-# When a predicate holds for (a, b), its inverse holds for (b, a).
+# If a predicate holds for (a, b), its inverse holds for (b, a).
 INVERSE = {
     'left of': 'right of',
     'right of': 'left of',
@@ -36,8 +36,8 @@ INVERSE = {
     'same color as': 'same color as',
 }
 
-# The share of the true relations that is written down. Unequal on purpose: in real data too,
-# annotators say "left of" more often than "right of", and never annotate everything.
+# Share of the true relations that is annotated. The shares differ on purpose: annotators of real
+# data also use "left of" more often than "right of", and annotate incompletely.
 ANNOTATED_SHARE = {
     'left of': 0.6,
     'right of': 0.25,
@@ -54,7 +54,7 @@ ANNOTATED_SHARE = {
 
 @dataclass(frozen=True)
 class Thing:
-    """What a predicate depends on: full box (x1, y1, x2, y2) in pixels, draw order, color."""
+    """Inputs of a predicate: full box (x1, y1, x2, y2) in pixels, draw order, color."""
 
     box: tuple[float, float, float, float]
     depth: int
@@ -70,30 +70,30 @@ class Thing:
 
 
 def contains(outer: Thing, inner: Thing) -> bool:
-    """Whether ``inner`` lies within the box of ``outer``, drawn on top of it and much smaller."""
+    """Whether ``inner`` lies within the box of ``outer``, is drawn later and is much smaller."""
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = outer.box, inner.box
     within = ax1 <= bx1 and ay1 <= by1 and bx2 <= ax2 and by2 <= ay2
     return within and inner.depth > outer.depth and inner.area <= INSIDE_AREA * outer.area
 
 
 def overlap(a: Thing, b: Thing) -> float:
-    """Area common to both boxes as a share of the smaller box."""
+    """Intersection of both boxes as a share of the smaller box."""
     w = min(a.box[2], b.box[2]) - max(a.box[0], b.box[0])
     h = min(a.box[3], b.box[3]) - max(a.box[1], b.box[1])
     return max(w, 0.0) * max(h, 0.0) / min(a.area, b.area)
 
 
 def relative_gap(a: Thing, b: Thing) -> float:
-    """Distance between the boxes in units of the mean object size (0 where they meet)."""
+    """Distance between the boxes in units of the mean object size; 0 if they intersect."""
     dx = max(a.box[0] - b.box[2], b.box[0] - a.box[2], 0.0)
     dy = max(a.box[1] - b.box[3], b.box[1] - a.box[3], 0.0)
     return float(np.hypot(dx, dy)) / (0.5 * (a.area**0.5 + b.area**0.5))
 
 
 def predicate_between(subject: Thing, other: Thing) -> str | None:
-    """The predicate of an ordered pair, or None where nothing clear holds.
+    """Predicate of an ordered pair, or None if no predicate clearly holds.
 
-    The first of these that is true: inside/around; in front of/behind (boxes overlap); same
+    The first true one of these: inside/around; in front of/behind (boxes overlap); same
     color as; left of/right of/above/below (near each other, the direction clear); larger than
     (far apart).
     """
@@ -118,9 +118,9 @@ def predicate_between(subject: Thing, other: Thing) -> str | None:
 
 
 def annotate(things: list[Thing], rng: np.random.Generator) -> list[tuple[int, int, str]]:
-    """Relations as an annotator would leave them: true ones only, and not all of those.
+    """Sample annotations from the true relations, incompletely like a human annotator.
 
-    Of the two directions of a pair at most one is written down.
+    At most one of the two directions of a pair is annotated.
 
     Returns:
         list[tuple]: (index of subject, index of object, predicate).
@@ -131,7 +131,9 @@ def annotate(things: list[Thing], rng: np.random.Generator) -> list[tuple[int, i
             draw = rng.random()
             for a, b in ((i, j), (j, i)):
                 predicate = predicate_between(things[a], things[b])
-                share = ANNOTATED_SHARE.get(predicate, 0.0)
+                if predicate is None:
+                    continue
+                share = ANNOTATED_SHARE[predicate]
                 if draw < share:
                     relations.append((a, b, predicate))
                     break

@@ -1,4 +1,4 @@
-"""Turns a layout into pixels: background, objects with outline and shadow, light, blur, noise."""
+"""Renders a layout: background, objects with outline and shadow, light, blur, noise."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ def _shift(field: np.ndarray, dx: float, dy: float) -> np.ndarray:
     return cv2.warpAffine(field, matrix, (field.shape[1], field.shape[0]))
 
 
-def _paint(canvas: np.ndarray, obj: Placed, light: tuple[float, float], rng) -> None:
-    """Draw one object over what is there, in place; its shadow falls on what lies behind it."""
+def _paint(
+    canvas: np.ndarray, obj: Placed, light: tuple[float, float], rng: np.random.Generator
+) -> None:
+    """Draw one object and its shadow over the canvas, in place."""
     alpha = obj.alpha.astype(np.float32)[..., None] / 255
     reach = max(1.5, 0.1 * obj.radius)
     shadow = cv2.GaussianBlur(obj.alpha, (0, 0), 0.06 * obj.radius + 0.6)
@@ -27,7 +29,7 @@ def _paint(canvas: np.ndarray, obj: Placed, light: tuple[float, float], rng) -> 
 
     hue = COLORS[obj.color] + rng.uniform(-HUE_JITTER_DEG, HUE_JITTER_DEG)
     fill = hsv_to_bgr(hue, rng.uniform(0.65, 1.0), rng.uniform(0.65, 1.0))
-    # A little shading towards the light, so that no two pixels of an object are quite alike.
+    # Slight shading towards the light, so that an object is not uniformly colored.
     height, width = obj.mask.shape
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     toward = ((x - obj.center[0]) * light[0] + (y - obj.center[1]) * light[1]) / obj.radius
@@ -38,8 +40,10 @@ def _paint(canvas: np.ndarray, obj: Placed, light: tuple[float, float], rng) -> 
     canvas += alpha * (body - canvas)
 
 
-def _illumination(size: tuple[int, int], light: tuple[float, float], rng) -> np.ndarray:
-    """Brightness factor of each pixel: a slope towards the light, or a lamp's pool of light."""
+def _illumination(
+    size: tuple[int, int], light: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """Brightness factor (height, width, 1): a gradient towards the light, or a spotlight."""
     width, height = size
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     u, v = x / width - 0.5, y / height - 0.5
@@ -62,7 +66,7 @@ def render(
         objects (list[Placed]): In draw order.
         scene (str): Scene class.
         size (tuple): Width and height, in pixels.
-        rng (np.random.Generator): Source of every choice made here.
+        rng (np.random.Generator): Source of randomness.
 
     Returns:
         np.ndarray: uint8, (height, width, 3), BGR.

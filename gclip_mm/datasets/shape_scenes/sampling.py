@@ -17,7 +17,7 @@ SPLITS = ('train', 'val')
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture and what is in it.
+    """A picture and its annotations.
 
     Attributes:
         image (np.ndarray): uint8, (height, width, 3), BGR.
@@ -34,7 +34,7 @@ class Sample:
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's uncompressed run-length code of a bool mask: column by column, zeros first."""
+    """COCO's uncompressed run-length encoding of a bool mask: column-major, zeros first."""
     flat = np.asarray(mask, bool).ravel(order='F')
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
@@ -46,13 +46,13 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
 def draw_sample(seed: int, split: str, index: int, size: tuple[int, int]) -> Sample:
     """Draw picture ``index`` of a split.
 
-    It depends on the four arguments alone, not on how many other pictures are drawn, so a larger
-    data set of the same seed begins with the smaller one.
+    The sample depends on the four arguments alone and not on the size of the data set. A larger
+    data set therefore begins with the pictures of a smaller one with the same seed.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     scene = int(rng.integers(len(SCENES)))
     placed = layout(SCENES[scene], size, rng)
-    # Annotations come in an order that says nothing about which object is in front.
+    # Shuffled, so that the order of annotations does not reveal which object is in front.
     order = rng.permutation(len(placed))
     seen = visible_masks(placed)
     objects = []

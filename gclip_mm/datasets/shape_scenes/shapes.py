@@ -7,7 +7,7 @@ import numpy as np
 
 # The hole of a ring, as a share of its radius.
 RING_HOLE = 0.58
-# Masks are filled at this many times the picture's resolution, then averaged down.
+# Masks are filled at this many times the picture's resolution, then downsampled by averaging.
 SUPERSAMPLE = 4
 
 
@@ -36,7 +36,7 @@ def _cross() -> np.ndarray:
 
 def _crescent() -> np.ndarray:
     outer = _polar(np.linspace(50, 310, 40), 1.0)
-    # The inner arc runs back between the horns of the outer one, bulging the same way.
+    # The inner arc connects the horns of the outer arc and is curved in the same direction.
     horn = outer[0]
     center_x, radius = 0.75, np.hypot(horn[0] - 0.75, horn[1])
     horn_angle = np.rad2deg(np.arctan2(horn[1], horn[0] - center_x))
@@ -81,18 +81,18 @@ def coverage(
     stretch: float,
     size: tuple[int, int],
 ) -> np.ndarray:
-    """How much of each pixel a shape covers.
+    """Coverage of each pixel by a shape.
 
     Args:
         shape (str): One of ``CLASSES``.
         center (tuple): x and y of the centre, in pixels.
         radius (float): Radius of the circle around the unstretched shape, in pixels.
-        angle_deg (float): Clockwise turn, in degrees.
-        stretch (float): Width over height before the turn; the area stays the same.
+        angle_deg (float): Clockwise rotation, in degrees.
+        stretch (float): Width over height before rotation; the area is preserved.
         size (tuple): Width and height of the picture, in pixels.
 
     Returns:
-        np.ndarray: uint8, (height, width), 255 where the shape covers the whole pixel.
+        np.ndarray: uint8, (height, width); 255 means full coverage.
     """
     width, height = size
     angle = np.deg2rad(angle_deg)
@@ -103,5 +103,5 @@ def coverage(
         points = (outline * scale) @ turn.T * radius + center
         contours.append(np.round(points * SUPERSAMPLE).astype(np.int32))
     fine = np.zeros((height * SUPERSAMPLE, width * SUPERSAMPLE), np.uint8)
-    cv2.fillPoly(fine, contours, 255)  # two contours fill by the even-odd rule: the ring's hole
+    cv2.fillPoly(fine, contours, 255)  # the even-odd rule leaves the ring's hole empty
     return cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)

@@ -1,4 +1,4 @@
-"""Background textures: one function a family, each (height, width) float32 in [0, 1]."""
+"""Background textures: one function a family, which returns (height, width) float32 in [0, 1]."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .vocabulary import SCENE_TEXTURES
 
 
 def _smooth_noise(height: int, width: int, cell: float, rng: np.random.Generator) -> np.ndarray:
-    """Noise in [0, 1] that varies over about ``cell`` pixels."""
+    """Noise in [0, 1] with a correlation length of about ``cell`` pixels."""
     rows, cols = (max(2, int(np.ceil(side / cell)) + 1) for side in (height, width))
     coarse = rng.random((rows, cols), dtype=np.float32)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
@@ -21,7 +21,7 @@ def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def waves(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Horizontal swell whose crests meander."""
+    """Horizontal waves with curved crests."""
     y, x = _grid(height, width)
     period = rng.uniform(9, 16)
     length, start = rng.uniform(30, 60), rng.uniform(0, 6)
@@ -43,7 +43,7 @@ def blades(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def bricks(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Courses of bricks, every other one shifted by half a brick, with dark joints."""
+    """Rows of bricks with dark joints, every other row shifted by half a brick."""
     brick_h, brick_w = rng.uniform(9, 14), rng.uniform(20, 30)
     y, x = _grid(height, width)
     y, x = y + rng.uniform(0, brick_h), x + rng.uniform(0, brick_w)
@@ -65,14 +65,14 @@ def ripples(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def planks(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Upright boards with grain running along them."""
+    """Vertical boards with grain along their length."""
     board = rng.uniform(18, 30)
     _, x = _grid(height, width)
     x = x + rng.uniform(0, board)
     col = np.floor(x / board).astype(int)
     shade = rng.uniform(0.4, 0.8, col.max() + 1).astype(np.float32)[col]
-    grain = rng.random((max(2, height // 24), width), dtype=np.float32)
-    grain = cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR)
+    coarse = rng.random((max(2, height // 24), width), dtype=np.float32)
+    grain = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.where(x % board < 1.5, 0.05, shade + 0.35 * (grain - 0.5)).clip(0, 1)
 
 
@@ -84,7 +84,7 @@ _TEXTURES = {
     'planks': planks,
 }
 
-# The usual hues of a texture, in degrees.
+# Range of the usual hues of a texture, in degrees.
 _HUES = {
     'waves': (180, 240),
     'blades': (75, 150),
@@ -92,12 +92,12 @@ _HUES = {
     'ripples': (25, 55),
     'planks': (15, 45),
 }
-# In this share of the pictures the hue is any hue: the pattern, not the color, names the scene.
+# Share of the pictures with a random hue, so that the pattern identifies the scene, not the color.
 _REPAINTED_SHARE = 0.25
 
 
 def hsv_to_bgr(hue_deg: float, saturation: float, value: float) -> np.ndarray:
-    """One color, hue in degrees, the other two in [0, 1]; returns float32 (3,) in [0, 255]."""
+    """Convert hue in degrees, saturation and value in [0, 1] to BGR, float32 (3,) in [0, 255]."""
     hsv = np.array([[[hue_deg % 360, saturation, value]]], np.float32)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0] * 255
 

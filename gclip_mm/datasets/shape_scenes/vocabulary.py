@@ -1,7 +1,7 @@
-"""The words of ShapeScenes: object classes, colors, predicates and scene classes.
+"""Names in ShapeScenes: object classes, colors, predicates and scene classes.
 
-The position of a word in its tuple is its label, in the JSON files and in the metainfo alike
-(COCO category ids alone are 1-based, as COCO's own are).
+The position of a name in its tuple is its label, both in the JSON files and in the metainfo. Only
+COCO category ids are 1-based, as in COCO.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CLASSES = (
     'hexagon',
 )
 
-# Hues (degrees) 60 apart, so that a jitter of +-8 leaves two colors apart under every light.
+# Hues in degrees, 60 apart: colors stay distinguishable under a jitter of +-8 and any light.
 COLORS = {'red': 0, 'yellow': 60, 'green': 120, 'cyan': 180, 'blue': 240, 'magenta': 300}
 
 PREDICATES = (
@@ -35,13 +35,13 @@ PREDICATES = (
     'same color as',
 )
 
-# What a horizontal flip of the picture turns into what; every other predicate stays as it is.
+# Predicates that a horizontal flip swaps; all others are unchanged.
 FLIP_PREDICATE_PAIRS = (('left of', 'right of'),)
 
 SCENES = ('sea', 'meadow', 'wall', 'dunes', 'workshop', 'playroom')
 
-# Which texture a scene is painted with. Two scenes share one, so that the background alone does
-# not tell them apart: the objects in them do.
+# Background texture of each scene. Two scenes share a texture, so that only the objects distinguish
+# them.
 SCENE_TEXTURES = {
     'sea': 'waves',
     'meadow': 'blades',
@@ -51,8 +51,8 @@ SCENE_TEXTURES = {
     'playroom': 'planks',
 }
 
-# The classes a scene prefers; an object is drawn from them with probability TYPICAL_SHARE, else
-# from all classes alike.
+# Classes that a scene prefers. An object is drawn from them with probability TYPICAL_SHARE, else
+# uniformly from all classes.
 SCENE_TYPICAL_CLASSES = {
     'sea': ('ring', 'crescent', 'star', 'circle'),
     'meadow': ('heart', 'circle', 'triangle', 'star'),
@@ -63,7 +63,7 @@ SCENE_TYPICAL_CLASSES = {
 }
 TYPICAL_SHARE = 0.8
 
-# Shapes roomy enough in the middle to have another object drawn inside them.
+# Shapes with enough space in the middle for another object.
 HOST_CLASSES = ('circle', 'square', 'ring', 'hexagon')
 
 METAINFO = dict(

@@ -1,4 +1,4 @@
-"""VGG as a backbone of its own, and narrow versions for small runs."""
+"""VGG as a backbone, and narrow versions for small runs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 @MODELS.register_module()
 class VGG(MMCVVGG, BaseModule):
-    """The convolutions of VGG; mmdet has them only with SSD's extra layers.
+    """The convolutions of VGG, which mmdet has only with SSD's extra layers.
 
     Args:
         depth (int): 11, 13, 16 or 19.
-        width (float): Share of the paper's 64 to 512 channels. Defaults to 1.
+        width (float): Multiplier of the paper's 64 to 512 channels. Defaults to 1.
         out_indices (tuple[int]): Stages whose output is returned. Defaults to (4,), the last.
-        init_cfg (dict | list, optional): Defaults to Kaiming. Pretrained weights under names
-            ``features.N.weight``, such as torchvision's, fit ``width=1``.
+        init_cfg (dict | list, optional): Defaults to Kaiming. With ``width=1``, pretrained weights
+            named ``features.N.weight``, such as torchvision's, can be loaded.
         **kwargs: As for ``mmcv.cnn.VGG``: ``with_bn``, ``frozen_stages``, ``with_last_pool``, ...
 
     Raises:
@@ -50,7 +50,7 @@ class VGG(MMCVVGG, BaseModule):
         ]
 
     def init_weights(self, pretrained: None = None) -> None:
-        """Initialise as ``init_cfg`` says."""
+        """Initialise the weights according to ``init_cfg``."""
         BaseModule.init_weights(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -60,7 +60,7 @@ class VGG(MMCVVGG, BaseModule):
             x (Tensor): Normalised images, float (B, 3, H, W).
 
         Returns:
-            tuple[Tensor]: Float (B, C, H', W') each; a tuple also where there is but one.
+            tuple[Tensor]: Float (B, C, H', W') each; a tuple even for a single stage.
         """
         outs = super().forward(x)
         return outs if isinstance(outs, tuple) else (outs,)
@@ -68,11 +68,11 @@ class VGG(MMCVVGG, BaseModule):
 
 @MODELS.register_module()
 class SlimSSDVGG(SSDVGG):
-    """mmdet's SSDVGG with a share of the channels, to train from scratch without a GPU.
+    """mmdet's SSDVGG with fewer channels, to train from scratch without a GPU.
 
     Args:
-        width (float): Share of the channels; the neck's ``in_channels`` (512 and 1024 at width 1)
-            shrink with it. Defaults to 0.25.
+        width (float): Multiplier of the channels; the neck's ``in_channels`` (512 and 1024 at
+            width 1) have to be multiplied too. Defaults to 0.25.
         **kwargs: As for ``SSDVGG``.
 
     Raises:
@@ -88,7 +88,7 @@ class SlimSSDVGG(SSDVGG):
 
 
 def _narrow(features: nn.Sequential, width: float) -> None:
-    """Replace the layers by ones with a share of the channels; the image keeps its own."""
+    """Replace the layers by narrower ones; the number of image channels is unchanged."""
     if width <= 0:
         raise ValueError(f'width must be above 0, got {width}')
     if width == 1:
@@ -98,10 +98,10 @@ def _narrow(features: nn.Sequential, width: float) -> None:
             features[i] = nn.Conv2d(
                 layer.in_channels if i == 0 else max(1, round(layer.in_channels * width)),
                 max(1, round(layer.out_channels * width)),
-                layer.kernel_size,
-                stride=layer.stride,
-                padding=layer.padding,
-                dilation=layer.dilation,
+                layer.kernel_size,  # type: ignore[arg-type]  # torch types its own attributes loosely
+                stride=layer.stride,  # type: ignore[arg-type]
+                padding=layer.padding,  # type: ignore[arg-type]
+                dilation=layer.dilation,  # type: ignore[arg-type]
             )
         elif isinstance(layer, nn.BatchNorm2d):
             features[i] = nn.BatchNorm2d(max(1, round(layer.num_features * width)))

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier."""
+"""Top-1 accuracy of a classifier."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mmengine.registry import METRICS
 
 @METRICS.register_module()
 class Accuracy(BaseMetric):
-    """Samples whose highest score is at the label: ``accuracy/top1``, in percent.
+    """Share of the samples whose highest score is at the label: ``accuracy/top1``, in percent.
 
-    Takes what :class:`SmallCNN` predicts: ``dict(scores=(C,), label=())`` for each sample.
+    Input is the prediction of :class:`SmallCNN`: ``dict(scores=(C,), label=())`` for each sample.
     """
 
     default_prefix = 'accuracy'

@@ -1,4 +1,4 @@
-"""The smallest classifier worth training, for examples and tests."""
+"""A small classifier for examples and tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 @MODELS.register_module()
 class SmallCNN(BaseModel):
-    """Convolutions of 32 and 64 channels, each halved by pooling, then 128 units, then classes.
+    """Convolutions of 32 and 64 channels, each followed by 2x2 pooling, and two linear layers.
+
+    The hidden linear layer has 128 units.
 
     Args:
         num_classes (int): Defaults to 10.
@@ -56,13 +58,15 @@ class SmallCNN(BaseModel):
             'predict': ``dict(scores=(classes,), label=())`` for each sample.
 
         Raises:
-            ValueError: another mode.
+            ValueError: An unknown mode, or no labels in the modes 'loss' and 'predict'.
         """
         scores = self.network(inputs)
         if mode == 'tensor':
             return scores
+        if mode not in ('loss', 'predict'):
+            raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
+        if labels is None:
+            raise ValueError(f'mode={mode!r} needs labels')
         if mode == 'loss':
             return dict(loss=F.cross_entropy(scores, labels))
-        if mode == 'predict':
-            return [dict(scores=s, label=y) for s, y in zip(scores, labels, strict=True)]
-        raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
+        return [dict(scores=s, label=y) for s, y in zip(scores, labels, strict=True)]

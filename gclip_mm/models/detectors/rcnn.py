@@ -13,28 +13,28 @@ from ..roi_heads import RegionRoIHead
 
 @MODELS.register_module()
 class RCNN(TwoStageDetector):
-    """R-CNN: proposals made beforehand are cut out of the image, and each goes through the CNN.
+    """R-CNN: crops each precomputed proposal from the image and runs the CNN on every crop.
 
-    Trained end to end with a softmax over classes and background and with class-specific box
-    regression; the paper instead trains linear SVMs and ridge regressions on the features of a CNN
-    that was fine-tuned so. Proposals come from a proposal file, as in mmdet's Fast R-CNN
+    The model trains end to end with a softmax over classes and background and with class-specific
+    box regression. The paper instead fine-tunes a CNN this way and then trains linear SVMs and
+    ridge regressions on its features. Proposals come from a proposal file, as in mmdet's Fast R-CNN
     (``proposal_file`` of the data set, ``LoadProposals`` in the pipeline);
-    ``tools/dataset_converters/make_proposals.py`` makes one by selective search.
+    ``tools/dataset_converters/make_proposals.py`` creates one by selective search.
 
     Args:
-        backbone (dict): The CNN: any backbone of the registry. Of several outputs the last is
-            used.
+        backbone (dict): The CNN, any registered backbone. If it has several outputs, the last one
+            is used.
         roi_head (dict): A ``RegionRoIHead``.
         train_cfg (dict): Under ``rcnn``: assigner and sampler of regions.
         test_cfg (dict): Under ``rcnn``: score threshold and non-maximum suppression.
-        neck (dict, optional): Put between backbone and head.
-        data_preprocessor (dict, optional): Must subtract the mean: what lies outside the image is
-            filled with 0.
-        init_cfg (dict, optional): How the weights are initialised.
+        neck (dict, optional): Module between backbone and head.
+        data_preprocessor (dict, optional): Has to subtract the mean, because pixels outside the
+            image are filled with 0.
+        init_cfg (dict, optional): Initialisation of the weights.
 
     Raises:
         TypeError: ``roi_head`` is not a ``RegionRoIHead``.
-        ValueError: A sample without proposals, in ``loss`` or ``predict``.
+        ValueError: A sample given to ``loss`` or ``predict`` has no proposals.
 
     Source: Girshick et al., "Rich feature hierarchies for accurate object detection and semantic
     segmentation", arXiv 1311.2524.
@@ -65,11 +65,11 @@ class RCNN(TwoStageDetector):
             raise TypeError(
                 f'RCNN needs a roi_head of type RegionRoIHead, got {type(self.roi_head).__name__}'
             )
-        # A bound method is no submodule: the weights keep the one name `backbone.*`.
+        # A bound method is not a submodule, so the weights keep a single name, `backbone.*`.
         self.roi_head.region_network = self.region_features
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor]:
-        """The images themselves (B, 3, H, W): features are computed for each region."""
+        """Return the images (B, 3, H, W); features are computed for each region."""
         return (batch_inputs,)
 
     def region_features(self, crops: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class RCNN(TwoStageDetector):
         return features if isinstance(features, Tensor) else features[-1]
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict:
-        """Losses of a batch: ``loss_cls``, ``loss_bbox``, and the accuracy ``acc``.
+        """Compute ``loss_cls``, ``loss_bbox`` and the accuracy ``acc`` of a batch.
 
         Args:
             batch_inputs (Tensor): Normalised images, float (B, 3, H, W).
@@ -99,12 +99,12 @@ class RCNN(TwoStageDetector):
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True
     ) -> SampleList:
-        """The samples with ``pred_instances``: boxes, scores, labels.
+        """Add ``pred_instances`` (boxes, scores, labels) to the samples.
 
         Args:
             batch_inputs (Tensor): Normalised images, float (B, 3, H, W).
             batch_data_samples (list[DetDataSample]): ``proposals`` of each.
-            rescale (bool): Give boxes in pixels of the original image. Defaults to True.
+            rescale (bool): Return boxes in pixels of the original image. Defaults to True.
         """
         _require_proposals(batch_data_samples)
         return super().predict(batch_inputs, batch_data_samples, rescale)
@@ -119,6 +119,7 @@ def _require_proposals(batch_data_samples: SampleList) -> None:
         if sample is None or sample.get('proposals') is None:
             raise ValueError(
                 f'R-CNN got no proposals for {sample.get("img_path") if sample else "an image"}: '
-                "give the data set a proposal_file and the pipeline dict(type='LoadProposals'); "
-                'tools/dataset_converters/make_proposals.py makes the file'
+                'set proposal_file of the data set and add '
+                "dict(type='LoadProposals') to the pipeline; "
+                'tools/dataset_converters/make_proposals.py creates the file'
             )

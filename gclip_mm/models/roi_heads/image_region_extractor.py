@@ -1,4 +1,4 @@
-"""Regions cut out of the image itself, which is what R-CNN classifies."""
+"""Crops regions of the image, the input of R-CNN's classifier."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch.nn.modules.utils import _pair
 
 @MODELS.register_module()
 class ImageRegionExtractor(BaseRoIExtractor):
-    """Warp every region of the image to one size, whatever its shape.
+    """Warp every region of the image to one size, regardless of its aspect ratio.
 
-    The warp is mmcv's RoIAlign on the pixels: it averages where a region shrinks and interpolates
-    where it grows. What lies outside the image is 0, which in a normalised image is the mean
-    pixel, the filling that the paper uses.
+    The warp is mmcv's RoIAlign on the pixels, which averages when shrinking a region and
+    interpolates when enlarging it. Pixels outside the image are 0. In a normalised image that is
+    the mean pixel, which the paper uses too.
 
     Args:
         output_size (int | tuple[int, int]): Height and width of a crop in pixels. Defaults to 224.
-        context (int): Pixels of the crop, on every side, that show what is around the region
-            rather than the region itself (the paper's p). Defaults to 16, the paper's number.
-        sampling_ratio (int): Samples per pixel of the crop in each direction; 0: as many as the
-            region has pixels for. Defaults to 0.
-        init_cfg (dict, optional): Not needed, there are no weights.
+        context (int): Margin of the crop, in crop pixels on every side, that shows the
+            surroundings of the region (the paper's p). Defaults to 16, as in the paper.
+        sampling_ratio (int): Samples per crop pixel in each direction; 0 adapts the number to the
+            size of the region. Defaults to 0.
+        init_cfg (dict, optional): Unused, since the extractor has no weights.
 
     Raises:
         ValueError: ``context`` is negative, or leaves no room for the region.
@@ -59,13 +59,13 @@ class ImageRegionExtractor(BaseRoIExtractor):
         self.context = context
 
     def with_context(self, rois: Tensor) -> Tensor:
-        """Grow regions so that, warped, ``context`` pixels of surroundings come with them.
+        """Enlarge regions so that the warped crop has a margin of ``context`` pixels.
 
         Args:
             rois (Tensor): Float (n, 5): index of the image, x1, y1, x2, y2 in pixels.
 
         Returns:
-            Tensor: Float (n, 5), the same centres.
+            Tensor: Float (n, 5) with unchanged centres.
         """
         if not self.context:
             return rois
@@ -80,12 +80,12 @@ class ImageRegionExtractor(BaseRoIExtractor):
     def forward(
         self, feats: tuple[Tensor, ...], rois: Tensor, roi_scale_factor: float | None = None
     ) -> Tensor:
-        """Cut the regions out.
+        """Crop the regions.
 
         Args:
-            feats (tuple[Tensor]): The normalised images alone, float (B, C, H, W).
+            feats (tuple[Tensor]): One element, the normalised images, float (B, C, H, W).
             rois (Tensor): Float (n, 5): index of the image, x1, y1, x2, y2 in pixels.
-            roi_scale_factor (float, optional): Grow the regions by this factor first.
+            roi_scale_factor (float, optional): Enlarge the regions by this factor first.
 
         Returns:
             Tensor: Float (n, C, height, width).

@@ -1,4 +1,4 @@
-"""The RoI head of R-CNN: a network runs on every region."""
+"""RoI head of R-CNN, which runs a network on every region."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 
 @MODELS.register_module()
 class RegionRoIHead(StandardRoIHead):
-    """``StandardRoIHead`` for regions of the image in place of regions of a feature map.
+    """``StandardRoIHead`` on regions of the image instead of regions of a feature map.
 
-    The detector hands over its network as :attr:`region_network`; assigning, sampling, losses and
-    non-maximum suppression are the stock ones.
+    The detector sets :attr:`region_network`. Assigning, sampling, losses and non-maximum
+    suppression are those of ``StandardRoIHead``.
 
     Args:
-        regions_per_pass (int): When testing, so many regions go through the network at a time: a
-            selective search finds thousands, which do not fit into memory at once. Defaults
-            to 256.
-        **kwargs: As for ``StandardRoIHead``, less the mask branch and the shared head.
+        regions_per_pass (int): Regions per forward pass when testing. Selective search finds
+            thousands of regions, which do not fit into memory at once. Defaults to 256.
+        **kwargs: As for ``StandardRoIHead``, without the mask branch and the shared head.
 
     Raises:
-        ValueError: A mask branch or a shared head, or ``regions_per_pass`` below 1.
+        ValueError: A mask branch or a shared head is configured, or ``regions_per_pass`` is below
+            1.
 
     Example:
         >>> roi_head = dict(
@@ -34,7 +34,7 @@ class RegionRoIHead(StandardRoIHead):
         ...     bbox_head=dict(type='BBoxHead', with_avg_pool=True, in_channels=2048))
     """
 
-    #: From crops (n, 3, h, w) to features (n, C, h', w').
+    #: Maps crops (n, 3, h, w) to features (n, C, h', w').
     region_network: Callable[[Tensor], Tensor]
 
     def __init__(self, *args: Any, regions_per_pass: int = 256, **kwargs: Any) -> None:
@@ -43,21 +43,21 @@ class RegionRoIHead(StandardRoIHead):
         super().__init__(*args, **kwargs)
         for unsupported in ('mask_head', 'shared_head'):
             if getattr(self, unsupported, None) is not None:
-                raise ValueError(f'RegionRoIHead has no {unsupported}: leave it out')
+                raise ValueError(f'RegionRoIHead does not support {unsupported}: remove it')
         self.regions_per_pass = regions_per_pass
 
     def _bbox_forward(self, x: tuple[Tensor, ...], rois: Tensor) -> dict[str, Tensor]:
         """Classify and refine regions.
 
         Args:
-            x (tuple[Tensor]): The images alone, float (B, 3, H, W).
+            x (tuple[Tensor]): One element, the images, float (B, 3, H, W).
             rois (Tensor): Float (n, 5): index of the image, x1, y1, x2, y2 in pixels.
 
         Returns:
             dict[str, Tensor]: ``cls_score`` (n, classes + 1), ``bbox_pred`` (n, 4 * classes),
             ``bbox_feats`` (n, C, h', w').
         """
-        # A pass of its own would give each part its own batch statistics, so not in training.
+        # Separate passes would have separate batch statistics, so training uses one pass.
         size = max(len(rois), 1) if self.training else self.regions_per_pass
         parts = [self._features(x, part) for part in rois.split(size)]
         bbox_feats = torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -1,6 +1,6 @@
-"""Scene-graph data sets. Importing this registers them with MMDetection, where it is installed.
+"""Scene-graph data sets, registered with MMDetection on import if it is installed.
 
-Reading, checking and writing the files needs no MMDetection.
+Reading, checking and writing the files does not need MMDetection.
 """
 
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""COCO JSON with relations and scene labels as an MMDetection data set."""
+"""MMDetection data set for COCO JSON with relations and scene labels."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _FILTER_KEYS = ('filter_empty_gt', 'min_size', 'filter_empty_relations')
 
 @DATASETS.register_module()
 class SceneGraphDataset(CocoDataset):
-    """Boxes, relations among them, and one scene label an image (optional).
+    """Boxes, relations among them, and an optional scene label for each image.
 
-    The annotation file is COCO JSON with three more lists, and a key more in ``images``::
+    The annotation file is COCO JSON with three additional lists and an additional key in
+    ``images``::
 
         {"images": [{"id": 7, "file_name": "7.jpg", "width": 640, "height": 480, "scene": 2}],
          "annotations": [{"id": 1, "image_id": 7, "category_id": 3, "bbox": [x, y, w, h],
@@ -32,31 +33,31 @@ class SceneGraphDataset(CocoDataset):
          "scenes": [{"id": 2, "name": "beach"}, ...],
          "relations": [{"image_id": 7, "subject_id": 1, "object_id": 2, "predicate_id": 0}, ...]}
 
-    ``subject_id`` and ``object_id`` are annotation ids of that image; a pair may be listed any
-    number of times. ``scenes`` and ``scene`` may be left out, in some images too. Ids need not be
-    contiguous. ``tools/dataset_converters`` makes such files from Visual Genome, PSG and Open
-    Images.
+    ``subject_id`` and ``object_id`` are annotation ids of that image. A pair may have any number
+    of relations. ``scenes``, and ``scene`` of any image, are optional. Ids need not be contiguous.
+    ``tools/dataset_converters`` creates such files from Visual Genome, PSG and Open Images.
 
-    ``info.convention``, a name in :data:`gclip_mm.scene_graph.evaluation.CONVENTIONS`, says how
-    results on these data are published; it goes into the metainfo, where ``SceneGraphMetric``
-    finds it.
+    ``info.convention`` selects the metric convention under which results on these data are
+    published, a name in :data:`gclip_mm.scene_graph.evaluation.CONVENTIONS`. It is copied to the
+    metainfo, which ``SceneGraphMetric`` reads.
 
-    Class, predicate and scene names come from the file, in its order, unless ``metainfo`` gives
-    them: fewer names select, predicates and scenes may be in another order. A relation is left
-    out where a box of it is, because its class is not selected or MMDetection takes the box for
-    invalid (outside the image, thinner than a pixel); how many is logged.
+    Class, predicate and scene names are read from the file, in its order, unless ``metainfo``
+    sets them. Fewer names select a subset; predicates and scenes may be reordered. A relation is
+    dropped if one of its boxes is: because its class is not selected, or because MMDetection
+    considers the box invalid (outside the image, or thinner than a pixel). The number of dropped
+    relations is logged.
 
     Args:
         metainfo (dict, optional): ``classes``, ``predicates``, ``scenes`` and, for flips,
             ``flip_predicate_pairs`` (names of predicates that a horizontal flip swaps, such as
             ``[('left of', 'right of')]``) and ``vertical_flip_predicate_pairs``.
-        filter_cfg (dict, optional): ``filter_empty_gt``, ``min_size`` as for ``CocoDataset``, and
-            ``filter_empty_relations``: leave out images without relations. For training only, as
-            in MMDetection.
+        filter_cfg (dict, optional): ``filter_empty_gt`` and ``min_size`` as for ``CocoDataset``,
+            and ``filter_empty_relations``: skip images without relations. Applies to training only,
+            as in MMDetection.
         *args, **kwargs: As for :class:`mmdet.datasets.CocoDataset`.
 
     Raises:
-        ValueError: If the file is not as described; the message names file and entry.
+        ValueError: The file does not have this format; the message names file and entry.
 
     Example:
         >>> train_dataloader = dict(dataset=dict(
@@ -70,6 +71,7 @@ class SceneGraphDataset(CocoDataset):
     """
 
     METAINFO: dict = {}
+    COCOAPI: Any = CocoDataset.COCOAPI
 
     def __init__(self, *args: Any, filter_cfg: dict | None = None, **kwargs: Any) -> None:
         unknown = sorted(set(filter_cfg or {}) - set(_FILTER_KEYS))
@@ -83,7 +85,7 @@ class SceneGraphDataset(CocoDataset):
         """Read and check the annotation file.
 
         Returns:
-            A dict an image, as of ``CocoDataset``, and in it ``ann_id`` in each of ``instances``,
+            One dict an image as in ``CocoDataset``, with ``ann_id`` in each of ``instances``,
             ``relations`` ((R, 3) int64: subject ann_id, object ann_id, predicate label) and
             ``scene_label`` (int or None).
         """
@@ -100,8 +102,9 @@ class SceneGraphDataset(CocoDataset):
             self._metainfo.setdefault('convention', convention)
         self._predicate_flips = PredicateFlips.from_metainfo(self._metainfo)
         self._index, self._dropped = index, 0
-        # CocoDataset opens the file itself; these files are large enough not to read them twice.
-        self.COCOAPI = lambda _: _coco(type(self).COCOAPI, content)
+        # CocoDataset would read the file a second time, which is slow for large files.
+        api = type(self).COCOAPI
+        self.COCOAPI = lambda _: _coco(api, content)
         try:
             data_list = super().load_data_list()
         finally:
@@ -109,19 +112,19 @@ class SceneGraphDataset(CocoDataset):
         if self._dropped:
             total = self._dropped + sum(len(info['relations']) for info in data_list)
             print_log(
-                f'{self.ann_file}: {self._dropped} of {total} relations left out, because their '
+                f'{self.ann_file}: {self._dropped} of {total} relations dropped because their '
                 'subject or object is invalid or of a class that is not selected',
                 'current',
             )
         return data_list
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
-        """One image. MMDetection decides which boxes are valid; relations follow."""
+        """Parse one image and drop the relations of boxes that MMDetection considers invalid."""
         image = raw_data_info['raw_img_info']
         data_info = super().parse_data_info({'raw_img_info': image, 'raw_ann_info': []})
         instances = []
         for annotation in raw_data_info['raw_ann_info']:
-            # One at a time, for the parent does not say which annotations it left out.
+            # One at a time, because the parent does not report which annotations it drops.
             parsed = super().parse_data_info({'raw_img_info': image, 'raw_ann_info': [annotation]})
             instances += [{**i, 'ann_id': annotation['id']} for i in parsed['instances']]
         relations = self._index.relations(image['img_id'])
@@ -145,7 +148,7 @@ class SceneGraphDataset(CocoDataset):
 
 
 def _coco(api: type, content: dict) -> Any:
-    """The COCO API over a file that is read already."""
+    """COCO API on content that is already in memory."""
     coco = api()
     coco.dataset = content
     coco.createIndex()

@@ -1,4 +1,4 @@
-"""ShapeScenes with its relations and scene classes."""
+"""ShapeScenes with relations and scene classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .scene_graph_dataset import SceneGraphDataset
 
 @DATASETS.register_module()
 class ShapeScenesGraphDataset(SceneGraphDataset, ShapeScenesDataset):
-    """ShapeScenes as a scene-graph data set; the pictures are drawn when first asked for.
+    """ShapeScenes as a scene-graph data set; the pictures are generated on first use.
 
     Args:
         *args, **kwargs: As for :class:`gclip_mm.datasets.ShapeScenesDataset`, and ``filter_cfg``
@@ -30,5 +30,5 @@ class ShapeScenesGraphDataset(SceneGraphDataset, ShapeScenesDataset):
     METAINFO = ShapeScenesDataset.METAINFO
 
     def load_data_list(self) -> list[dict]:
-        generate(self.data_root, self.params)  # SceneGraphDataset reads the file first
+        generate(self.data_root, self.params)  # before SceneGraphDataset reads the file
         return super().load_data_list()

@@ -1,4 +1,4 @@
-"""Counts over a scene-graph data set: for the frequency bias, and for what was never seen."""
+"""Relation counts of a scene-graph data set, for the frequency bias and zero-shot triplets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..evaluation.matching import box_iou
+from ..boxes import box_iou
 
 if TYPE_CHECKING:
     from .scene_graph_dataset import SceneGraphDataset
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RelationStatistics:
-    """How often which relation joins which classes.
+    """Relation counts by class pair.
 
     Attributes:
         relations: (C, C, P) int64, ground-truth relations by subject class, object class and
             predicate.
-        unrelated: (C, C) int64, ordered pairs of boxes of one image without any relation.
+        unrelated: (C, C) int64, ordered pairs of boxes of one image that have no relation.
     """
 
     relations: np.ndarray
     unrelated: np.ndarray
 
     def triplets(self) -> set[tuple[int, int, int]]:
-        """The (subject class, object class, predicate) that occur."""
-        return {tuple(t) for t in np.argwhere(self.relations).tolist()}
+        """The (subject class, object class, predicate) triplets that occur."""
+        return {(s, o, p) for s, o, p in np.argwhere(self.relations).tolist()}
 
 
 def relation_statistics(
     dataset: SceneGraphDataset, only_overlapping: bool = True
 ) -> RelationStatistics:
-    """Count relations, and pairs without one, over a data set's annotations.
+    """Count the relations, and the pairs without one, in a data set's annotations.
 
-    Ignored (crowd) boxes and relations of them do not count.
+    Ignored (crowd) boxes and their relations are not counted.
 
     Args:
         dataset: A :class:`SceneGraphDataset`, or a wrapper with ``get_data_info``.
@@ -44,7 +44,7 @@ def relation_statistics(
             have such pairs, as Neural Motifs (arXiv 1711.06640) does for its frequency bias.
 
     Returns:
-        Counts, from which the log-frequency of predicate p given classes (s, o) is
+        Counts. The log-frequency of predicate p given classes (s, o) is
         ``log(relations[s, o, p] / (relations[s, o].sum() + unrelated[s, o]))``.
     """
     metainfo = dataset.metainfo
@@ -76,7 +76,7 @@ def relation_statistics(
 def zero_shot_triplets(
     train: RelationStatistics, test: RelationStatistics
 ) -> set[tuple[int, int, int]]:
-    """Triplets of the test data that the training data does not have.
+    """Triplets that occur in the test data but not in the training data.
 
     Returns:
         A set of (subject class, object class, predicate), the ``zero_shot_triplets`` of

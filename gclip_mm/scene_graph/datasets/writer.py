@@ -1,4 +1,4 @@
-"""Writes scene-graph JSON files, whole or not at all. Needs neither MMDetection nor MMEngine."""
+"""Writes scene-graph JSON files atomically. Needs neither MMDetection nor MMEngine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .relation_index import RelationIndex
 
@@ -20,13 +21,13 @@ class SceneGraphWriter:
     Args:
         classes: Names of the object classes; their COCO ids count from 1.
         predicates: Names of the predicates; their ids count from 0.
-        scenes: Names of the scene classes, if there are any; their ids count from 0.
-        info: What ``info`` in the file says. ``convention`` in it names the convention under
+        scenes: Names of the scene classes, if any; their ids count from 0.
+        info: Content of ``info`` in the file. Its ``convention`` names the metric convention under
             which results on these data are published.
-        things: For each class whether it is a thing (or stuff), where that is known.
+        things: Whether each class is a thing (True) or stuff (False), if known.
 
     Raises:
-        ValueError: If ``classes`` or ``predicates`` is empty or has a name twice.
+        ValueError: ``classes`` or ``predicates`` is empty or has a duplicate.
 
     Example:
         >>> writer = SceneGraphWriter(['dog', 'sofa'], ['on'], info={'description': 'mine'})
@@ -46,7 +47,7 @@ class SceneGraphWriter:
         for what, names in (('classes', classes), ('predicates', predicates)):
             twice = [name for name, count in Counter(names).items() if count > 1]
             if not names or twice:
-                raise ValueError(f'{what} must be names, each once; got {names}, twice: {twice}')
+                raise ValueError(f'{what} must be unique names; got {names}, duplicates: {twice}')
         self.content: dict[str, Any] = dict(
             info=dict(info or {}),
             images=[],
@@ -65,39 +66,65 @@ class SceneGraphWriter:
         file_name: str,
         width: int,
         height: int,
-        boxes: np.ndarray,
-        labels: np.ndarray,
-        relations: np.ndarray,
+        boxes: ArrayLike,
+        labels: ArrayLike,
+        relations: ArrayLike,
         scene: int | None = None,
         image_id: int | None = None,
-        crowd: np.ndarray | None = None,
+        crowd: Sequence[bool] | np.ndarray | None = None,
     ) -> int:
-        """Add an image. Boxes are clipped to it.
+        """Add an image. Boxes are clipped to the image.
 
         Args:
-            file_name: Below the folder of the images.
+            file_name: Path relative to the folder of the images.
             width, height: In pixels.
             boxes: (N, 4) xyxy in pixels.
             labels: (N,) int, 0-based.
-            relations: (R, 3) int of subject and object, indices into ``boxes``, and predicate,
-                0-based. One of a box with itself is left out.
+            relations: (R, 3) int: subject and object as indices into ``boxes``, and predicate,
+                0-based. A relation of a box with itself is dropped.
             scene: Scene label, 0-based.
-            image_id: None counts from 1.
-            crowd: (N,) bool, boxes of groups, to be ignored.
+            image_id: Id of the image. None: number of the image, from 1.
+            crowd: (N,) bool, True for boxes of groups, which training ignores.
 
         Returns:
-            The image's id.
+            Id of the image.
 
         Raises:
-            ValueError: If an index is out of range, or the size of the image is not positive.
+            ValueError: An index is out of range, or the image size is not positive.
         """
-        boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-        labels = np.asarray(labels, np.int64).reshape(-1)
-        relations = np.asarray(relations, np.int64).reshape(-1, 3)
+        xyxy = np.asarray(boxes, np.float64).reshape(-1, 4)
+        classes = np.asarray(labels, np.int64).reshape(-1)
+        triplets = np.asarray(relations, np.int64).reshape(-1, 3)
         if width <= 0 or height <= 0:
             raise ValueError(f'{file_name}: the size of the image is {width} x {height}')
-        if len(boxes) != len(labels):
-            raise ValueError(f'{file_name}: {len(boxes)} boxes but {len(labels)} labels')
+        if len(xyxy) != len(classes):
+            raise ValueError(f'{file_name}: {len(xyxy)} boxes but {len(classes)} labels')
+        self._check(file_name, xyxy, classes, triplets)
+        to_itself = triplets[:, 0] == triplets[:, 1]
+        self.repaired['relations of a box with itself dropped'] += int(to_itself.sum())
+        clipped = np.clip(xyxy, 0, [width, height, width, height])
+        self.repaired['boxes clipped to the image'] += int((clipped != xyxy).any(axis=1).sum())
+        image_id = len(self.content['images']) + 1 if image_id is None else image_id
+        image = dict(id=image_id, file_name=file_name, width=int(width), height=int(height))
+        if scene is not None:
+            image['scene'] = scene
+        self.content['images'].append(image)
+        first = self._add_boxes(image_id, clipped, classes, crowd)
+        for subject, object_, predicate in triplets[~to_itself].tolist():
+            self.content['relations'].append(
+                dict(
+                    image_id=image_id,
+                    subject_id=first + subject,
+                    object_id=first + object_,
+                    predicate_id=predicate,
+                )
+            )
+        return image_id
+
+    def _check(
+        self, file_name: str, boxes: np.ndarray, labels: np.ndarray, relations: np.ndarray
+    ) -> None:
+        """Raise a ValueError if an index is out of range or a box is not finite."""
         limits = (
             ('labels', labels, len(self.content['categories'])),
             ('subjects and objects', relations[:, :2], len(boxes)),
@@ -110,19 +137,18 @@ class SceneGraphWriter:
                 )
         if not np.isfinite(boxes).all():
             raise ValueError(f'{file_name}: a box has NaN or infinite coordinates')
-        to_itself = relations[:, 0] == relations[:, 1]
-        self.repaired['relations of a box with itself left out'] += int(to_itself.sum())
-        relations = relations[~to_itself]
-        clipped = np.clip(boxes, 0, [width, height, width, height])
-        self.repaired['boxes clipped to the image'] += int((clipped != boxes).any(axis=1).sum())
-        image_id = len(self.content['images']) + 1 if image_id is None else image_id
-        image = dict(id=image_id, file_name=file_name, width=int(width), height=int(height))
-        if scene is not None:
-            image['scene'] = scene
-        self.content['images'].append(image)
+
+    def _add_boxes(
+        self,
+        image_id: int,
+        boxes: np.ndarray,
+        labels: np.ndarray,
+        crowd: Sequence[bool] | np.ndarray | None,
+    ) -> int:
+        """Append annotations for the boxes (N, 4) xyxy of an image; return the first id."""
         first = len(self.content['annotations']) + 1
-        sizes = clipped[:, 2:] - clipped[:, :2]
-        for i, (box, label, size) in enumerate(zip(clipped, labels, sizes, strict=True)):
+        sizes = boxes[:, 2:] - boxes[:, :2]
+        for i, (box, label, size) in enumerate(zip(boxes, labels, sizes, strict=True)):
             self.content['annotations'].append(
                 dict(
                     id=first + i,
@@ -133,33 +159,28 @@ class SceneGraphWriter:
                     iscrowd=int(crowd[i]) if crowd is not None else 0,
                 )
             )
-        self.repaired['boxes thinner than a pixel, which the loader leaves out'] += int(
+        self.repaired['boxes thinner than a pixel, which the loader drops'] += int(
             (sizes < 1).any(axis=1).sum()
         )
-        for subject, object_, predicate in relations.tolist():
-            self.content['relations'].append(
-                dict(
-                    image_id=image_id,
-                    subject_id=first + subject,
-                    object_id=first + object_,
-                    predicate_id=predicate,
-                )
-            )
-        return image_id
+        return first
 
     def write(self, path: str | Path, overwrite: bool = False) -> str:
-        """Check everything and write the file; it appears only when it is complete.
+        """Check the content and write the file atomically.
+
+        Args:
+            path: File to write. Its folder is created if needed.
+            overwrite: Replace an existing file.
 
         Returns:
-            A summary to show to the user.
+            A summary for the user.
 
         Raises:
-            FileExistsError: If the file is there and ``overwrite`` is not set.
-            ValueError: If there is no image, or two have the same id.
+            FileExistsError: The file exists and ``overwrite`` is not set.
+            ValueError: No image was added, or two images have the same id.
         """
         path = Path(path)
         if path.exists() and not overwrite:
-            raise FileExistsError(f'{path} is there already; pass --overwrite to replace it')
+            raise FileExistsError(f'{path} exists; pass --overwrite to replace it')
         if not self.content['images']:
             raise ValueError(f'no image is left for {path}')
         RelationIndex(self.content, str(path), {})

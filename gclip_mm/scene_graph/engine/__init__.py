@@ -1,4 +1,4 @@
-"""What scene-graph training needs of the runner."""
+"""Hooks for scene-graph training."""
 
 from .frequency_bias_hook import FrequencyBiasHook
 from .scene_graph_check_hook import SceneGraphCheckHook

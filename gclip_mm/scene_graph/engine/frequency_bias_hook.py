@@ -1,4 +1,4 @@
-"""Counts the training set for the frequency bias when a training run begins."""
+"""Hook that counts the relations of the training set for the frequency bias."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ import numpy as np
 from mmdet.registry import HOOKS
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 
 from ..datasets.statistics import relation_statistics
 from ..models.heads.frequency_bias import FrequencyBias, load_counts, save_counts
+from .unwrapped_model import unwrapped_model
 
 
 @HOOKS.register_module()
 class FrequencyBiasHook(Hook):
-    """Gives every :class:`FrequencyBias` of the model the counts of the training set.
+    """Sets the training-set counts in every :class:`FrequencyBias` of the model.
 
-    Before checkpoints are loaded, so that the logits of a checkpoint win. Does nothing where only
-    testing takes place.
+    Runs before checkpoints are loaded, so that the logits of a checkpoint take precedence. Does
+    nothing in a run without training.
 
     Args:
-        file: Keep the counts here (``.npz``), and read them when they are already there. None:
-            count in every run; a hundred thousand images take less than a minute.
+        file: Cache of the counts (``.npz``), read if it exists. None: count in every run; a
+            hundred thousand images take less than a minute.
         only_overlapping: Count as unrelated only pairs whose boxes overlap, as Neural Motifs
-            does. False fits a :class:`PairSampler`, which draws its negatives from all pairs.
+            does. False matches a :class:`PairSampler`, which draws negatives from all pairs.
 
     Raises:
-        ValueError: The model has no FrequencyBias; or the counts do not fit the model.
+        ValueError: The model has no FrequencyBias, or the counts have another shape than the model.
 
     Example:
         >>> custom_hooks = [dict(type='FrequencyBiasHook')]
     """
 
-    # Before EMAHook (NORMAL) copies the model.
+    # Has to run before EMAHook (NORMAL) copies the model.
     priority = 'VERY_HIGH'
 
     def __init__(self, file: str | None = None, only_overlapping: bool = False) -> None:
@@ -44,13 +44,13 @@ class FrequencyBiasHook(Hook):
         self.only_overlapping = only_overlapping
 
     def before_run(self, runner: Runner) -> None:
+        """Set the counts if the run trains."""
         if not isinstance(runner._train_loop, BaseLoop):
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        biases = [m for m in model.modules() if isinstance(m, FrequencyBias)]
+        biases = [m for m in unwrapped_model(runner).modules() if isinstance(m, FrequencyBias)]
         if not biases:
             raise ValueError(
-                'FrequencyBiasHook: the model has no FrequencyBias; take the hook out of '
+                'FrequencyBiasHook: the model has no FrequencyBias; remove the hook from '
                 'custom_hooks, or set model.relation_head.frequency_bias'
             )
         counts = self._counts(runner)
@@ -71,17 +71,18 @@ class FrequencyBiasHook(Hook):
 
 
 def count_relations(dataset: Any, only_overlapping: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of a scene-graph data set, or of what wrappers such as ConcatDataset wrap.
+    """Count the relations of a scene-graph data set, also inside wrappers such as ConcatDataset.
 
     Returns:
         ``relations`` (C, C, P) and ``unrelated`` (C, C), int64.
 
     Raises:
-        ValueError: A data set without relations.
+        ValueError: A data set has no predicates in its metainfo.
     """
     if hasattr(dataset, 'datasets'):
         parts = [count_relations(part, only_overlapping) for part in dataset.datasets]
-        return sum(part[0] for part in parts), sum(part[1] for part in parts)
+        relations, unrelated = zip(*parts, strict=True)
+        return np.sum(relations, axis=0), np.sum(unrelated, axis=0)
     if hasattr(dataset, 'dataset'):
         return count_relations(dataset.dataset, only_overlapping)
     if not dataset.metainfo.get('predicates'):

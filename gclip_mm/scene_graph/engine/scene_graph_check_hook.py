@@ -1,4 +1,4 @@
-"""Says at once, and by the key of the config, where model, data and metric do not fit."""
+"""Hook that checks that model, data sets and metrics are consistent before a run."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ from typing import Any
 import numpy as np
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
-from torch import nn
 
 from ..evaluation.metric import SceneGraphMetric
 from ..models.detectors import SceneGraphRCNN
 from ..models.protocol import SceneGraphProtocol
 from ..models.weights import check_weights
+from .unwrapped_model import unwrapped_model
 
-#: Pictures of each data set that have to be there.
-_LOOKED_FOR = 100
+#: Number of pictures of each data set whose files are checked.
+_CHECKED_PICTURES = 100
 
 
 @HOOKS.register_module()
 class SceneGraphCheckHook(Hook):
-    """Compares a scene-graph model with its data sets and metrics before anything runs.
+    """Checks a scene-graph model against its data sets and metrics before the run starts.
 
-    Without it a wrong number of classes is an index out of range in the middle of training, and a
-    model of one protocol, or of names in one order, measured by another gives figures that mean
-    nothing.
+    Without this hook, a wrong number of classes raises an index error in the middle of training.
+    A protocol or an order of names that differs between model and metric gives meaningless
+    metrics. Error messages name the config key to change.
 
     Raises:
-        ValueError: The model is no SceneGraphRCNN; it has another number of classes, predicates or
-            scenes than a data set; a data set names them otherwise than the training set, or than
-            that of the checkpoint that is tested; that checkpoint is of another model; the training
-            set has no relation, or no scene for a model that is to tell scenes; a metric has
-            another protocol; a detector that has to find or name objects is trained without its
-            losses.
-        FileNotFoundError: Pictures of a data set are not where it says.
+        ValueError: The model is not a SceneGraphRCNN; its number of classes, predicates or scenes
+            differs from a data set; a data set has other names than the training set, or than the
+            training set of the tested checkpoint; that checkpoint belongs to another model; the
+            training set has no relation, or no scene although the model has a scene head; a metric
+            has another protocol; or a detector that has to find or classify objects is trained
+            without its losses.
+        FileNotFoundError: Pictures of a data set do not exist.
 
     Example:
         >>> custom_hooks = [dict(type='SceneGraphCheckHook'), dict(type='FrequencyBiasHook')]
     """
 
-    # Before FrequencyBiasHook, which trips over the wrong numbers too.
+    # Has to run before FrequencyBiasHook, whose errors on wrong sizes are less specific.
     priority = 'HIGHEST'
 
     def before_run(self, runner: Runner) -> None:
-        model = _unwrapped(runner)
+        """Check model, data sets and metrics."""
+        model = unwrapped_model(runner)
         if not isinstance(model, SceneGraphRCNN):
             raise ValueError(
-                f'SceneGraphCheckHook: the model is a {type(model).__name__}, no SceneGraphRCNN; '
-                'take the hook out of custom_hooks'
+                f'SceneGraphCheckHook: the model is a {type(model).__name__}, not a '
+                'SceneGraphRCNN; remove the hook from custom_hooks'
             )
         loops = _loops(runner)
         for where, loop in loops.items():
@@ -67,21 +67,19 @@ class SceneGraphCheckHook(Hook):
             _check_names(loops, dataset.metainfo, known)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        loops = _loops(runner)
-        # A checkpoint that training begins with may be of another data set.
+        """Check a checkpoint to test. One to train from may be of another data set."""
+        loops, model = _loops(runner), unwrapped_model(runner)
         if 'train' not in loops:
-            check_weights(_unwrapped(runner), checkpoint)
+            check_weights(model, checkpoint)
             meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
             _check_names(loops, meta, 'the training set of the checkpoint')
 
 
-def _unwrapped(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
 def _loops(runner: Runner) -> dict[str, BaseLoop]:
-    loops = dict(train=runner._train_loop, val=runner._val_loop, test=runner._test_loop)
-    # What is not going to run is still a config, or None.
+    loops: dict[str, Any] = dict(
+        train=runner._train_loop, val=runner._val_loop, test=runner._test_loop
+    )
+    # A loop that is not going to run is still a config, or None.
     return {where: loop for where, loop in loops.items() if isinstance(loop, BaseLoop)}
 
 
@@ -97,13 +95,16 @@ def _check_names(loops: dict[str, BaseLoop], meta: dict[str, Any], known: str) -
 
 
 def check_names(meta: dict[str, Any], trained: dict[str, Any], where: str, known: str) -> None:
-    """Raise where a data set names something otherwise than the one that was trained on.
+    """Check that a data set has the same names, in the same order, as the training set.
 
     Args:
-        meta: metainfo of the data set.
-        trained: metainfo of the training set; what it does not tell is not compared.
-        where: what the data set is called in the error.
-        known: what the training set is called.
+        meta: Metainfo of the data set.
+        trained: Metainfo of the training set; missing keys are not compared.
+        where: Name of the data set in the error message.
+        known: Name of the training set in the error message.
+
+    Raises:
+        ValueError: The names or their order differ.
     """
     for kind in ('classes', 'predicates', 'scenes'):
         ours, theirs = list(meta.get(kind) or ()), list(trained.get(kind) or ())
@@ -111,13 +112,17 @@ def check_names(meta: dict[str, Any], trained: dict[str, Any], where: str, known
             same = sorted(ours) == sorted(theirs)
             raise ValueError(
                 f'{where} has other {kind} than {known}{", in another order" if same else ""}: '
-                f'{ours}, and {theirs}. A model knows them by their place: list them alike, or '
-                f'give both data sets metainfo=dict({kind}=...)'
+                f'{ours}, and {theirs}. A model identifies them by index: use the same list, or '
+                f'set metainfo=dict({kind}=...) in both data sets'
             )
 
 
 def check_annotated(model: SceneGraphRCNN, dataset: Any) -> None:
-    """Raise where the training set has nothing to learn relations, or scenes, from."""
+    """Check that the training set has relations, and scenes if the model has a scene head.
+
+    Raises:
+        ValueError: No image has a relation, or no image has a scene.
+    """
     if not hasattr(dataset, 'get_data_info'):
         return
     missing = {'relations': 'relation'}
@@ -125,7 +130,7 @@ def check_annotated(model: SceneGraphRCNN, dataset: Any) -> None:
         missing['scene_label'] = 'scene'
     for i in range(len(dataset)):
         info = dataset.get_data_info(i)
-        # A scene may be the one of the number 0, and relations an array.
+        # A scene label may be 0, and relations are an array, so truthiness does not work.
         missing = {
             key: kind
             for key, kind in missing.items()
@@ -141,25 +146,33 @@ def check_annotated(model: SceneGraphRCNN, dataset: Any) -> None:
 
 
 def check_detector_learns(model: SceneGraphRCNN) -> None:
-    """Raise where a detector is needed whose heads stay as they are beside a changing backbone."""
+    """Check that the heads of a required detector train if its backbone does.
+
+    Raises:
+        ValueError: The backbone trains but RPN and box head do not.
+    """
     finds = model.protocol is not SceneGraphProtocol.PREDCLS
     if finds and not model.freeze_detector and not model.detector_loss:
         raise ValueError(
             f'model.protocol={model.protocol.value!r} needs a detector, and with '
-            'model.detector_loss=False and freeze_detector=False its RPN and box head learn '
-            'nothing: set detector_loss=True, or freeze_detector=True and load a trained one'
+            'model.detector_loss=False and freeze_detector=False its RPN and box head do not '
+            'train: set detector_loss=True, or freeze_detector=True and load a trained detector'
         )
 
 
 def check_sizes(model: SceneGraphRCNN, dataset: Any, where: str) -> None:
-    """Raise where the model has another number of outputs than the data set has names."""
+    """Check that the model's output sizes match the number of names in the data set.
+
+    Raises:
+        ValueError: A size differs, or the data set has no scenes for a scene head.
+    """
     for kind, key, size in _sizes(model):
         names, file = list(dataset.metainfo.get(kind) or ()), _file_of(dataset)
         if kind == 'scenes' and not names:
-            raise ValueError(f'the {where} set{file} names no scenes: set model.scene_head=None')
+            raise ValueError(f'the {where} set{file} has no scene names: set model.scene_head=None')
         if len(names) != size:
             raise ValueError(
-                f'{key}={size}, but the {where} set{file} names {len(names)} {kind}: {names}'
+                f'{key}={size}, but the {where} set{file} has {len(names)} {kind}: {names}'
             )
 
 
@@ -173,40 +186,48 @@ def _sizes(model: SceneGraphRCNN) -> Iterator[tuple[str, str, int]]:
         yield 'scenes', 'model.scene_head.num_scenes', model.scene_head.num_scenes
 
 
-def _reads_elsewhere(dataset: Any) -> bool:
-    """Whether pictures come by a backend of MMEngine's that is told what to do."""
+def _has_file_backend(dataset: Any) -> bool:
+    """Whether pictures are read through a configured MMEngine file backend."""
     transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
     return any(getattr(part, 'backend_args', None) for part in (dataset, *transforms))
 
 
 def check_pictures(dataset: Any, where: str) -> None:
-    """Raise where pictures are missing; a hundred are looked for, spread over the data set."""
+    """Check that pictures exist, for up to 100 evenly spaced samples of the data set.
+
+    Raises:
+        FileNotFoundError: A picture does not exist; names the first one.
+    """
     parts = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     if parts != [None]:
-        # A wrapper, of which each part may be somewhere else.
+        # A wrapper, whose parts may lie in different folders.
         for part in parts:
             check_pictures(part, where)
         return
-    if not hasattr(dataset, 'get_data_info') or _reads_elsewhere(dataset):
+    if not hasattr(dataset, 'get_data_info') or _has_file_backend(dataset):
         return
-    # Where they all lie in a wrong folder one would do; of a copy that was cut short, the last.
-    chosen = sorted(set(np.linspace(0, len(dataset) - 1, _LOOKED_FOR).astype(int).tolist()))
+    # One sample detects a wrong folder; the last one detects a truncated copy.
+    chosen = sorted(set(np.linspace(0, len(dataset) - 1, _CHECKED_PICTURES).astype(int).tolist()))
     paths = [dataset.get_data_info(i).get('img_path') for i in chosen] if len(dataset) else []
-    # A path without a scheme is one on this machine.
+    # A path without a scheme is local.
     local = [path for path in paths if path is not None and '://' not in str(path)]
     missing = [path for path in local if not Path(path).exists()]
     if missing:
         raise FileNotFoundError(
-            f'{len(missing)} of {len(local)} pictures of the {where} set{_file_of(dataset)} that '
-            f'were looked for are not there, the first is {missing[0]}: data_root, '
-            'data_prefix.img and "file_name" in the file are put together'
+            f'{len(missing)} of {len(local)} checked pictures of the {where} set'
+            f'{_file_of(dataset)} do not exist, the first is {missing[0]}. The path is data_root, '
+            'data_prefix.img and "file_name" in the annotation file, joined'
         )
 
 
 def check_protocol(model: SceneGraphRCNN, metric: Any) -> None:
-    """Raise where a metric measures another protocol than the model's."""
+    """Check that a SceneGraphMetric has the protocol of the model.
+
+    Raises:
+        ValueError: The protocols differ.
+    """
     if isinstance(metric, SceneGraphMetric) and metric.protocol != model.protocol.value:
         raise ValueError(
             f'model.protocol={model.protocol.value!r}, but val_evaluator or test_evaluator has '
-            f'protocol={metric.protocol!r}: give all three the same'
+            f'protocol={metric.protocol!r}: set the same protocol in all three'
         )

@@ -1,8 +1,9 @@
-"""Scene-graph metrics. The functions need NumPy only, ``SceneGraphMetric`` needs MMDetection."""
+"""Scene-graph metrics. The functions need only NumPy; ``SceneGraphMetric`` needs MMDetection."""
 
 from importlib.util import find_spec
 
-from .matching import NO_HIT, ImageMatch, box_iou, match_image
+from ..boxes import box_iou
+from .matching import NO_HIT, ImageMatch, match_image
 from .recall import CONVENTIONS, predicate_recall, scene_graph_recall, summarize
 from .scene import scene_accuracy, scene_rank
 

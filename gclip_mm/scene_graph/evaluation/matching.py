@@ -1,35 +1,36 @@
-"""Match the predicted triplets of one image with its ground-truth relations (pure NumPy).
+"""Matches the predicted triplets of one image with its ground-truth relations (pure NumPy).
 
-Everything the recall family needs from an image is *at which rank each ground-truth relation is
-first hit*: R@K, mean R@K, zero-shot R@K and A@K for every K are then counts of ``rank < K``. So
-an image is matched once, what is kept of it is a few integers per ground-truth relation, and only
-those integers travel between processes.
+The recall metrics need only the rank at which each ground-truth relation is first hit: R@K, mean
+R@K, zero-shot R@K and A@K are counts of ``rank < K``, for every K. So each image is matched once,
+and only a few integers per ground-truth relation are kept and sent between processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-#: Rank of a ground-truth relation that none of the kept triplets hits.
+from ..boxes import box_iou
+
+#: Rank of a ground-truth relation that is not hit by any of the first ``max_k`` triplets.
 NO_HIT = np.iinfo(np.int32).max
 
 
 class ImageMatch(NamedTuple):
-    """Where the ranked predictions of one image hit its R ground-truth relations.
+    """Ranks at which the predictions of one image hit its R ground-truth relations.
 
     Attributes:
         predicates: (R,) int64, predicate of each ground-truth relation.
         zero_shot: (R,) bool, whether its (subject class, object class, predicate) is one of the
             zero-shot triplets.
-        rank: (R,) int32, 0-based rank of the first hit under the graph constraint, else
+        rank: (R,) int32, 0-based rank of the first hit under the graph constraint, or
             :data:`NO_HIT`.
         rank_ng: (R,) int32, the same without the graph constraint.
-        rank_pair: (R,) int32, the same under the graph constraint when only ground-truth pairs
-            are ranked (pair accuracy).
-        has_pairs: Whether the image had any predicted pair.
+        rank_pair: (R,) int32, the same under the graph constraint if only ground-truth pairs are
+            ranked (pair accuracy).
+        has_pairs: Whether the image has a predicted pair.
     """
 
     predicates: np.ndarray
@@ -40,43 +41,15 @@ class ImageMatch(NamedTuple):
     has_pairs: bool
 
 
-def box_iou(boxes1: np.ndarray, boxes2: np.ndarray, plus_one: bool = False) -> np.ndarray:
-    """Intersection over union of every box of one set with every box of another.
-
-    Args:
-        boxes1: (N, 4) xyxy.
-        boxes2: (G, 4) xyxy.
-        plus_one: Count a box's last pixel as inside it, ``width = x2 - x1 + 1``, as the code
-            descended from Fast R-CNN does.
-
-    Returns:
-        (N, G) float64. 0 where the union has no area.
-    """
-    offset = 1.0 if plus_one else 0.0
-    area1 = np.prod(np.maximum(boxes1[:, 2:] - boxes1[:, :2] + offset, 0), axis=1)
-    area2 = np.prod(np.maximum(boxes2[:, 2:] - boxes2[:, :2] + offset, 0), axis=1)
-    # One coordinate at a time: a (N, G, 2) temporary costs twice as much.
-    inter = np.minimum(boxes1[:, None, 2], boxes2[None, :, 2])
-    inter -= np.maximum(boxes1[:, None, 0], boxes2[None, :, 0])
-    height = np.minimum(boxes1[:, None, 3], boxes2[None, :, 3])
-    height -= np.maximum(boxes1[:, None, 1], boxes2[None, :, 1])
-    inter += offset
-    height += offset
-    np.maximum(inter, 0, out=inter)
-    inter *= np.maximum(height, 0, out=height)
-    union = area1[:, None] + area2[None, :] - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
-
-
 def top_indices(scores: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the ``k`` largest scores, best first; among equals the lower index comes first.
+    """Indices of the ``k`` largest scores, best first; ties go to the lower index.
 
     Args:
         scores: (M,) without NaN.
-        k: How many to keep; all when there are fewer.
+        k: Number of indices to return; all if there are fewer scores.
 
     Returns:
-        (min(k, M),) int64. The same as a stable sort of everything, without sorting everything.
+        (min(k, M),) int64, equal to the start of a full stable sort, at lower cost.
     """
     num = scores.shape[0]
     if num <= k:
@@ -100,17 +73,17 @@ def match_image(
     predicates_per_pair: int | None = None,
     name: str = 'image',
 ) -> ImageMatch:
-    """Rank the triplets of one image and find where each ground-truth relation is first hit.
+    """Rank the triplets of one image and find the first hit of each ground-truth relation.
 
-    The arguments are those of
-    :func:`~gclip_mm.scene_graph.evaluation.recall.scene_graph_recall`, which says what they mean.
+    :func:`~gclip_mm.scene_graph.evaluation.recall.scene_graph_recall` documents the other
+    arguments.
 
     Args:
-        max_k: Only the first ``max_k`` triplets are looked at.
-        name: What error messages call this image.
+        max_k: Number of triplets to use.
+        name: Name of the image in error messages.
 
     Raises:
-        ValueError: If an array is missing, has a wrong shape, holds NaN or an index out of range.
+        ValueError: An array is missing, has a wrong shape, holds NaN or an index out of range.
     """
     gt_boxes, gt_labels = _boxes_and_labels(ground_truth, f'{name}: ground_truth')
     relations = _integers(ground_truth, 'relations', 3, f'{name}: ground_truth')
@@ -141,7 +114,9 @@ def match_image(
     box_ok &= labels[:, None] == gt_labels[None, :]
     pair_scores = scores[pairs[:, 0]] * scores[pairs[:, 1]]
 
-    def first_hits(rows: np.ndarray, predicted: np.ndarray, allowed: np.ndarray | None = None):
+    def first_hits(
+        rows: np.ndarray, predicted: np.ndarray, allowed: np.ndarray | None = None
+    ) -> np.ndarray:
         hits = box_ok[pairs[rows, 0]][:, subjects] & box_ok[pairs[rows, 1]][:, objects]
         hits &= predicted[:, None] == predicates[None, :]
         if allowed is not None:
@@ -156,7 +131,7 @@ def match_image(
     codes = pairs[:, 0] * base + pairs[:, 1]
 
     def constrained(rows: np.ndarray) -> np.ndarray:
-        # A pair listed twice keeps its places in the ranking but gets no second predicate.
+        # A pair that is listed twice keeps both ranks, but only the first one can hit.
         first_time = np.zeros(len(rows), bool)
         first_time[np.unique(codes[rows], return_index=True)[1]] = True
         return first_hits(rows, best[rows], first_time)
@@ -178,7 +153,7 @@ def match_image(
     return ImageMatch(predicates, zero_shot, rank, rank_ng, rank_pair, True)
 
 
-def _get(data: Mapping, key: str, where: str):
+def _get(data: Mapping, key: str, where: str) -> Any:
     if key not in data:
         raise ValueError(f'{where} has no {key!r}; it has {sorted(data)}')
     return data[key]
@@ -216,7 +191,9 @@ def _boxes_and_labels(data: Mapping, where: str) -> tuple[np.ndarray, np.ndarray
     return boxes, labels
 
 
-def _relation_scores(data: Mapping, num_pairs: int, num_predicates: int | None, where: str):
+def _relation_scores(
+    data: Mapping, num_pairs: int, num_predicates: int | None, where: str
+) -> np.ndarray:
     array = np.asarray(_get(data, 'rel_scores', where), np.float64)
     if not num_pairs and array.size == 0:
         return array.reshape(0, num_predicates or 0)

@@ -1,4 +1,4 @@
-"""The scene-graph metrics as an MMEngine metric."""
+"""Scene-graph metrics as an MMEngine metric."""
 
 from __future__ import annotations
 
@@ -25,49 +25,48 @@ PROTOCOLS = ('predcls', 'sgcls', 'sgdet')
 
 @METRICS.register_module()
 class SceneGraphMetric(BaseMetric):
-    """Recall of relations, scene accuracy, and COCO mAP of the boxes beside it.
+    """Recall of relations, scene accuracy, and COCO mAP of the boxes.
 
-    What a number means is said by
-    :func:`~gclip_mm.scene_graph.evaluation.scene_graph_recall`. Its conventions differ from paper
-    to paper; ``convention`` names the published ones
-    (:data:`~gclip_mm.scene_graph.evaluation.CONVENTIONS`), and a data set made by a converter of
-    this package carries its own in the metainfo, so that numbers on VG150 are those of VG150's
-    literature without further ado.
+    :func:`~gclip_mm.scene_graph.evaluation.scene_graph_recall` defines the recall metrics.
+    Conventions differ between papers; ``convention`` selects a published one
+    (:data:`~gclip_mm.scene_graph.evaluation.CONVENTIONS`). Data sets made by the converters of this
+    package have their convention in the metainfo, so that numbers on VG150, for example, are
+    comparable with the literature by default.
 
-    Each image is matched when it is processed; what is kept of it, and travels between processes,
-    is a few integers per relation.
+    Each image is matched in ``process``; only a few integers per relation are kept and sent between
+    processes.
 
     Reads from a data sample: ``pred_instances`` (``bboxes`` (N, 4) xyxy in the original image,
     ``labels``, ``scores``), ``pred_relations`` (``pairs`` (M, 2), ``scores`` (M, P) without
-    background), ``pred_scene`` (``score`` (S,), optional); ``gt_instances`` (in the network's
-    input, divided by ``scale_factor`` here), ``gt_relations`` (``pairs``, ``labels``), ``gt_scene``
-    (``label``, optional).
+    background), ``pred_scene`` (``score`` (S,), optional); ``gt_instances`` (in pixels of the
+    network's input, divided by ``scale_factor`` here), ``gt_relations`` (``pairs``, ``labels``),
+    ``gt_scene`` (``label``, optional).
 
     Args:
-        protocol: 'predcls', 'sgcls' or 'sgdet', that of the model. Pair accuracy is published
-            for the first two only, and left out in 'sgdet'.
-        convention: 'vg150', 'motifs', 'psg' or 'openimages'. None takes that of the data set's
-            metainfo, if it has one, or else the defaults of ``scene_graph_recall``.
-        ks: The K of R@K.
-        iou_thr: A box matches from this IoU on.
-        iou_plus_one, empty_pred, average, predicates_per_pair: As for ``scene_graph_recall``;
-            given here, they override the convention.
-        zero_shot_triplets: (subject label, object label, predicate label) triples that training
-            does not have.
-        train_ann_file: Or the annotation file of the training set: all triplets that are not in
-            it are zero-shot.
-        box_metric: Report COCO mAP of the boxes. None: unless the boxes and labels are given
-            (PredCls).
-        classwise: Log a table of each predicate's recall and report it as
+        protocol: Protocol of the model: 'predcls', 'sgcls' or 'sgdet'. Pair accuracy is published
+            for the first two only, and not reported for 'sgdet'.
+        convention: 'vg150', 'motifs', 'psg' or 'openimages'. None: the convention in the data
+            set's metainfo, or the defaults of ``scene_graph_recall`` if it has none.
+        ks: Values of K in R@K.
+        iou_thr: Minimum IoU of matching boxes.
+        iou_plus_one, empty_pred, average, predicates_per_pair: As for ``scene_graph_recall``; they
+            override the convention.
+        zero_shot_triplets: (subject label, object label, predicate label) triplets that do not
+            occur in training.
+        train_ann_file: Annotation file of the training set, instead of ``zero_shot_triplets``: all
+            triplets that it does not contain are zero-shot.
+        box_metric: Report COCO mAP of the boxes. None: True except in PredCls, where boxes and
+            labels are given.
+        classwise: Log a table with the recall of each predicate and report it as
             ``<predicate>_R@K`` and ``<predicate>_ngR@K``.
         collect_device, prefix, collect_dir: As for :class:`mmengine.evaluator.BaseMetric`.
 
     Returns by ``evaluate``: ``sg/R@K``, ``sg/mR@K``, ``sg/ngR@K``, ``sg/ngmR@K``, ``sg/A@K``,
-    ``sg/zR@K``, ``sg/ngzR@K``; ``sg/scene_top1``, ``sg/scene_top5`` when model and data have
+    ``sg/zR@K``, ``sg/ngzR@K``; ``sg/scene_top1``, ``sg/scene_top5`` if model and data have
     scenes; ``sg/bbox_mAP``, ``sg/bbox_mAP_50`` and so on.
 
     Raises:
-        ValueError: If an option is unknown, or a data sample lacks predictions or ground truth.
+        ValueError: An option is unknown, or a data sample lacks predictions or ground truth.
 
     Example:
         >>> val_evaluator = dict(type='SceneGraphMetric', protocol='predcls',
@@ -109,24 +108,24 @@ class SceneGraphMetric(BaseMetric):
         self.overrides = {key: value for key, value in given.items() if value is not None}
         self.ks = tuple(ks)
         self.iou_thr = iou_thr
-        self._options()  # so that a typing mistake shows at once, not after the first epoch
+        self._options()  # validates now and not after the first epoch
         if zero_shot_triplets is not None and train_ann_file is not None:
-            raise ValueError('give zero_shot_triplets or train_ann_file, not both')
+            raise ValueError('set either zero_shot_triplets or train_ann_file, not both')
         self.zero_shot: Any = as_triplet_set(zero_shot_triplets)
         self.train_ann_file = train_ann_file
         self.classwise = classwise
         self.box_metric = self.protocol != 'predcls' if box_metric is None else box_metric
-        self._coco = CocoMetric(metric='bbox', prefix='coco') if self.box_metric else None
+        self._coco: Any = CocoMetric(metric='bbox', prefix='coco') if self.box_metric else None
 
     def _options(self) -> dict[str, Any]:
-        """Keyword arguments of ``scene_graph_recall``, all but ``ks`` and ``iou_thr``."""
+        """Keyword arguments of ``scene_graph_recall`` except ``ks`` and ``iou_thr``."""
         convention = self.convention
         if convention is None:
             convention = _checked_convention((self.dataset_meta or {}).get('convention'))
         defaults = dict(
             iou_plus_one=False, empty_pred='zero', average='image', predicates_per_pair=None
         )
-        options = {**defaults, **CONVENTIONS.get(convention, {}), **self.overrides}
+        options = {**defaults, **CONVENTIONS.get(convention or '', {}), **self.overrides}
         check_options(
             self.ks,
             self.iou_thr,
@@ -145,8 +144,8 @@ class SceneGraphMetric(BaseMetric):
         """Match a batch.
 
         Args:
-            data_batch: Not used.
-            data_samples: Data samples as dicts, as MMEngine's evaluator gives them.
+            data_batch: Unused.
+            data_samples: Data samples as dicts, as passed by MMEngine's evaluator.
         """
         options = self._options()
         names = (self.dataset_meta or {}).get('predicates')
@@ -164,9 +163,8 @@ class SceneGraphMetric(BaseMetric):
                 predicates_per_pair=options['predicates_per_pair'],
                 name=name,
             )
-            # MMEngine takes results apart and puts them together again, which a NamedTuple does
-            # not survive.
-            result = dict(match=match._asdict(), scene_rank=None, boxes=None)
+            # MMEngine rebuilds nested results by type, which fails for a NamedTuple.
+            result: dict[str, Any] = dict(match=match._asdict(), scene_rank=None, boxes=None)
             if 'gt_scene' in sample and 'pred_scene' in sample:
                 scores = to_numpy(sample['pred_scene']['score'])
                 result['scene_rank'] = scene_rank(scores, int(sample['gt_scene']['label']))
@@ -175,7 +173,7 @@ class SceneGraphMetric(BaseMetric):
             self.results.append(result)
 
     def _box_result(self, sample: dict, truth: dict, prediction: dict) -> tuple[dict, dict]:
-        """What ``CocoMetric`` wants to know of an image."""
+        """Result of ``CocoMetric`` for one image."""
         anns = [
             dict(bbox=box, bbox_label=label, ignore_flag=ignored)
             for boxes, labels, ignored in (
@@ -189,7 +187,7 @@ class SceneGraphMetric(BaseMetric):
         return self._coco.results.pop()
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
-        """Reduce the matched images to numbers."""
+        """Compute the metrics from the matched images."""
         logger = MMLogger.get_current_instance()
         options = self._options()
         shared = dict(empty_pred=options['empty_pred'], average=options['average'])
@@ -201,7 +199,7 @@ class SceneGraphMetric(BaseMetric):
         metrics = summarize(matches, self.ks, zero_shot=self._zero_shot() is not None, **shared)
         if not any(len(match.predicates) for match in matches):
             logger.warning(
-                f'none of the {len(results)} images has an annotated relation: there is no recall'
+                f'none of the {len(results)} images has an annotated relation: recall is undefined'
             )
         if self.protocol == 'sgdet':
             metrics = {key: value for key, value in metrics.items() if not key.startswith('A@')}
@@ -216,10 +214,10 @@ class SceneGraphMetric(BaseMetric):
 
     def _box_metrics(self, results: list[tuple[dict, dict]]) -> dict[str, float]:
         if not any(len(prediction['bboxes']) for _, prediction in results):
-            return {'bbox_mAP': 0.0, 'bbox_mAP_50': 0.0}  # COCO's tools fail on no boxes at all
+            return {'bbox_mAP': 0.0, 'bbox_mAP_50': 0.0}  # COCO's tools fail without any box
         self._coco.dataset_meta = self.dataset_meta
         metrics = dict(self._coco.compute_metrics(results))
-        # CocoMetric keeps the ground truth of its first evaluation for ever.
+        # Otherwise CocoMetric would reuse the ground truth of its first evaluation.
         self._coco._coco_api = self._coco.cat_ids = self._coco.img_ids = None
         return metrics
 
@@ -228,7 +226,7 @@ class SceneGraphMetric(BaseMetric):
     ) -> dict[str, float]:
         names = (self.dataset_meta or {}).get('predicates')
         if not names:
-            raise ValueError('classwise=True needs the names of the predicates in the metainfo')
+            raise ValueError('classwise=True needs predicate names in the metainfo')
         recall = predicate_recall(matches, self.ks, len(names), **shared)
         count = recall.pop('count')
         table = [['predicate', 'relations', *recall]]
@@ -243,7 +241,7 @@ class SceneGraphMetric(BaseMetric):
 
 
 class _Unseen:
-    """All triplets but some: an endless set that knows only whether something is in it."""
+    """Complement of a set of triplets; supports ``in`` only."""
 
     def __init__(self, seen: set[tuple[int, int, int]]) -> None:
         self.seen = seen
@@ -259,7 +257,7 @@ def _checked_convention(name: str | None) -> str | None:
 
 
 def _triplets_of_file(ann_file: str, metainfo: dict | None) -> set[tuple[int, int, int]]:
-    """The triplets of an annotation file, in the labels of the metainfo."""
+    """Triplets of an annotation file, with the labels of the metainfo."""
     with get_local_path(ann_file) as path:
         content = read_json(path, str(ann_file))
     return RelationIndex(content, str(ann_file), metainfo or {}).triplets(content)

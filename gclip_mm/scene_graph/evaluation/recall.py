@@ -23,14 +23,13 @@ from .matching import ImageMatch, match_image
 EMPTY_PRED = ('zero', 'skip')
 AVERAGE = ('image', 'pooled')
 
-#: The conventions under which numbers on a data set were published, as keyword arguments of
-#: :func:`scene_graph_recall`.
+#: Published conventions, as keyword arguments of :func:`scene_graph_recall`.
 #:
-#: - ``vg150``: the code base most VG150 tables come from (Tang et al., arXiv 2002.11949).
-#: - ``motifs``: Neural Motifs and KERN. Differs where nothing at all was predicted for an image.
+#: - ``vg150``: the code behind most VG150 tables (Tang et al., arXiv 2002.11949).
+#: - ``motifs``: Neural Motifs and KERN. Differs for images without predictions.
 #: - ``psg``: OpenPSG (Yang et al., arXiv 2207.11247), evaluated on boxes.
-#: - ``openimages``: Open Images VRD (Zhang et al., arXiv 1903.02728): one pool of relations, the
-#:   two best predicates of a pair compete in ngR@K, which is the R@50 of that literature.
+#: - ``openimages``: Open Images VRD (Zhang et al., arXiv 1903.02728): one pool of relations;
+#:   the two best predicates of a pair compete in ngR@K, which that literature calls R@50.
 CONVENTIONS: dict[str, dict[str, Any]] = {
     'vg150': dict(iou_plus_one=True, empty_pred='skip', average='image'),
     'motifs': dict(iou_plus_one=True, empty_pred='zero', average='image'),
@@ -54,7 +53,7 @@ def scene_graph_recall(
     zero_shot_triplets: Collection[tuple[int, int, int]] | None = None,
     predicates_per_pair: int | None = None,
 ) -> dict[str, float]:
-    """Evaluate scene graphs: one prediction and one ground truth an image.
+    """Evaluate scene graphs, one prediction and one ground truth for each image.
 
     **Matching.** A triplet hits a ground-truth relation when subject class, object class and
     predicate are equal and both boxes have IoU >= ``iou_thr``. A triplet may hit several
@@ -63,53 +62,54 @@ def scene_graph_recall(
 
     **Ranking.** The score of a triplet is subject score x object score x predicate score. Under
     the *graph constraint* (``R``, ``mR``, ``zR``, ``A``) a pair has one triplet, that of its best
-    predicate; a pair that ``pairs`` lists again keeps its place in the ranking but cannot hit,
-    or listing would get around the constraint. *Without* it (``ng``) all predicates of all pairs
+    predicate. A repeated entry in ``pairs`` keeps its rank but cannot hit; otherwise repetition
+    would circumvent the constraint. *Without* the constraint (``ng``) all predicates of all pairs
     compete. Ties are broken by position: the lower row of ``pairs`` first, within a row the lower
-    predicate index. The same input gives the same number, whatever the platform's sort does.
+    predicate index. Results therefore do not depend on the platform's sort.
 
-    **Averaging.** Images without ground-truth relations are left out.
+    **Averaging.** Images without ground-truth relations are not counted.
 
     - ``average='image'``: ``R@K`` is the mean over images of the share of the image's relations
-      hit by its first K triplets. ``mR@K`` takes, for each predicate, that share among the
-      relations with this predicate, means it over the images that have one, then means over
+      hit by its first K triplets. ``mR@K`` computes that share for the relations of each
+      predicate, averages it over the images that have the predicate, then averages over
       predicates (VCTree, KERN).
     - ``average='pooled'``: hits over relations of the whole set; ``mR@K`` is the mean over
       predicates of hits over relations of that predicate.
 
-    Predicates that no counted image has in its ground truth are left out of ``mR@K``. A number
-    that would be a mean over nothing is NaN.
+    ``mR@K`` ignores predicates without ground truth in the counted images. A mean over an empty
+    set is NaN.
 
     **Pair accuracy** ``A@K`` ranks, among the predicted pairs, only those that are ground-truth
-    pairs, and is pooled under both averages, as published. "Is a ground-truth pair" compares
-    indices, so it means something only where predicted box i is ground-truth box i, that is in
-    PredCls and SGCls.
+    pairs, and is pooled under both averages, as published. Ground-truth pairs are identified by
+    index, so ``A@K`` is meaningful only if predicted box i is ground-truth box i, as in PredCls and
+    SGCls.
 
     Args:
-        predictions: A dict an image with ``bboxes`` (N, 4) xyxy, ``labels`` (N,) int, ``scores``
+        predictions: A dict per image with ``bboxes`` (N, 4) xyxy, ``labels`` (N,) int, ``scores``
             (N,), ``pairs`` (M, 2) int indices of subject and object, ``rel_scores`` (M, P)
-            without background. Any order; not modified. An iterator is read one image at a time.
-        ground_truths: A dict an image with ``bboxes`` (G, 4), ``labels`` (G,) int, ``relations``
+            without background. Any order; not modified. Iterators are consumed one image at a
+            time.
+        ground_truths: A dict per image with ``bboxes`` (G, 4), ``labels`` (G,) int, ``relations``
             (R, 3) int: index of the subject, index of the object, predicate, all 0-based.
-        ks: The K of R@K.
-        iou_thr: A box matches from this IoU on, itself included.
-        num_predicates: P. None takes it from the data.
-        iou_plus_one: Widths and heights are ``x2 - x1 + 1``.
-        empty_pred: An image with relations but no predicted pair counts 0 (``'zero'``) or is
-            left out (``'skip'``).
+        ks: Values of K in R@K.
+        iou_thr: Minimum IoU (inclusive) of matching boxes.
+        num_predicates: P. None: taken from the data.
+        iou_plus_one: Compute widths and heights as ``x2 - x1 + 1``.
+        empty_pred: An image with relations but no predicted pair counts as 0 (``'zero'``) or is
+            ignored (``'skip'``).
         average: ``'image'`` or ``'pooled'``, see above.
-        zero_shot_triplets: Set of (subject class, object class, predicate) that training never
-            saw. Adds ``zR@K`` and ``ngzR@K``: recall of these relations only, of images that
-            have one.
-        predicates_per_pair: Without the graph constraint, only this many predicates of a pair
-            compete. None: all.
+        zero_shot_triplets: Set of (subject class, object class, predicate) triplets that do not
+            occur in training. Adds ``zR@K`` and ``ngzR@K``: recall of these relations only, over
+            the images that have one.
+        predicates_per_pair: Number of predicates of a pair that compete without the graph
+            constraint. None: all.
 
     Returns:
-        ``R@K``, ``mR@K``, ``ngR@K``, ``ngmR@K``, ``A@K`` for each K, ``zR@K`` and ``ngzR@K`` when
+        ``R@K``, ``mR@K``, ``ngR@K``, ``ngmR@K``, ``A@K`` for each K, ``zR@K`` and ``ngzR@K`` if
         ``zero_shot_triplets`` is given; floats in [0, 1] or NaN.
 
     Raises:
-        ValueError: If an option is unknown, the lists differ in length, or an array has a wrong
+        ValueError: An option is unknown, the lists differ in length, or an array has a wrong
             shape, holds NaN or an index out of range. The message names the image and the key.
 
     Example:
@@ -124,11 +124,11 @@ def scene_graph_recall(
     ks = check_options(ks, iou_thr, empty_pred, average, predicates_per_pair)
     zero_shot = as_triplet_set(zero_shot_triplets)
     matches = []
-    missing = object()
+    end: Any = object()
     gts = iter(ground_truths)
     for i, prediction in enumerate(predictions):
-        ground_truth = next(gts, missing)
-        if ground_truth is missing:
+        ground_truth = next(gts, end)
+        if ground_truth is end:
             raise ValueError(f'there are more predictions than ground_truths ({i})')
         matches.append(
             match_image(
@@ -143,7 +143,7 @@ def scene_graph_recall(
                 name=f'image {i}',
             )
         )
-    if next(gts, missing) is not missing:
+    if next(gts, end) is not end:
         raise ValueError(f'there are more ground_truths than predictions ({len(matches)})')
     return summarize(
         matches, ks, empty_pred=empty_pred, average=average, zero_shot=zero_shot is not None
@@ -158,7 +158,7 @@ def summarize(
     average: str = 'image',
     zero_shot: bool = False,
 ) -> dict[str, float]:
-    """Count recall from matched images. Arguments and result as :func:`scene_graph_recall`."""
+    """Compute recall from matched images; arguments and result as in :func:`scene_graph_recall`."""
     pool = _pool(matches, empty_pred)
     result = {}
     for prefix, rank in (('', pool['rank']), ('ng', pool['rank_ng'])):
@@ -183,11 +183,11 @@ def predicate_recall(
     empty_pred: str = 'zero',
     average: str = 'image',
 ) -> dict[str, np.ndarray]:
-    """Recall of each predicate, the terms whose mean is ``mR@K``.
+    """Recall of each predicate; their mean is ``mR@K``.
 
     Returns:
         ``R@K`` and ``ngR@K`` for each K: (num_predicates,) float64, NaN without ground truth;
-        and ``count``: (num_predicates,) int64, relations counted.
+        and ``count``: (num_predicates,) int64, number of relations.
     """
     pool = _pool(matches, empty_pred)
     result = {'count': np.bincount(pool['predicates'], minlength=num_predicates)}
@@ -198,16 +198,20 @@ def predicate_recall(
 
 
 def check_options(
-    ks: Sequence[int],
+    ks: Sequence[int] | int,
     iou_thr: float,
     empty_pred: str,
     average: str,
     predicates_per_pair: int | None,
 ) -> tuple[int, ...]:
-    """Raise a ValueError that names the bad option and the valid values; return ``ks``."""
-    ks = (ks,) if isinstance(ks, (int, np.integer)) else tuple(ks)
-    if not ks or any(int(k) != k or k < 1 for k in ks):
-        raise ValueError(f'ks must be positive integers, got {ks}')
+    """Validate the options and return ``ks`` as a tuple of ints.
+
+    Raises:
+        ValueError: An option is invalid; the message gives the valid values.
+    """
+    values = (ks,) if isinstance(ks, int | np.integer) else tuple(ks)
+    if not values or any(int(k) != k or k < 1 for k in values):
+        raise ValueError(f'ks must be positive integers, got {values}')
     if not 0 < iou_thr <= 1:
         raise ValueError(f'iou_thr must be in (0, 1], got {iou_thr}')
     if empty_pred not in EMPTY_PRED:
@@ -216,23 +220,22 @@ def check_options(
         raise ValueError(f'average must be one of {AVERAGE}, got {average!r}')
     if predicates_per_pair is not None and predicates_per_pair < 1:
         raise ValueError(f'predicates_per_pair must be None or >= 1, got {predicates_per_pair}')
-    return tuple(int(k) for k in ks)
+    return tuple(int(k) for k in values)
 
 
 def as_triplet_set(triplets: Collection | None) -> frozenset[tuple[int, int, int]] | None:
-    """Any collection of int triples, an (Z, 3) array included, as a set of tuples."""
+    """Convert a collection of int triplets, such as a (Z, 3) array, to a set of tuples."""
     if triplets is None:
         return None
-    result = frozenset(tuple(int(v) for v in triplet) for triplet in triplets)
-    if any(len(triplet) != 3 for triplet in result):
+    if any(len(triplet) != 3 for triplet in triplets):
         raise ValueError(
-            'zero_shot_triplets must hold (subject class, object class, predicate) triples'
+            'zero_shot_triplets must hold (subject class, object class, predicate) triplets'
         )
-    return result
+    return frozenset((int(s), int(o), int(p)) for s, o, p in triplets)
 
 
 def _pool(matches: Sequence[ImageMatch], empty_pred: str) -> dict[str, np.ndarray]:
-    """One array a field over the relations of all counted images, and whose each relation is."""
+    """Concatenate the fields of all counted images; ``image`` is each relation's image index."""
     if empty_pred == 'skip':
         matches = [m for m in matches if m.has_pairs]
     sizes = [len(m.predicates) for m in matches]
@@ -249,7 +252,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _group_means(values: np.ndarray, groups: np.ndarray, num_groups: int) -> np.ndarray:
-    """(num_groups,) mean of the values of each group, NaN for a group without any."""
+    """(num_groups,) mean of the values of each group, NaN for an empty group."""
     count = np.bincount(groups, minlength=num_groups)
     total = np.bincount(groups, weights=values, minlength=num_groups)
     return np.divide(total, count, out=np.full(num_groups, np.nan), where=count > 0)
@@ -270,7 +273,7 @@ def _predicate_recall(
         num_predicates = int(predicates.max()) + 1 if len(predicates) else 0
     if average == 'pooled':
         return _group_means(hit, predicates, num_predicates)
-    # First within (image, predicate), then over the images that have the predicate.
+    # Average within (image, predicate), then over the images that have the predicate.
     cells, cell = np.unique(pool['image'] * num_predicates + predicates, return_inverse=True)
     return _group_means(
         _group_means(hit, cell.ravel(), len(cells)), cells % max(num_predicates, 1), num_predicates

@@ -1,4 +1,4 @@
-"""Takes what the metrics compare out of a data sample."""
+"""Extracts predictions and ground truth from a data sample."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """An array of a tensor on any device, of boxes, or of anything like an array."""
+    """Convert a tensor on any device, MMDetection boxes or an array-like to an array."""
     value = getattr(value, 'tensor', value)  # boxes of MMDetection
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
-        # NumPy has no bfloat16.
+        # NumPy does not support bfloat16.
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     return np.asarray(value)
 
@@ -24,20 +24,20 @@ def _part(
 ) -> list[np.ndarray]:
     part = sample.get(key)
     missing = [field for field in fields if part is None or field not in part]
-    if missing:
+    if part is None or missing:
         raise ValueError(f'{name} has no {key}.{missing[0]}: {hint}')
     return [to_numpy(part[field]) for field in fields]
 
 
 def prediction_of(sample: Mapping, name: str) -> dict[str, np.ndarray]:
-    """A prediction as of ``scene_graph_recall``, in pixels of the original image.
+    """Prediction for ``scene_graph_recall``, in pixels of the original image.
 
     Args:
-        sample: A data sample as a dict.
-        name: What error messages call it.
+        sample: Data sample as a dict.
+        name: Name of the image in error messages.
 
     Raises:
-        ValueError: If the sample has no scene graph predicted.
+        ValueError: The sample has no predicted scene graph.
     """
     hint = 'SceneGraphMetric needs the predictions of a scene-graph model'
     bboxes, labels, scores = _part(
@@ -48,16 +48,16 @@ def prediction_of(sample: Mapping, name: str) -> dict[str, np.ndarray]:
 
 
 def ground_truth_of(sample: Mapping, name: str) -> dict[str, np.ndarray]:
-    """A ground truth as of ``scene_graph_recall``, in pixels of the original image.
+    """Ground truth for ``scene_graph_recall``, in pixels of the original image.
 
-    Besides, ``ignored_bboxes`` (I, 4) and ``ignored_labels`` (I,).
+    Also returns ``ignored_bboxes`` (I, 4) and ``ignored_labels`` (I,).
 
     Args:
-        sample: A data sample as a dict.
-        name: What error messages call it.
+        sample: Data sample as a dict.
+        name: Name of the image in error messages.
 
     Raises:
-        ValueError: If the sample has no ground truth, or no scale although it was resized.
+        ValueError: The sample has no ground truth, or was resized but has no ``scale_factor``.
     """
     hint = (
         'the test pipeline must load the ground truth with LoadSceneGraphAnnotations and pack it '
@@ -65,11 +65,11 @@ def ground_truth_of(sample: Mapping, name: str) -> dict[str, np.ndarray]:
     )
     bboxes, labels = _part(sample, 'gt_instances', ('bboxes', 'labels'), name, hint)
     pairs, predicates = _part(sample, 'gt_relations', ('pairs', 'labels'), name, hint)
-    # Predictions are in the original image, ground truth is what the network was given.
+    # Predictions are in pixels of the original image, ground truth in those of the network's input.
     resized = tuple(sample.get('img_shape', ()))[:2] != tuple(sample.get('ori_shape', ()))[:2]
     if 'scale_factor' not in sample and 'img_shape' in sample and resized:
         raise ValueError(
-            f'{name} was resized, but has no scale_factor: add it to the meta_keys of '
+            f'{name} was resized but has no scale_factor: add it to the meta_keys of '
             'PackSceneGraphInputs'
         )
     scale = np.tile(np.asarray(sample.get('scale_factor', (1.0, 1.0)), np.float64)[:2], 2)

@@ -8,14 +8,14 @@ import numpy as np
 
 
 def scene_rank(scores: np.ndarray, label: int) -> int:
-    """0-based rank of the true scene; among equal scores the lower label comes first.
+    """0-based rank of the true scene; ties go to the lower label.
 
     Args:
         scores: (S,) score of each scene class.
-        label: The true one.
+        label: Label of the true scene.
 
     Raises:
-        ValueError: If the label is none of the S classes, or a score is NaN.
+        ValueError: The label is not in [0, S), or a score is NaN.
     """
     scores = np.asarray(scores, np.float64).ravel()
     if not 0 <= label < len(scores):
@@ -28,16 +28,16 @@ def scene_rank(scores: np.ndarray, label: int) -> int:
 
 
 def scene_accuracy(ranks: Sequence[int], topk: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """Share of the images whose true scene is among the first k.
+    """Share of the images whose true scene is among the k best.
 
     Args:
-        ranks: :func:`scene_rank` of each image that has a scene label.
-        topk: The k.
+        ranks: :func:`scene_rank` of each image with a scene label.
+        topk: Values of k.
 
     Returns:
-        ``scene_top1`` and so on; NaN without images.
+        ``scene_top1`` and so on, in [0, 1]; NaN without images.
     """
-    ranks = np.asarray(ranks, np.int64)
+    array = np.asarray(ranks, np.int64)
     return {
-        f'scene_top{k}': float((ranks < k).mean()) if len(ranks) else float('nan') for k in topk
+        f'scene_top{k}': float((array < k).mean()) if len(array) else float('nan') for k in topk
     }

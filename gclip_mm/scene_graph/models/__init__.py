@@ -1,7 +1,7 @@
-"""Scene-graph models on MMDetection's two-stage detectors.
+"""Scene-graph models based on MMDetection's two-stage detectors.
 
-Importing this registers contexts, heads and detectors with MMDetection's ``MODELS`` and the pair
-sampler with its ``TASK_UTILS``.
+Importing this package registers contexts, heads and detectors with MMDetection's ``MODELS`` and
+the pair sampler with its ``TASK_UTILS``.
 """
 
 from .contexts import (

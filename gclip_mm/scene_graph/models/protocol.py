@@ -1,4 +1,4 @@
-"""What a scene-graph model is given of the ground truth when it is tested."""
+"""The protocol of a scene-graph model: the ground truth given at test time."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from enum import Enum
 
 
 class SceneGraphProtocol(str, Enum):
-    """The three protocols of Xu et al., arXiv 1701.02426.
+    """The three evaluation protocols of Xu et al., arXiv 1701.02426.
 
     - ``PREDCLS``: boxes and labels of the objects are given, predicates are predicted.
     - ``SGCLS``: boxes are given, labels and predicates are predicted.
     - ``SGDET``: nothing is given.
 
-    Which objects are related is never given.
+    Relations are never given.
 
     Example:
         >>> SceneGraphProtocol.parse('PredCls') is SceneGraphProtocol.PREDCLS
@@ -35,10 +35,10 @@ class SceneGraphProtocol(str, Enum):
 
     @classmethod
     def parse(cls, value: str | SceneGraphProtocol) -> SceneGraphProtocol:
-        """Read a protocol in any letter case.
+        """Parse a protocol, ignoring case.
 
         Raises:
-            ValueError: ``value`` is none of the three; names them.
+            ValueError: ``value`` is not one of the three; the message lists them.
         """
         try:
             return cls(value.lower() if isinstance(value, str) else value)

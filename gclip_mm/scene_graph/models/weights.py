@@ -1,27 +1,27 @@
-"""Whether a checkpoint is one of a model, before it is tested or asked."""
+"""Checks that a checkpoint belongs to a model before testing or inference."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .detectors import SceneGraphRCNN
+from torch import nn
 
-# Weights that a model may do without: a scene head is left out by a line of a config.
+# Checkpoint weights that the model may lack: a config can disable the scene head.
 _OPTIONAL = 'scene_head.'
 
 
-def check_weights(model: SceneGraphRCNN, checkpoint: dict[str, Any]) -> None:
-    """Raise where a checkpoint is of another model.
+def check_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Check that a checkpoint has exactly the weights of a model.
 
-    MMEngine warns and goes on with what fits, which gives figures that look like something.
+    MMEngine only warns and loads the matching weights, which gives wrong but plausible metrics.
 
     Args:
-        model: the model that is to be loaded, not wrapped.
-        checkpoint: what MMEngine has saved, or weights alone.
+        model: Model to load the checkpoint into, without a distributed wrapper.
+        checkpoint: Checkpoint of MMEngine, or a state dict.
 
     Raises:
-        ValueError: weights are missing, or of another shape, or there are some that the model has
-            no place for; says which, and how many.
+        ValueError: Weights are missing, have another shape, or are unknown to the model. The
+            message names the first one and their number.
     """
     state = checkpoint.get('state_dict', checkpoint)
     theirs = {key.removeprefix('module.'): value for key, value in state.items()}
@@ -35,7 +35,7 @@ def check_weights(model: SceneGraphRCNN, checkpoint: dict[str, Any]) -> None:
     if wrong:
         key, why = next(iter(wrong.items()))
         raise ValueError(
-            f'the checkpoint is of another model: {key} {why}'
-            + (f', and {len(wrong) - 1} more do not fit' if len(wrong) > 1 else '')
-            + '. Give the config that it was trained with'
+            f'the checkpoint belongs to another model: {key} {why}'
+            + (f', and {len(wrong) - 1} more do not match' if len(wrong) > 1 else '')
+            + '. Use the config that it was trained with'
         )

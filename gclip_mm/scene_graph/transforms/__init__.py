@@ -1,4 +1,4 @@
-"""Transforms that keep relations right. Importing this registers them with MMDetection."""
+"""Transforms that keep relations consistent, registered with MMDetection on import."""
 
 from .boxes import SceneGraphBoxes
 from .flips import PredicateFlips

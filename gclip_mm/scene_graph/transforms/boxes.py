@@ -1,8 +1,9 @@
-"""Boxes that carry the relations among them through any transform that handles boxes."""
+"""Boxes that carry their relations through transforms."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,12 @@ from .graph import RelationGraph
 class SceneGraphBoxes(HorizontalBoxes):
     """:class:`mmdet.structures.bbox.HorizontalBoxes` with a :class:`RelationGraph`.
 
-    MMDetection's transforms know a fixed list of keys and know nothing of relations, but every
-    one of them that drops, reorders, duplicates, mixes or flips boxes says so to the boxes: it
-    indexes them, concatenates them, calls ``flip_``. So that is where relations are kept right.
+    MMDetection's transforms do not handle relations. But each transform that drops, reorders,
+    duplicates, mixes or flips boxes does so through the boxes' methods: indexing, concatenation or
+    ``flip_``. This class overrides these methods to update the relations.
 
-    Where a transform builds its boxes anew (RandomErasing, Albu, CopyPaste, RandomCrop with
-    ``recompute_bbox=True``) the graph is lost, and
+    A transform that creates new boxes (RandomErasing, Albu, CopyPaste, RandomCrop with
+    ``recompute_bbox=True``) loses the graph. Then
     :class:`~gclip_mm.scene_graph.transforms.PackSceneGraphInputs` or the concatenation raises.
 
     Args:
@@ -29,7 +30,7 @@ class SceneGraphBoxes(HorizontalBoxes):
         graph (RelationGraph, optional): Relations among these boxes.
     """
 
-    def __init__(self, *args, graph: RelationGraph | None = None, **kwargs) -> None:
+    def __init__(self, *args: Any, graph: RelationGraph | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.graph = graph
 
@@ -37,7 +38,7 @@ class SceneGraphBoxes(HorizontalBoxes):
         boxes.graph = self.graph
         return boxes
 
-    def __getitem__(self, index) -> SceneGraphBoxes:
+    def __getitem__(self, index: Any) -> SceneGraphBoxes:
         boxes = super().__getitem__(index)
         if self.graph is not None and not isinstance(index, tuple) and boxes.dim() == 2:
             where = torch.as_tensor(index) if isinstance(index, np.ndarray) else index
@@ -49,13 +50,13 @@ class SceneGraphBoxes(HorizontalBoxes):
             )
         return boxes
 
-    def __setitem__(self, index, values) -> None:
+    def __setitem__(self, index: Any, values: Any) -> None:
         raise NotImplementedError(
-            'boxes that carry relations cannot be overwritten: index, concatenate or transform '
-            'them instead, so that their relations follow'
+            'boxes with relations cannot be overwritten: index, concatenate or transform them '
+            'instead, which updates their relations'
         )
 
-    def __deepcopy__(self, memo) -> SceneGraphBoxes:
+    def __deepcopy__(self, memo: dict) -> SceneGraphBoxes:
         return self._same_boxes(super().__deepcopy__(memo))
 
     def clone(self) -> SceneGraphBoxes:
@@ -67,10 +68,10 @@ class SceneGraphBoxes(HorizontalBoxes):
     def cpu(self) -> SceneGraphBoxes:
         return self._same_boxes(super().cpu())
 
-    def cuda(self, *args, **kwargs) -> SceneGraphBoxes:
+    def cuda(self, *args: Any, **kwargs: Any) -> SceneGraphBoxes:
         return self._same_boxes(super().cuda(*args, **kwargs))
 
-    def to(self, *args, **kwargs) -> SceneGraphBoxes:
+    def to(self, *args: Any, **kwargs: Any) -> SceneGraphBoxes:
         return self._same_boxes(super().to(*args, **kwargs))
 
     def convert_to(self, dst_type: str | type) -> BaseBoxes:
@@ -78,32 +79,32 @@ class SceneGraphBoxes(HorizontalBoxes):
 
     @classmethod
     def cat(cls, box_list: Sequence[BaseBoxes], dim: int = 0) -> SceneGraphBoxes:
-        """Concatenate boxes, and their graphs as graphs of separate images.
+        """Concatenate boxes; their graphs are treated as graphs of separate images.
 
         Raises:
-            RuntimeError: If some of the boxes have no graph, because the transform made them anew.
+            RuntimeError: Some boxes have no graph, because a transform created new boxes.
         """
         graphs = [getattr(boxes, 'graph', None) for boxes in box_list]
         if dim != 0 or any(
             graph is None and len(boxes) for graph, boxes in zip(graphs, box_list, strict=True)
         ):
             raise RuntimeError(
-                'a transform mixes boxes that carry relations with boxes that do not, as CopyPaste '
-                'does: it cannot be used with relations'
+                'a transform mixes boxes with relations and boxes without, as CopyPaste does: it '
+                'cannot be used with relations'
             )
         tensors = [boxes.tensor for boxes in box_list]
-        graphs = [graph for graph in graphs if graph is not None]
+        present = [graph for graph in graphs if graph is not None]
         return cls(
             torch.cat(tensors, dim=0),
             clone=False,
-            graph=RelationGraph.union(graphs) if graphs else None,
+            graph=RelationGraph.union(present) if present else None,
         )
 
     def flip_(self, img_shape: tuple[int, int], direction: str = 'horizontal') -> None:
-        """Flip the boxes in place, and swap the predicates that the metainfo says to swap.
+        """Flip the boxes in place, and swap the predicate pairs that the metainfo lists.
 
         Raises:
-            ValueError: If the metainfo does not say which predicates swap.
+            ValueError: The metainfo does not list the predicates to swap.
         """
         graph = None if self.graph is None else self.graph.flipped(direction)
         super().flip_(img_shape, direction)
@@ -113,16 +114,16 @@ class SceneGraphBoxes(HorizontalBoxes):
         """Transform the boxes in place; a matrix that mirrors the image swaps predicates.
 
         Raises:
-            ValueError: If the image is turned so far that left becomes up, while a relation says
-                left, right, above or below.
+            ValueError: The image is rotated by more than 45 degrees and has a relation whose
+                predicate depends on the direction.
         """
         graph = self.graph
         if graph is not None:
             direction = _mirrored(np.asarray(homography_matrix, np.float64))
             if direction is None and graph.flips.oriented()[graph.triplets[:, 2]].any():
                 raise ValueError(
-                    'a transform turns the image by more than 45 degrees: relations like '
-                    '"left of" have no meaning after that'
+                    'a transform rotates the image by more than 45 degrees, which invalidates '
+                    'relations such as "left of"'
                 )
             graph = graph.flipped(direction) if direction else graph
         super().project_(homography_matrix)
@@ -130,7 +131,7 @@ class SceneGraphBoxes(HorizontalBoxes):
 
 
 def _mirrored(matrix: np.ndarray) -> str | None:
-    """The flip that a homography amounts to: '' for none, None when it swaps the axes."""
+    """Flip contained in a homography: '' for none, None if the axes are swapped."""
     (a, b), (c, d) = matrix[:2, :2] / (matrix[2, 2] or 1.0)
     if abs(a) <= abs(b) or abs(d) <= abs(c):
         return None

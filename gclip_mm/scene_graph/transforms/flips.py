@@ -1,15 +1,16 @@
-"""What flipping an image does to predicates: "left of" becomes "right of"."""
+"""Predicate changes under image flips: "left of" becomes "right of"."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-# Words that make a predicate's meaning depend on the axis. Used only to refuse a flip whose
-# partner predicates nobody has named; which predicates swap is always said by the metainfo.
+# Words that make a predicate depend on the axis. They only serve to refuse a flip if the metainfo
+# does not list the predicates to swap; the swapped pairs always come from the metainfo.
 _WORDS = {
     'horizontal': {'left', 'right', 'leftmost', 'rightmost', 'east', 'west'},
     'vertical': {
@@ -17,7 +18,7 @@ _WORDS = {
         *('top', 'bottom', 'up', 'down', 'upper', 'lower'),
     },
 }
-#: The metainfo key that names the swapped pairs of each axis.
+#: Metainfo key with the swapped pairs of each axis.
 FLIP_KEYS = {
     'horizontal': 'flip_predicate_pairs',
     'vertical': 'vertical_flip_predicate_pairs',
@@ -26,13 +27,13 @@ FLIP_KEYS = {
 
 @dataclass(frozen=True)
 class PredicateFlips:
-    """For each axis the permutation that flipping applies to predicate labels.
+    """Permutation of predicate labels under a flip along each axis.
 
     Args:
         predicates: Names of the P predicates.
-        horizontal: P labels, ``horizontal[p]`` is what label ``p`` becomes; None when it is not
-            known although some name says left or right.
-        vertical: The same for up and down.
+        horizontal: P labels; label ``p`` becomes ``horizontal[p]``. None: unknown, although a
+            predicate name contains a word such as *left*.
+        vertical: The same for vertical flips.
     """
 
     predicates: tuple[str, ...]
@@ -40,15 +41,15 @@ class PredicateFlips:
     vertical: tuple[int, ...] | None
 
     @classmethod
-    def from_metainfo(cls, metainfo: Mapping) -> PredicateFlips:
+    def from_metainfo(cls, metainfo: Mapping[str, Any]) -> PredicateFlips:
         """Read ``predicates``, ``flip_predicate_pairs`` and ``vertical_flip_predicate_pairs``.
 
-        A key that is missing is taken for "nothing swaps", unless a predicate's name has a word
-        like *left* or *above* in it: then flipping along this axis raises until the key is there.
-        An empty list says that nothing swaps.
+        A missing key means that no predicates swap, unless a predicate name contains a word such
+        as *left* or *above*: then flips along this axis raise. An empty list states that no
+        predicates swap.
 
         Raises:
-            ValueError: If a pair names an unknown predicate, or a predicate twice.
+            ValueError: A pair has an unknown predicate, or a predicate occurs twice.
         """
         predicates = tuple(metainfo.get('predicates', ()))
         return cls(
@@ -57,14 +58,18 @@ class PredicateFlips:
         )
 
     def apply(self, labels: np.ndarray, direction: str) -> np.ndarray:
-        """Labels of the predicates after a flip.
+        """Map predicate labels to those after a flip.
 
         Args:
             labels: (R,) int.
             direction: 'horizontal', 'vertical' or 'diagonal' (both).
 
+        Returns:
+            (R,) int64.
+
         Raises:
-            ValueError: If the metainfo does not say which predicates swap.
+            ValueError: The metainfo does not list the predicates to swap, or ``direction`` is
+                unknown.
         """
         axes = ('horizontal', 'vertical') if direction == 'diagonal' else (direction,)
         for axis in axes:
@@ -77,15 +82,15 @@ class PredicateFlips:
             if table is None:
                 named = [p for p in self.predicates if _names_axis(p, axis)]
                 raise ValueError(
-                    f'a {direction} flip would make the predicates {named} wrong: name the pairs '
+                    f'a {direction} flip would invalidate the predicates {named}: list the pairs '
                     f'that swap in the metainfo of the data set, {FLIP_KEYS[axis]}='
-                    "[('left of', 'right of')] for example, or [] when none does"
+                    "[('left of', 'right of')] for example, or [] if none swaps"
                 )
             labels = np.asarray(table, np.int64)[labels]
         return labels
 
     def oriented(self) -> np.ndarray:
-        """(P,) bool: the predicates that some flip changes, or may change."""
+        """(P,) bool: predicates that a flip changes or may change."""
         identity = np.arange(len(self.predicates))
         result = np.zeros(len(self.predicates), bool)
         for axis in FLIP_KEYS:
@@ -115,7 +120,7 @@ def _permutation(
         for name in pair:
             if name not in predicates:
                 raise ValueError(
-                    f'{key} names {name!r}, which is no predicate; there are {list(predicates)}'
+                    f'{key} names {name!r}, which is not a predicate; valid: {list(predicates)}'
                 )
         a, b = (predicates.index(name) for name in pair)
         if a == b or table[a] != a or table[b] != b:

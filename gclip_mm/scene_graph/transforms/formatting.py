@@ -1,4 +1,4 @@
-"""Pack image, boxes, relations and scene label for a scene-graph model."""
+"""Packs image, boxes, relations and scene label for a scene-graph model."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .boxes import SceneGraphBoxes
 class PackSceneGraphInputs(PackDetInputs):
     """Pack the inputs of a scene-graph model.
 
-    As :class:`mmdet.datasets.transforms.PackDetInputs`, and besides in the data sample:
+    Adds to the data sample of :class:`mmdet.datasets.transforms.PackDetInputs`:
 
     - ``gt_relations`` (InstanceData): ``pairs`` (M, 2) int64, subject and object as indices into
       ``gt_instances``, and ``labels`` (M,) int64, the predicate. A pair may occur several times.
-      Relations whose subject or object was dropped, or is ignored (crowd), are not in it.
-    - ``gt_scene`` (LabelData): ``label`` (1,) int64. Only when the image has a scene label.
+      Relations whose subject or object was dropped, or is ignored (crowd), are left out.
+    - ``gt_scene`` (LabelData): ``label`` (1,) int64. Only if the image has a scene label.
 
-    Without annotations (inference) there are none of these.
+    Adds neither if there are no annotations (inference).
 
     Raises:
-        RuntimeError: If a transform has lost the relations.
+        RuntimeError: A transform has lost the relations.
 
     Example:
         >>> dict(type='PackSceneGraphInputs',
@@ -34,19 +34,20 @@ class PackSceneGraphInputs(PackDetInputs):
     """
 
     def transform(self, results: dict) -> dict:
+        """Return ``inputs`` and ``data_samples``."""
         boxes = results.get('gt_bboxes')
         if boxes is None:
             return super().transform(results)
         if not isinstance(boxes, SceneGraphBoxes) or boxes.graph is None:
             raise RuntimeError(
                 'the relations of an image are lost. Load annotations with '
-                'LoadSceneGraphAnnotations, and use no transform that makes its boxes anew: '
-                'RandomErasing, Albu, CopyPaste and RandomCrop(recompute_bbox=True) do'
+                'LoadSceneGraphAnnotations, and do not use transforms that create new boxes, such '
+                'as RandomErasing, Albu, CopyPaste and RandomCrop(recompute_bbox=True)'
             )
         graph = boxes.graph
         if not len(graph.ids) == len(boxes) == len(results['gt_bboxes_labels']):
             raise RuntimeError(
-                f'a transform has left {len(boxes)} boxes, {len(graph.ids)} box ids and '
+                f'a transform returned {len(boxes)} boxes, {len(graph.ids)} box ids and '
                 f'{len(results["gt_bboxes_labels"])} labels'
             )
         packed = super().transform(

@@ -1,4 +1,4 @@
-"""The relations of an image as they travel through the data pipeline."""
+"""Relations of an image in the data pipeline."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .flips import PredicateFlips
 
 @dataclass(frozen=True)
 class RelationGraph:
-    """The relations among the boxes of an image, and what keeps them right while boxes change.
+    """Relations among the boxes of an image. Immutable: a change creates a new graph.
 
-    Relations name their ends by id, not by position, so a box can go, move or be copied without
-    anybody looking at the relations. Immutable: a change makes a new graph.
+    Relations refer to boxes by id and not by position, so dropping, moving or copying a box does
+    not change the triplets.
 
     Args:
-        ids: (N,) int64, an id for each box, equal ids being copies of the same box.
-        triplets: (R, 3) int64 of subject id, object id, predicate label.
-        flips: What flips do to the predicate labels.
-        scene: Scene label of the image, None when it has none.
+        ids: (N,) int64, the id of each box. Equal ids are copies of the same box.
+        triplets: (R, 3) int64: subject id, object id, predicate label.
+        flips: Predicate changes under flips.
+        scene: Scene label of the image, or None.
     """
 
     ids: np.ndarray
@@ -30,18 +30,22 @@ class RelationGraph:
     scene: int | None = None
 
     def flipped(self, direction: str) -> RelationGraph:
+        """Graph after a flip; see :meth:`PredicateFlips.apply`."""
         triplets = self.triplets.copy()
         triplets[:, 2] = self.flips.apply(triplets[:, 2], direction)
         return replace(self, triplets=triplets)
 
     def indexed(self, keep: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Relations by position among the boxes that ``keep`` (indices or mask) selects.
+        """Relations by box position.
 
-        A relation with an end that is gone is gone; an end that was copied gives a relation for
-        each copy.
+        A relation with a missing subject or object is dropped. A copied subject or object gives
+        one relation for each copy.
+
+        Args:
+            keep: Indices or mask of the boxes to use. None: all.
 
         Returns:
-            pairs (M, 2) int64 and labels (M,) int64.
+            Pairs (M, 2) int64 and labels (M,) int64.
         """
         ids = self.ids if keep is None else self.ids[keep]
         positions: dict[int, list[int]] = {}
@@ -58,18 +62,20 @@ class RelationGraph:
 
     @staticmethod
     def union(graphs: Sequence[RelationGraph]) -> RelationGraph:
-        """Boxes of several images put into one; none is related to a box of another image.
+        """Merge the graphs of several images; boxes of different images stay unrelated.
 
-        The scene label stays when all images that bring boxes agree on it.
+        The scene label is kept if it is the same in all images that have boxes.
 
         Raises:
-            ValueError: If the images have different predicates.
+            ValueError: The images have different predicates.
         """
         if any(graph.flips != graphs[0].flips for graph in graphs):
-            raise ValueError('images with different predicates cannot be mixed into one')
-        ids, triplets, offset = [], [], 0
+            raise ValueError('images with different predicates cannot be mixed')
+        ids: list[np.ndarray] = []
+        triplets: list[np.ndarray] = []
+        offset = 0
         for graph in graphs:
-            # The same image may be mixed with itself: its two copies must stay apart.
+            # Renumber, because an image may be mixed with itself and its copies must stay separate.
             known, renumbered = np.unique(graph.ids, return_inverse=True)
             both = np.isin(graph.triplets[:, :2], known).all(axis=1)
             ends = np.searchsorted(known, graph.triplets[both, :2]) + offset

@@ -1,6 +1,8 @@
-"""Load boxes together with the relations among them."""
+"""Loads boxes together with the relations among them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from mmdet.datasets.transforms import LoadAnnotations
@@ -15,26 +17,26 @@ from .graph import RelationGraph
 class LoadSceneGraphAnnotations(LoadAnnotations):
     """Load boxes and labels (and masks) with the relations among the boxes and the scene label.
 
-    Takes the place of MMDetection's ``LoadAnnotations``. ``results['gt_bboxes']`` becomes
-    :class:`~gclip_mm.scene_graph.transforms.boxes.SceneGraphBoxes`, which keep the relations
-    right through whatever the transforms after this one do, or raise.
+    Replaces MMDetection's ``LoadAnnotations``. ``results['gt_bboxes']`` is of type
+    :class:`~gclip_mm.scene_graph.transforms.boxes.SceneGraphBoxes`, which updates the relations in
+    later transforms, or raises.
 
-    It comes before all transforms that move pixels, in the test pipeline too: there, PredCls and
-    SGCls look at the ground-truth boxes, which must be those of the resized image.
+    It has to precede all transforms that move pixels. This includes the test pipeline, because
+    PredCls and SGCls use the ground-truth boxes in pixels of the resized image.
 
     Required keys: those of ``LoadAnnotations`` with an ``ann_id`` in each of ``instances``;
     ``relations`` ((R, 3) int of subject ann_id, object ann_id, predicate label),
     ``predicate_flips``, ``scene_label`` (optional), as
-    :class:`~gclip_mm.scene_graph.datasets.SceneGraphDataset` gives them.
+    returned by :class:`~gclip_mm.scene_graph.datasets.SceneGraphDataset`.
 
     Args:
         **kwargs: As for :class:`mmdet.datasets.transforms.LoadAnnotations`. ``with_bbox`` and
             ``with_label`` must be True, ``box_type`` must be 'hbox'.
 
     Raises:
-        ValueError: If an option would lose relations.
-        RuntimeError: If the image has been transformed already, or the annotations do not come
-            from a scene-graph data set.
+        ValueError: An option would lose relations.
+        RuntimeError: The image was already transformed, or the annotations are not from a
+            scene-graph data set.
 
     Example:
         >>> train_pipeline = [
@@ -45,7 +47,7 @@ class LoadSceneGraphAnnotations(LoadAnnotations):
         ...     dict(type='PackSceneGraphInputs')]
     """
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not (self.with_bbox and self.with_label):
             raise ValueError('relations need boxes and labels: with_bbox=True, with_label=True')
@@ -68,8 +70,8 @@ class LoadSceneGraphAnnotations(LoadAnnotations):
         instances = results.get('instances', [])
         if any('ann_id' not in instance for instance in instances):
             raise RuntimeError(
-                'an instance has no ann_id: a transform before LoadSceneGraphAnnotations has '
-                'replaced the annotations, as InstaBoost does, so relations would be lost'
+                'an instance has no ann_id: a transform before LoadSceneGraphAnnotations replaced '
+                'the annotations, as InstaBoost does, so relations would be lost'
             )
         results = super().transform(results)
         flips: PredicateFlips = results['predicate_flips']

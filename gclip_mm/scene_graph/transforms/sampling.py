@@ -1,4 +1,4 @@
-"""Choose among the predicates of a pair."""
+"""Samples among the predicates of a pair."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .boxes import SceneGraphBoxes
 class SamplePredicatePerPair(BaseTransform):
     """Keep one randomly drawn relation of each (subject, object) pair.
 
-    How Neural Motifs (arXiv 1711.06640) and most code after it train on pairs that are annotated
-    several times. A predicate that is annotated more often is drawn more often. Leave it out to
-    train on all of them.
+    Neural Motifs (arXiv 1711.06640) and most later code train this way on pairs with several
+    annotations. A predicate that is annotated more often is drawn more often. Without this
+    transform, training uses all relations of a pair.
 
     Required key: ``gt_bboxes``, loaded by ``LoadSceneGraphAnnotations``.
 
     Raises:
-        RuntimeError: If the boxes carry no relations.
+        RuntimeError: The boxes have no relations.
 
     Example:
         >>> train_pipeline = [
@@ -33,12 +33,13 @@ class SamplePredicatePerPair(BaseTransform):
     """
 
     def transform(self, results: dict) -> dict:
+        """Replace the graph of ``results['gt_bboxes']``."""
         boxes = results.get('gt_bboxes')
         if not isinstance(boxes, SceneGraphBoxes) or boxes.graph is None:
             raise RuntimeError('SamplePredicatePerPair needs LoadSceneGraphAnnotations before it')
         triplets = boxes.graph.triplets
         order = np.random.permutation(len(triplets))
-        # The first of a pair in a random order is a uniform draw among the pair's relations.
+        # The first relation of a pair in random order is a uniform draw among the pair's relations.
         _, first = np.unique(triplets[order, :2], axis=0, return_index=True)
         boxes.graph = replace(boxes.graph, triplets=triplets[np.sort(order[first])])
         return results

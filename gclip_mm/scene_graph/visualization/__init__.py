@@ -1,4 +1,4 @@
-"""Pictures of scene graphs. Importing this registers the visualizer with MMDetection."""
+"""Visualization of scene graphs. Importing this registers the visualizer with MMDetection."""
 
 from .graph import Edge, Graph, Node, build_graph
 from .scene_graph_visualizer import SceneGraphVisualizer

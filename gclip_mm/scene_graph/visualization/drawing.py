@@ -1,9 +1,12 @@
-"""Draws a picture with its scene graph beside it."""
+"""Draws a picture and its scene graph side by side."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -13,8 +16,8 @@ from matplotlib.path import Path
 from .graph import Edge, Graph, Node
 from .layout import circle_layout, edge_curve, place_labels
 
-# Blue, green, orange and grey are told apart by most color-blind people too.
-EDGE_STYLES = {
+# Most color-blind people can distinguish blue, green, orange and grey.
+EDGE_STYLES: dict[str, dict[str, Any]] = {
     'plain': dict(color='#3366aa', linestyle='-', label='predicted'),
     'true': dict(color='#1b8a3a', linestyle='-', label='predicted, annotated'),
     'extra': dict(color='#e07b00', linestyle='-', label='predicted, not annotated'),
@@ -22,23 +25,23 @@ EDGE_STYLES = {
 }
 PANEL_INCHES = 7.0
 NODE_FONT, EDGE_FONT, TITLE_FONT = 10, 8, 12
-# A point of font is about this share of an inch high; a letter about 0.55 of that wide.
+# Inches per point of font size; a letter is about 0.55 of the font size wide.
 _POINT = 1 / 72
 
 
 def draw(image: np.ndarray, graph: Graph, dpi: int = 100) -> np.ndarray:
-    """Numbered boxes on the left, the graph on the right, the scene above.
+    """Draw numbered boxes on the left, the graph on the right and the scene in the title.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        graph: What to draw.
-        dpi: Pixels an inch; the result is 14 inches wide.
+        graph: Graph to draw.
+        dpi: Pixels per inch; the result is 14 inches wide.
 
     Returns:
         (height, width, 3) uint8 RGB.
     """
     height, width = image.shape[:2]
-    # A very wide or very tall picture keeps its shape; the graph needs its room anyway.
+    # The graph needs a minimum height, also beside a very wide picture.
     panel = float(np.clip(PANEL_INCHES * height / width, 5.0, 9.0))
     figure = Figure(figsize=(2 * PANEL_INCHES, panel + 0.9), dpi=dpi, facecolor='white')
     canvas = FigureCanvasAgg(figure)
@@ -75,7 +78,7 @@ def _title(graph: Graph) -> tuple[str, str]:
     return f'{title}, annotated: {graph.true_scene}', EDGE_STYLES['extra']['color']
 
 
-def _draw_image(axes, image: np.ndarray, nodes: list[Node], colors: list) -> None:
+def _draw_image(axes: Axes, image: np.ndarray, nodes: list[Node], colors: list) -> None:
     axes.imshow(image)
     axes.set_axis_off()
     height, width = image.shape[:2]
@@ -116,12 +119,12 @@ def _edge_text(edge: Edge) -> str:
 
 
 def _text_size(text: str, font: float) -> np.ndarray:
-    """Width and height in inches, with the padding of its box."""
+    """Width and height in inches, including the padding of the text box."""
     return np.array([0.58 * font * len(text) + 6, font + 6]) * _POINT
 
 
-def _draw_graph(axes, graph: Graph, colors: list, width: float, height: float) -> None:
-    """Units of the axes are inches, so that texts have a size in them."""
+def _draw_graph(axes: Axes, graph: Graph, colors: list, width: float, height: float) -> None:
+    """Draw the graph on axes in units of inches, so that text sizes are known."""
     axes.set_axis_off()
     axes.set_xlim(-width / 2, width / 2)
     axes.set_ylim(-height / 2, height / 2)
@@ -161,7 +164,8 @@ def _draw_graph(axes, graph: Graph, colors: list, width: float, height: float) -
     ):
         color = EDGE_STYLES[edge.kind]['color']
         axes.text(
-            *place,
+            place[0],
+            place[1],
             text,
             fontsize=EDGE_FONT,
             color=color,
@@ -173,7 +177,8 @@ def _draw_graph(axes, graph: Graph, colors: list, width: float, height: float) -
     for i, (place, text) in enumerate(zip(places, texts, strict=True)):
         missed = graph.nodes[i].kind == 'missed'
         axes.text(
-            *place,
+            place[0],
+            place[1],
             text,
             fontsize=NODE_FONT,
             fontweight='bold',
@@ -191,9 +196,9 @@ def _draw_graph(axes, graph: Graph, colors: list, width: float, height: float) -
 
 
 def _drawn_edges(edges: list[Edge]) -> list[Edge]:
-    """One arrow for each direction of a pair, its predicates one after another.
+    """Merge edges with equal direction and kind into one arrow that lists their predicates.
 
-    Those of different kinds stay apart: color is all that tells them from each other.
+    Edges of different kinds are not merged, because only the color distinguishes them.
     """
     merged: dict[tuple[int, int, str], Edge] = {}
     for edge in edges:
@@ -212,8 +217,14 @@ def _drawn_edges(edges: list[Edge]) -> list[Edge]:
     return list(merged.values())
 
 
-def _shortened(start, control, end, start_size, end_size) -> Path:
-    """The part of the curve that lies outside the boxes of the two names."""
+def _shortened(
+    start: np.ndarray,
+    control: np.ndarray,
+    end: np.ndarray,
+    start_size: np.ndarray,
+    end_size: np.ndarray,
+) -> Path:
+    """Part of the curve outside the text boxes of its two nodes."""
     t = np.linspace(0, 1, 65)[:, None]
     points = (1 - t) ** 2 * start + 2 * t * (1 - t) * control + t**2 * end
     outside = (np.abs(points - start) > start_size / 2 + 0.04).any(axis=1) & (

@@ -1,23 +1,24 @@
-"""The scene graph that a picture shows: what was predicted, what is true, and how they compare."""
+"""Builds the graph to draw from predictions and annotations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
-from ..evaluation.matching import box_iou
+from ..boxes import box_iou
 
-#: What an edge or a node can be. ``plain``: there is nothing to compare with.
+#: Kinds of edges and nodes. ``plain``: no annotation to compare with.
 KINDS = ('plain', 'true', 'extra', 'missed')
 
 
 @dataclass
 class Node:
-    """An object: box (4,) xyxy in pixels of the picture, class name, score or None."""
+    """Object: box (4,) xyxy in pixels of the picture, class name, score or None."""
 
     box: np.ndarray
     name: str
@@ -27,7 +28,7 @@ class Node:
 
 @dataclass
 class Edge:
-    """A relation between two nodes, given by index; its predicate, score or None."""
+    """Relation between two nodes, given by index, with predicate and score or None."""
 
     subject: int
     object: int
@@ -38,7 +39,7 @@ class Edge:
 
 @dataclass
 class Graph:
-    """Nodes, edges, and the scene: name and score predicted, name annotated."""
+    """Nodes, edges, predicted scene (name and score) and annotated scene (name)."""
 
     nodes: list[Node] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
@@ -48,7 +49,7 @@ class Graph:
 
 @dataclass
 class _Arrays:
-    """One side, predicted or annotated, as NumPy arrays in pixels of the picture."""
+    """Predicted or annotated graph as NumPy arrays, boxes in pixels of the picture."""
 
     boxes: np.ndarray
     labels: np.ndarray
@@ -57,18 +58,18 @@ class _Arrays:
     triplet_scores: np.ndarray | None
 
 
-def _numpy(value) -> np.ndarray:
+def _numpy(value: Any) -> np.ndarray:
     value = getattr(value, 'tensor', value)
     return value.detach().cpu().numpy() if hasattr(value, 'detach') else np.asarray(value)
 
 
 def name_of(names: Sequence[str] | None, label: int, kind: str) -> str:
-    """The name of a label, or ``kind`` and its number where there is none."""
+    """Name of a label, or ``kind`` and the label if it has no name."""
     return names[label] if names is not None and label < len(names) else f'{kind} {label}'
 
 
 def _scale(sample: DetDataSample, key: str, size: tuple[int, int]) -> np.ndarray:
-    """(4,) from the pixels of the image of meta key ``key`` to those of the picture."""
+    """(4,) scale from the image size in meta key ``key`` to the picture size."""
     height, width = sample.metainfo.get(key, size)[:2]
     return np.tile([size[1] / width, size[0] / height], 2)
 
@@ -128,22 +129,24 @@ def build_graph(
     max_edges: int = 15,
     iou_thr: float = 0.5,
 ) -> Graph:
-    """Compare what a data sample predicts with what it has annotated.
+    """Compare the predictions of a data sample with its annotations.
 
-    A predicted edge is ``true`` where both its objects have an annotated object of the same class
-    at ``iou_thr`` or above and these are annotated with its predicate, else ``extra``. What is
-    annotated and not among the edges shown is ``missed``, objects likewise.
+    A predicted edge is ``true`` if both its objects match annotated objects of the same class with
+    an IoU of at least ``iou_thr``, and these have an annotated relation with its predicate. Other
+    predicted edges are ``extra``. Annotated edges that are not among the shown ones are
+    ``missed``, and so are annotated objects without a match.
 
     Args:
-        sample: Annotations in pixels of the network's input, predictions in those of the original
-            image, as everywhere.
+        sample: Annotations in pixels of the network's input, predictions in pixels of the original
+            image.
         size: Height and width of the picture to draw on.
-        meta: ``classes``, ``predicates``, ``scenes`` of the data set.
+        meta: ``classes``, ``predicates`` and ``scenes`` of the data set.
         draw_gt, draw_pred: Use annotations, predictions.
-        score_thr: Least score of an object.
-        edge_score_thr: Least score of an edge's predicate.
-        max_edges: Most predicted edges, those of the highest product of the three scores.
-        iou_thr: Least IoU of a predicted and an annotated box of the same object.
+        score_thr: Minimum score of an object.
+        edge_score_thr: Minimum score of a predicate.
+        max_edges: Maximum number of predicted edges: those with the highest product of subject,
+            object and predicate score.
+        iou_thr: Minimum IoU of a predicted and an annotated box of the same object.
     """
     classes, predicates = meta.get('classes'), meta.get('predicates')
     graph = Graph()
@@ -152,8 +155,8 @@ def build_graph(
         pred = _predicted(sample, size, score_thr, edge_score_thr, max_edges)
         if 'pred_scene' in sample:
             label = int(sample.pred_scene.label)
-            score = float(_numpy(sample.pred_scene.score)[label])
-            graph.scene = name_of(meta.get('scenes'), label, 'scene'), score
+            probability = float(_numpy(sample.pred_scene.score)[label])
+            graph.scene = name_of(meta.get('scenes'), label, 'scene'), probability
     truth = _annotated(sample, size) if draw_gt else None
     if draw_gt and 'gt_scene' in sample:
         graph.true_scene = name_of(meta.get('scenes'), int(sample.gt_scene.label), 'scene')
@@ -161,16 +164,17 @@ def build_graph(
     side = truth if pred is None else pred
     if side is None:
         return graph
-    # A given object has score 1, which says nothing.
-    scored = side.scores is not None and (side.scores != 1).any()
+    # Given objects have score 1, which is not informative.
+    node_scores = side.scores
+    if node_scores is not None and (node_scores == 1).all():
+        node_scores = None
     for i, (box, label) in enumerate(zip(side.boxes, side.labels, strict=True)):
-        score = float(side.scores[i]) if scored else None
-        graph.nodes.append(Node(box, name_of(classes, int(label), 'class'), score))
+        name = name_of(classes, int(label), 'class')
+        graph.nodes.append(Node(box, name, None if node_scores is None else float(node_scores[i])))
     for i, (subject, object_, predicate) in enumerate(side.triplets.tolist()):
+        name = name_of(predicates, predicate, 'predicate')
         score = None if side.triplet_scores is None else float(side.triplet_scores[i])
-        graph.edges.append(
-            Edge(subject, object_, name_of(predicates, predicate, 'predicate'), score)
-        )
+        graph.edges.append(Edge(subject, object_, name, score))
     if pred is not None and truth is not None:
         _compare(graph, pred, truth, classes, predicates, iou_thr)
     return graph
@@ -184,7 +188,7 @@ def _compare(
     predicates: Sequence[str] | None,
     iou_thr: float,
 ) -> None:
-    """Sort the edges of ``graph``, and add what is annotated but missing."""
+    """Set the kinds of the edges of ``graph`` and add missed objects and edges, in place."""
     iou = (
         box_iou(pred.boxes, truth.boxes)
         if len(pred.boxes) and len(truth.boxes)
@@ -203,7 +207,7 @@ def _compare(
         } & annotated
         edge.kind = 'true' if hits else 'extra'
         found |= hits
-    # An annotated object is drawn at its best match of its class, else as a node of its own.
+    # An annotated object is drawn at its best match of the same class, else as a new node.
     node_of = {}
     for g in range(len(truth.boxes)):
         candidates = np.flatnonzero(same[:, g])

@@ -1,4 +1,4 @@
-"""Where the nodes of a drawn graph go, and where on its edge a label does not cover another."""
+"""Positions of nodes and edge labels in a drawn graph."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# How far an edge bows out, as a share of its length. Two opposite edges of a pair bow apart; of two
-# edges of the same direction, the missed one bows further.
+# Curvature of an edge as a share of its length. Opposite edges of a pair curve apart. A missed edge
+# curves more, to stay separate from another edge of the same direction.
 BOW = {'plain': 0.16, 'true': 0.16, 'extra': 0.16, 'missed': 0.3}
-# Where along its edge a label may be, the best place first.
+# Candidate positions of a label along its edge, in order of preference.
 PLACES = (0.5, 0.42, 0.58, 0.35, 0.65, 0.28, 0.72)
 
 
 def circle_layout(centers: np.ndarray) -> np.ndarray:
-    """Nodes on the unit circle, in the order in which the objects lie around the picture's middle.
+    """Place nodes on the unit circle, ordered by angle around the mean of the object centres.
 
     Args:
-        centers: (N, 2) x, y of the objects, y down.
+        centers: (N, 2) x, y of the objects, y pointing down.
 
     Returns:
-        (N, 2) x, y, y up; evenly spaced, so that ten names fit.
+        (N, 2) x, y, y pointing up; evenly spaced, so that ten names fit.
     """
     count = len(centers)
     if count == 0:
@@ -29,7 +29,7 @@ def circle_layout(centers: np.ndarray) -> np.ndarray:
     angles = np.arctan2(-offset[:, 1], offset[:, 0])
     order = np.argsort(angles, kind='stable')
     places = 2 * np.pi * np.arange(count) / count
-    # Turn the whole circle so that objects are as near as can be to where they are in the picture.
+    # Rotate the circle so that nodes are as close as possible to their angle in the picture.
     turn = np.angle(np.exp(1j * (angles[order] - places)).mean()) if count > 1 else 0.0
     result = np.empty((count, 2))
     result[order] = np.stack([np.cos(places + turn), np.sin(places + turn)], axis=1)
@@ -43,7 +43,7 @@ def edge_curve(start: np.ndarray, end: np.ndarray, kind: str) -> np.ndarray:
 
 
 def point_on(start: np.ndarray, control: np.ndarray, end: np.ndarray, t: float) -> np.ndarray:
-    """The point (2,) of a quadratic Bezier curve at ``t`` in [0, 1]."""
+    """Point (2,) of a quadratic Bezier curve at ``t`` in [0, 1]."""
     return (1 - t) ** 2 * start + 2 * t * (1 - t) * control + t**2 * end
 
 
@@ -52,12 +52,12 @@ def place_labels(
     sizes: np.ndarray,
     obstacles: np.ndarray,
 ) -> np.ndarray:
-    """Put each label on its curve where it covers least of what is there already.
+    """Place each label on its curve where it overlaps least with nodes and earlier labels.
 
     Args:
-        curves: E curves as start, control and end points.
+        curves: E curves, each with start, control and end point.
         sizes: (E, 2) width and height of the labels, in the units of the points.
-        obstacles: (K, 4) boxes x1, y1, x2, y2 not to be covered: the nodes' names.
+        obstacles: (K, 4) boxes x1, y1, x2, y2 of the node names, to be kept free.
 
     Returns:
         (E, 2) centres of the labels.
@@ -65,7 +65,7 @@ def place_labels(
     taken = [*obstacles]
     result = np.zeros((len(curves), 2))
     for i, (curve, size) in enumerate(zip(curves, sizes, strict=True)):
-        best, least = None, np.inf
+        best, least = (np.zeros(2), np.zeros(4)), np.inf
         for place in PLACES:
             center = point_on(*curve, place)
             box = np.concatenate([center - size / 2, center + size / 2])

@@ -1,6 +1,8 @@
-"""Scene graphs in the place of MMDetection's pictures of boxes."""
+"""Visualizer that draws scene graphs instead of boxes only."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -15,24 +17,25 @@ from .graph import build_graph
 
 @VISUALIZERS.register_module()
 class SceneGraphVisualizer(DetLocalVisualizer):
-    """The image with numbered boxes on the left, its graph with predicates and scores on the right.
+    """Draws numbered boxes on the left and the graph with predicates and scores on the right.
 
-    A node has the number and the color of its box. The scene is in the title. Where annotations
-    are there to compare with, edges are predicted and annotated (green), predicted and not
-    annotated (orange), or annotated and not among those shown (grey, dashed); objects that are
-    annotated but not found are dashed.
+    A node has the number and the color of its box. The title shows the scene. If the sample has
+    annotations, edges are green (predicted and annotated), orange (predicted, not annotated) or
+    grey and dashed (annotated, not among those shown). Annotated objects that were not found are
+    dashed.
 
-    Drawn by MMDetection's ``DetVisualizationHook``, which ``tools/test.py --show-dir`` switches on.
+    MMDetection's ``DetVisualizationHook`` calls the visualizer; ``tools/test.py --show-dir``
+    enables the hook.
 
     Args:
-        max_edges: Most predicted edges, those of the highest product of subject, object and
-            predicate score.
-        edge_score_thr: Least score of a shown predicate.
-        dpi: Resolution; the picture is 14 inches wide.
+        max_edges: Maximum number of predicted edges: those with the highest product of subject,
+            object and predicate score.
+        edge_score_thr: Minimum score of a shown predicate.
+        dpi: Pixels per inch; the picture is 14 inches wide.
         **kwargs: As for :class:`mmdet.visualization.DetLocalVisualizer`.
 
     Raises:
-        ValueError: ``max_edges`` below 0, ``edge_score_thr`` outside [0, 1], ``dpi`` below 1.
+        ValueError: ``max_edges`` is below 0, ``edge_score_thr`` outside [0, 1], or ``dpi`` below 1.
 
     Example:
         >>> visualizer = dict(
@@ -43,11 +46,11 @@ class SceneGraphVisualizer(DetLocalVisualizer):
     def __init__(
         self,
         name: str = 'visualizer',
-        *args,
+        *args: Any,
         max_edges: int = 15,
         edge_score_thr: float = 0.2,
         dpi: int = 100,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if max_edges < 0:
             raise ValueError(f'max_edges must be at least 0, got {max_edges}')
@@ -81,13 +84,13 @@ class SceneGraphVisualizer(DetLocalVisualizer):
             image: (H, W, 3) uint8 RGB, the original image or the network's input.
             data_sample: With predictions (``pred_instances``, ``pred_relations``, ``pred_scene``),
                 annotations (``gt_instances``, ``gt_relations``, ``gt_scene``), or both.
-            draw_gt: Draw, or compare with, annotations.
+            draw_gt: Draw annotations, or compare predictions with them.
             draw_pred: Draw predictions.
-            show: Show it in a window.
-            wait_time: Seconds that the window stays, 0 for ever.
-            out_file: Save it here; else it goes to the backends.
-            pred_score_thr: Least score of a shown object.
-            step: Step that the backends file it under.
+            show: Show the picture in a window.
+            wait_time: Seconds to show the window, 0 for no limit.
+            out_file: Save the picture here. None: send it to the backends.
+            pred_score_thr: Minimum score of a shown object.
+            step: Step number for the backends.
         """
         image = image.clip(0, 255).astype(np.uint8)
         drawn = image

@@ -1,4 +1,4 @@
-"""SceneGraphDataset: what it reads, what it leaves out, what it refuses."""
+"""SceneGraphDataset: content, dropped relations, errors."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 import gclip_mm.scene_graph  # noqa: F401
 from gclip_mm.scene_graph.datasets import SceneGraphDataset, relation_statistics, zero_shot_triplets
 
-# Ids are neither contiguous nor sorted, on purpose: labels follow the order of the file.
+# Ids are neither contiguous nor sorted on purpose: labels follow the order of the file.
 CONTENT = dict(
     images=[
         dict(id=7, file_name='a.png', width=64, height=48, scene=10),
@@ -39,8 +39,8 @@ CONTENT = dict(
         dict(image_id=7, subject_id=12, object_id=11, predicate_id=2),
         dict(image_id=7, subject_id=12, object_id=15, predicate_id=2),
         dict(image_id=7, subject_id=12, object_id=15, predicate_id=1),  # the same pair again
-        dict(image_id=7, subject_id=16, object_id=15, predicate_id=1),  # of an invalid box
-        dict(image_id=7, subject_id=17, object_id=12, predicate_id=3),  # of a crowd
+        dict(image_id=7, subject_id=16, object_id=15, predicate_id=1),  # has an invalid box
+        dict(image_id=7, subject_id=17, object_id=12, predicate_id=3),  # has a crowd box
     ],
 )
 PAIRS = [('left of', 'right of')]
@@ -80,7 +80,7 @@ def by_id(dataset):
     return {info['img_id']: info for info in infos}
 
 
-def test_labels_follow_the_order_of_the_file(folder):
+def test_labels_follow_file_order(folder):
     dataset = build(folder)
     assert dataset.metainfo['classes'] == ('dog', 'table', 'cup')
     assert dataset.metainfo['predicates'] == ('left of', 'right of', 'on')
@@ -104,7 +104,7 @@ def test_labels_follow_the_order_of_the_file(folder):
     assert infos[3]['relations'].shape == infos[5]['relations'].shape == (0, 3)
 
 
-def test_the_whole_way_to_a_data_sample(folder):
+def test_pipeline_packs_flipped_relations_and_scene(folder):
     pipeline = [
         dict(type='LoadImageFromFile'),
         dict(type='LoadSceneGraphAnnotations'),
@@ -125,7 +125,7 @@ def test_the_whole_way_to_a_data_sample(folder):
     assert len(samples[3]['data_samples'].gt_relations) == 0
 
 
-def test_left_out_relations_are_counted(folder, monkeypatch):
+def test_dropped_relations_are_logged(folder, monkeypatch):
     messages = []
     monkeypatch.setattr(
         'gclip_mm.scene_graph.datasets.scene_graph_dataset.print_log',
@@ -133,7 +133,7 @@ def test_left_out_relations_are_counted(folder, monkeypatch):
     )
     build(folder)
     assert len(messages) == 1
-    assert '1 of 6 relations left out' in messages[0]
+    assert '1 of 6 relations dropped' in messages[0]
 
 
 def with_boxes(*boxes):
@@ -147,21 +147,21 @@ def with_boxes(*boxes):
     ('content', 'expected'),
     [
         (CONTENT, None),
-        # Up to a pixel is a matter of how they are counted.
+        # One pixel is tolerated, because tools count pixels differently.
         (with_boxes([-1, 0, 66, 49], [40, 30, 25, 19]), None),
-        (with_boxes([40, 30, 30, 10]), '1 of 7 boxes reach out of their image: are "width"'),
-        (with_boxes([-2, 30, 20, 10]), '1 of 7 boxes reach out of their image: are "width"'),
-        # All of them have their second corner right of and below the first, in the image.
+        (with_boxes([40, 30, 30, 10]), '1 of 7 boxes exceed their image: check "width"'),
+        (with_boxes([-2, 30, 20, 10]), '1 of 7 boxes exceed their image: check "width"'),
+        # Read as [x1, y1, x2, y2], all boxes are valid and inside the image.
         (
             with_boxes(
                 *[[40, 30, 60, 40], [2, 2, 20, 20], [30, 4, 64, 48], [8, 2, 20, 20]],
                 *[[10, 10, 12, 19], [0, 0, 9, 9], [5, 5, 9, 9]],
             ),
-            r'2 of 7 boxes reach out.* Taken as \[x1, y1, x2, y2\] none would',
+            r'2 of 7 boxes exceed.* Read as \[x1, y1, x2, y2\] none would',
         ),
     ],
 )
-def test_boxes_that_reach_out_are_warned_of(folder, monkeypatch, content, expected):
+def test_boxes_outside_image_are_warned_about(folder, monkeypatch, content, expected):
     warned = []
     monkeypatch.setattr(
         'gclip_mm.scene_graph.datasets.scene_graph_dataset.print_log',
@@ -172,7 +172,7 @@ def test_boxes_that_reach_out_are_warned_of(folder, monkeypatch, content, expect
     assert expected is None or re.search(f'data.json: {expected}', warned[0])
 
 
-def test_metainfo_selects_and_orders(folder):
+def test_metainfo_selects_and_reorders_names(folder):
     metainfo = dict(classes=('table', 'cup'), predicates=('on', 'right of'), scenes=('yard',))
     dataset = build(folder, metainfo=metainfo)
     assert dataset.metainfo['classes'] == ('table', 'cup')
@@ -196,7 +196,7 @@ def test_scenes_are_optional(folder):
     assert {info['scene_label'] for info in by_id(dataset).values()} == {None}
 
 
-def test_filtering(folder):
+def test_filter_empty_relations_applies_to_training_only(folder):
     assert by_id(build(folder, filter_cfg=dict(filter_empty_gt=True))).keys() == {7, 3}
     with_relations = dict(filter_empty_relations=True)
     assert by_id(build(folder, filter_cfg=with_relations)).keys() == {7}
@@ -205,7 +205,7 @@ def test_filtering(folder):
         build(folder, filter_cfg=dict(filter_empty=True))
 
 
-def test_it_can_be_sent_to_workers_and_subset(folder):
+def test_dataset_can_be_pickled_and_subset(folder):
     dataset = build(folder)
     again = pickle.loads(pickle.dumps(dataset))
     assert again.get_data_info(1)['relations'].tolist() == (
@@ -216,7 +216,7 @@ def test_it_can_be_sent_to_workers_and_subset(folder):
     assert dataset.get_cat_ids(0) is not None
 
 
-def test_flipping_without_named_pairs_raises(folder):
+def test_flip_without_listed_pairs_raises(folder):
     pipeline = [
         dict(type='LoadImageFromFile'),
         dict(type='LoadSceneGraphAnnotations'),
@@ -228,7 +228,7 @@ def test_flipping_without_named_pairs_raises(folder):
 
 
 def edited(path, value):
-    """CONTENT with one value replaced, or removed where ``value`` is ``...``."""
+    """CONTENT with one value replaced, or removed if ``value`` is ``...``."""
     content = copy.deepcopy(CONTENT)
     at = content
     for key in path[:-1]:
@@ -267,12 +267,12 @@ def edited(path, value):
         (['images', 0, 'width'], 0, 'image 7 must be numbers above 0'),
         (['images', 0, 'height'], '48', 'image 7 must be numbers above 0'),
         (['annotations', 0, 'category_id'], 1, 'category_id 1, which is not'),
-        (['annotations', 0, 'image_id'], 1, 'annotation 12 is of image 1'),
+        (['annotations', 0, 'image_id'], 1, 'annotation 12 belongs to image 1'),
         (['predicates', 1, 'id'], 1, "ids in 'predicates' are not unique"),
         (['categories', 1, 'name'], 'cup', "names in 'categories' are not unique"),
     ],
 )
-def test_bad_files_are_refused_by_name(folder, path, value, message):
+def test_bad_entry_raises_with_file_and_entry(folder, path, value, message):
     with pytest.raises(ValueError, match=message) as error:
         build(folder, edited(path, value))
     assert 'data.json' in str(error.value)
@@ -285,15 +285,15 @@ def test_bad_files_are_refused_by_name(folder, path, value, message):
         (dict(classes=('cup', 'dog')), r"order \['dog', 'cup'\]"),
         (dict(predicates=('under',)), "has no 'under' in 'predicates'"),
         (dict(scenes=('beach',)), "has no 'beach' in 'scenes'"),
-        (dict(flip_predicate_pairs=[('on', 'off')]), "'off', which is no predicate"),
+        (dict(flip_predicate_pairs=[('on', 'off')]), "'off', which is not a predicate"),
     ],
 )
-def test_metainfo_must_fit_the_file(folder, metainfo, message):
+def test_metainfo_not_matching_file_raises(folder, metainfo, message):
     with pytest.raises(ValueError, match=message):
         build(folder, metainfo=metainfo)
 
 
-def test_truncated_and_foreign_files(folder):
+def test_truncated_foreign_or_missing_file_raises(folder):
     text = json.dumps(CONTENT)
     for broken in (text[: len(text) // 2], '', 'not json'):
         (folder / 'broken.json').write_text(broken)
@@ -306,7 +306,7 @@ def test_truncated_and_foreign_files(folder):
         SceneGraphDataset(data_root=str(folder), ann_file='missing.json')
 
 
-def test_statistics(folder):
+def test_statistics_count_relations_and_unrelated_pairs(folder):
     dataset = build(folder)
     overlapping = relation_statistics(dataset)
     dog, table, cup = range(3)
@@ -338,8 +338,8 @@ def test_statistics(folder):
     assert zero_shot_triplets(seen, overlapping) == {(dog, cup, left_of), (dog, table, left_of)}
 
 
-def test_shape_scenes(tmp_path):
-    """The relations of ShapeScenes are true of the boxes, before and after a flip."""
+def test_shape_scenes_relations_hold_before_and_after_flip(tmp_path):
+    """The boxes satisfy the relations of ShapeScenes before and after a flip."""
     for flip in (0.0, 1.0):
         dataset = DATASETS.build(
             dict(

@@ -1,4 +1,4 @@
-"""The hook counts the training set before a run, and only then."""
+"""FrequencyBiasHook counts the training set before training runs only."""
 
 import json
 from types import SimpleNamespace
@@ -47,7 +47,7 @@ def runner_for(dataset, model, loop=None):
     )
 
 
-def test_counts(dataset):
+def test_count_relations_counts_pairs(dataset):
     relations, unrelated = count_relations(dataset, only_overlapping=False)
     assert relations.sum() == 1 and relations[0, 1, 0] == 1
     assert unrelated.tolist() == [[0, 1], [2, 2]]
@@ -61,23 +61,23 @@ def test_wrapped_data_sets_are_counted(dataset):
     np.testing.assert_array_equal(both[0], 2 * relations)
     np.testing.assert_array_equal(both[1], 2 * unrelated)
     repeated = count_relations(RepeatDataset(dataset, 3), False)
-    np.testing.assert_array_equal(repeated[0], relations)  # repeating changes no frequency
+    np.testing.assert_array_equal(repeated[0], relations)  # repetition does not change frequencies
 
 
-def test_a_run_begins_with_counts(dataset):
+def test_training_run_sets_counts(dataset):
     model = nn.Sequential(FrequencyBias(2, 2))
     FrequencyBiasHook().before_run(runner_for(dataset, model))
     logit = model[0](torch.tensor([0, 1]), torch.tensor([[0, 1]]))[0, 0]
     assert logit.item() == pytest.approx(np.log(1 / 2 + 1e-3))  # one of two cat-dog pairs
 
 
-def test_testing_counts_nothing(dataset):
+def test_test_run_sets_no_counts(dataset):
     model = nn.Sequential(FrequencyBias(2, 2))
     FrequencyBiasHook().before_run(runner_for(dataset, model, loop={'type': 'IterBasedTrainLoop'}))
     assert not model[0].ready
 
 
-def test_counts_are_kept_in_a_file_and_read_again(dataset, tmp_path):
+def test_counts_are_cached_in_file(dataset, tmp_path):
     file = tmp_path / 'counts.npz'
     FrequencyBiasHook(file=str(file)).before_run(
         runner_for(dataset, nn.Sequential(FrequencyBias(2, 2)))
@@ -88,7 +88,7 @@ def test_counts_are_kept_in_a_file_and_read_again(dataset, tmp_path):
     assert model[0].ready
 
 
-def test_a_model_or_data_set_without_relations_is_named(dataset):
+def test_missing_bias_or_predicates_raise(dataset):
     with pytest.raises(ValueError, match='the model has no FrequencyBias'):
         FrequencyBiasHook().before_run(runner_for(dataset, nn.Linear(1, 1)))
     plain = SimpleNamespace(metainfo=dict(classes=('a',)))

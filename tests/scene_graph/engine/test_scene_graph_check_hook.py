@@ -1,4 +1,4 @@
-"""What does not fit is said before a run, by the key that has to change."""
+"""SceneGraphCheckHook raises before a run and names the config key to change."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def check(model=None, train=None, val=None, test=None, **changes):
     SceneGraphCheckHook().before_run(runner)
 
 
-def test_what_fits_passes():
+def test_consistent_config_passes():
     check(train=loop(), val=loop(), test=loop())
     check(train=loop(), scene_head=None)
-    # What is not going to run is a config.
+    # A loop that does not run is a config.
     check(val=dict(type='ValLoop'), protocol='sgcls')
 
 
@@ -63,19 +63,19 @@ def test_what_fits_passes():
         (dict(scenes=()), r'model.scene_head=None'),
     ],
 )
-def test_sizes(which, meta, message):
+def test_wrong_size_raises_with_config_key(which, meta, message):
     with pytest.raises(ValueError, match=message):
         check(**{which: loop(**meta)})
 
 
 @pytest.mark.parametrize('which', ['val', 'test'])
-def test_a_metric_of_another_protocol(which):
+def test_metric_with_other_protocol_raises(which):
     with pytest.raises(ValueError, match=r"'sgdet', but .* protocol='predcls'"):
         check(**{which: loop()}, protocol='sgdet')
 
 
 @pytest.mark.parametrize('protocol', ['sgcls', 'sgdet'])
-def test_a_detector_that_learns_nothing(protocol):
+def test_detector_without_loss_raises_if_protocol_needs_it(protocol):
     with pytest.raises(ValueError, match='set detector_loss=True'):
         check(train=loop(protocol), protocol=protocol)
     check(train=loop(protocol), protocol=protocol, detector_loss=True)
@@ -85,21 +85,21 @@ def test_a_detector_that_learns_nothing(protocol):
 
 @pytest.mark.parametrize('which', ['val', 'test'])
 @pytest.mark.parametrize('kind', ['classes', 'predicates', 'scenes'])
-def test_names_in_another_order(which, kind):
+def test_names_in_other_order_raise(which, kind):
     turned = {kind: tuple(reversed(METAINFO[kind]))}
     message = rf'the {which} set has other {kind} than the training set, in another order: \['
     with pytest.raises(ValueError, match=message):
         check(train=loop(), **{which: loop(**turned)})
 
 
-def test_a_name_that_is_spelt_otherwise():
+def test_misspelt_name_raises():
     names = ('persn', *METAINFO['classes'][1:])
     with pytest.raises(ValueError, match=r"other classes than the training set: \['persn'"):
         check(train=loop(), val=loop(classes=names))
 
 
 @pytest.mark.parametrize('trains', [False, True])
-def test_a_checkpoint_of_other_names(trains):
+def test_checkpoint_with_other_names_raises_in_test_only(trains):
     names = tuple(reversed(METAINFO['predicates']))
     loops = dict(train=loop() if trains else None, val=None, test=loop())
     model = MODELS.build(Config.fromfile(CONFIG).model)
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_other_names(trains):
         hook.after_load_checkpoint(runner, dict(meta=meta, state_dict=weights))
     other = dict(meta=dict(dataset_meta={**METAINFO, 'predicates': names}), state_dict=weights)
     if trains:
-        # A detector of another data set to begin with.
+        # Training may start from a detector of another data set.
         hook.after_load_checkpoint(runner, other)
     else:
         with pytest.raises(ValueError, match='than the training set of the checkpoint, in another'):
@@ -117,7 +117,7 @@ def test_a_checkpoint_of_other_names(trains):
 
 
 @pytest.mark.parametrize('trains', [False, True])
-def test_a_checkpoint_of_another_model(trains):
+def test_checkpoint_of_other_model_raises_in_test_only(trains):
     model = MODELS.build(Config.fromfile(CONFIG).model)
     loops = dict(_train_loop=loop() if trains else None, _val_loop=None, _test_loop=loop())
     runner = SimpleNamespace(model=model, **loops)
@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_model(trains):
 
 
 class Annotated(list):
-    """A training set of these images."""
+    """Stub of a training set with these images."""
 
     metainfo, ann_file = METAINFO, 'data/mine/train.json'
 
@@ -141,7 +141,7 @@ def training_on(*infos):
     return made
 
 
-def test_a_training_set_without_relations_or_scenes():
+def test_training_set_without_relations_or_scenes_raises():
     some, none = np.zeros((1, 3), np.int64), np.zeros((0, 3), np.int64)
     check(train=training_on(dict(relations=none, scene_label=0), dict(relations=some)))
     check(train=training_on(dict(relations=some, scene_label=None)), scene_head=None)
@@ -151,14 +151,16 @@ def test_a_training_set_without_relations_or_scenes():
         check(train=training_on(dict(relations=some, scene_label=None)))
 
 
-def test_missing_pictures(tmp_path):
+def test_missing_picture_raises_with_path(tmp_path):
     there = tmp_path / 'there.png'
     there.touch()
     some = np.zeros((1, 3), np.int64)
     infos = [dict(img_path=str(there), relations=some, scene_label=0) for _ in range(250)]
     check(train=training_on(*infos))
     infos[-1] = {**infos[-1], 'img_path': str(tmp_path / 'last.png')}
-    message = r'^1 of 100 pictures of the val set \(data/mine/train.json\) .* first is .*last.png: '
+    message = (
+        r'^1 of 100 pictures of the val set \(data/mine/train.json\) .* first is .*last.png\. '
+    )
     with pytest.raises(FileNotFoundError, match=message):
         check(val=training_on(*infos))
     infos[-1]['img_path'] = 's3://bucket/last.png'
@@ -167,7 +169,7 @@ def test_missing_pictures(tmp_path):
     remote = training_on(*infos)
     remote.dataloader.dataset.backend_args = dict(backend='petrel')
     check(val=remote)
-    # Within a wrapper, each part by itself.
+    # Each part of a wrapper is checked separately.
     inner = remote.dataloader.dataset
     for parts in (dict(dataset=inner), dict(datasets=[inner, inner])):
         wrapped = loop()
@@ -185,13 +187,13 @@ def test_missing_pictures(tmp_path):
         inner.backend_args = dict(backend='petrel')
 
 
-def test_sizes_say_of_which_file():
+def test_size_error_names_annotation_file():
     made = training_on()
     made.dataloader.dataset.metainfo = {**METAINFO, 'predicates': ('on',)}
-    with pytest.raises(ValueError, match=r'the val set \(data/mine/train.json\) names 1 pred'):
+    with pytest.raises(ValueError, match=r'the val set \(data/mine/train.json\) has 1 pred'):
         check(val=made)
 
 
-def test_another_model():
+def test_other_model_type_raises():
     with pytest.raises(ValueError, match='is a Linear'):
         check(model=nn.Linear(1, 1))

@@ -1,4 +1,4 @@
-"""SceneGraphMetric: the numbers of the pure function and of CocoMetric, from data samples."""
+"""SceneGraphMetric on data samples against scene_graph_recall and CocoMetric."""
 
 import copy
 import json
@@ -31,7 +31,7 @@ def mmdet_scope():
 
 
 def make_samples(num_images=12, seed=0):
-    """Data samples as a model leaves them, and the same as dicts of the original image."""
+    """Data samples with predictions, and the same content as dicts in original-image pixels."""
     rng = np.random.default_rng(seed)
     samples, predictions, truths = [], [], []
     for i in range(num_images):
@@ -86,7 +86,7 @@ def evaluate(samples, meta=META, batch=5, **kwargs):
 
 
 @pytest.mark.parametrize('convention', [None, *CONVENTIONS])
-def test_recall_is_that_of_the_function(convention):
+def test_recall_equals_scene_graph_recall(convention):
     samples, predictions, truths = make_samples()
     unseen = {(0, 1, 0), (1, 1, 1), (2, 0, 2), (1, 0, 2), (0, 2, 1)}
     result = evaluate(
@@ -104,7 +104,7 @@ def test_recall_is_that_of_the_function(convention):
         assert result[f'sg/{key}'] == pytest.approx(value, nan_ok=True), key
 
 
-def test_the_data_set_names_its_convention_and_options_override_it():
+def test_convention_of_data_set_applies_and_options_override_it():
     samples, predictions, truths = make_samples()
     by_convention = scene_graph_recall(predictions, truths, **CONVENTIONS['vg150'])
     plain = scene_graph_recall(predictions, truths)
@@ -117,7 +117,7 @@ def test_the_data_set_names_its_convention_and_options_override_it():
         evaluate(samples, {**META, 'convention': 'vg151'})
 
 
-def test_box_map_is_that_of_coco_metric():
+def test_box_map_equals_coco_metric():
     samples, predictions, _ = make_samples()
     samples[2].ignored_instances = samples[2].gt_instances[:1]
     samples[2].gt_instances = samples[2].gt_instances[1:]
@@ -146,7 +146,7 @@ def test_box_map_is_that_of_coco_metric():
         assert result[key.replace('coco/', 'sg/')] == value, key
 
 
-def test_a_second_evaluation_forgets_the_first():
+def test_second_evaluation_is_independent_of_first():
     samples, _, _ = make_samples()
     other, _, _ = make_samples(seed=1, num_images=7)
     metric = SceneGraphMetric()
@@ -159,7 +159,7 @@ def test_a_second_evaluation_forgets_the_first():
     assert results[1] == evaluate(other)
 
 
-def test_protocols_decide_what_is_reported():
+def test_protocol_selects_reported_metrics():
     samples, _, _ = make_samples()
     keys = {p: set(evaluate(samples, protocol=p)) for p in ('predcls', 'sgcls', 'sgdet')}
     assert 'sg/A@50' in keys['predcls'] and 'sg/A@50' in keys['sgcls']
@@ -171,7 +171,7 @@ def test_protocols_decide_what_is_reported():
     assert not any('zR' in key for key in keys['sgdet'])
 
 
-def test_scene_accuracy():
+def test_scene_accuracy_is_reported_for_labelled_images():
     samples, _, _ = make_samples(num_images=4)
     for sample, label, score in zip(
         samples, (0, 1, 1, None), ([0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [1, 0]), strict=True
@@ -184,14 +184,14 @@ def test_scene_accuracy():
     assert result['sg/scene_top5'] == 1.0
 
 
-def test_classwise():
+def test_classwise_reports_recall_of_each_predicate():
     samples, predictions, truths = make_samples()
     result = evaluate(samples, classwise=True)
     terms = [result[f'sg/{name}_R@50'] for name in META['predicates']]
     assert np.nanmean(terms) == pytest.approx(result['sg/mR@50'])
     terms = [result[f'sg/{name}_ngR@20'] for name in META['predicates']]
     assert np.nanmean(terms) == pytest.approx(result['sg/ngmR@20'])
-    with pytest.raises(ValueError, match='classwise=True needs the names'):
+    with pytest.raises(ValueError, match='classwise=True needs predicate names'):
         evaluate(samples, meta=dict(classes=META['classes']), classwise=True)
 
 
@@ -211,7 +211,7 @@ def train_file(path, relations):
     return str(path)
 
 
-def test_zero_shot_against_the_training_file(tmp_path):
+def test_train_ann_file_defines_zero_shot_triplets(tmp_path):
     samples, predictions, truths = make_samples()
     seen = [(0, 1, 0), (1, 0, 2), (2, 1, 1), (0, 2, 1)]
     result = evaluate(samples, train_ann_file=train_file(tmp_path / 'train.json', seen))
@@ -225,22 +225,22 @@ def test_zero_shot_against_the_training_file(tmp_path):
         evaluate(samples, train_ann_file=str(tmp_path / 'bad.json'))
 
 
-def test_nothing_annotated_anywhere_is_said(monkeypatch):
+def test_no_annotated_relation_logs_warning(monkeypatch):
     samples, _, _ = make_samples()
-    said = []
-    monkeypatch.setattr(MMLogger, 'warning', lambda self, message: said.append(message))
+    messages = []
+    monkeypatch.setattr(MMLogger, 'warning', lambda self, message: messages.append(message))
     evaluate(samples)
-    assert not said
+    assert not messages
     for sample in samples:
         sample.gt_relations = InstanceData(
             pairs=torch.zeros(0, 2, dtype=torch.long), labels=torch.zeros(0, dtype=torch.long)
         )
     assert math.isnan(evaluate(samples)['sg/R@20'])
-    (message,) = said
+    (message,) = messages
     assert message.startswith(f'none of the {len(samples)} images has an annotated relation')
 
 
-def test_nothing_predicted_anywhere():
+def test_no_predictions_give_zero_metrics():
     samples, _, _ = make_samples()
     for sample in samples:
         sample.pred_instances = InstanceData(
@@ -254,7 +254,7 @@ def test_nothing_predicted_anywhere():
     assert math.isnan(evaluate(samples, empty_pred='skip')['sg/R@100'])
 
 
-def test_samples_are_left_as_they_were():
+def test_process_does_not_modify_samples():
     samples, _, _ = make_samples(num_images=2)
     before = copy.deepcopy(samples)
     evaluate(samples)
@@ -275,7 +275,7 @@ def test_samples_are_left_as_they_were():
         (dict(zero_shot_triplets={(0, 1, 2)}, train_ann_file='x.json'), 'not both'),
     ],
 )
-def test_bad_options_show_at_construction(options, message):
+def test_bad_option_raises_at_construction(options, message):
     with pytest.raises(ValueError, match=message):
         SceneGraphMetric(**options)
 
@@ -288,22 +288,22 @@ def test_bad_options_show_at_construction(options, message):
         ('gt_instances', 'image 0.jpg has no gt_instances.bboxes'),
     ],
 )
-def test_missing_parts_are_named(key, message):
+def test_missing_field_raises_with_its_name(key, message):
     samples, _, _ = make_samples(num_images=1)
     delattr(samples[0], key)
     with pytest.raises(ValueError, match=message):
         evaluate(samples)
 
 
-def test_an_unknown_scale_is_named():
+def test_missing_scale_factor_raises():
     samples, _, _ = make_samples(num_images=1)
     del samples[0].scale_factor
     samples[0].set_metainfo(dict(img_shape=(400, 200)))
-    with pytest.raises(ValueError, match='was resized, but has no scale_factor'):
+    with pytest.raises(ValueError, match='was resized but has no scale_factor'):
         evaluate(samples)
 
 
-def test_too_many_columns_are_named():
+def test_wrong_number_of_predicate_scores_raises():
     samples, _, _ = make_samples(num_images=2)
     relations = samples[1].pred_relations
     wide = torch.zeros(len(relations), 4)

@@ -1,4 +1,4 @@
-"""scene_graph_recall against hand-worked cases: every option, ties, duplicates, empty inputs."""
+"""scene_graph_recall against values computed by hand: options, ties, duplicates, empty inputs."""
 
 import math
 import subprocess
@@ -25,7 +25,7 @@ def gt(relations, boxes=BOXES, labels=LABELS):
 
 
 def pred(triplets, num_predicates=3, boxes=BOXES, labels=LABELS, scores=None):
-    """``triplets``: (subject, object, {predicate: score}), one row of pairs each."""
+    """Prediction from ``triplets``: (subject, object, {predicate: score}), one per pair."""
     rel_scores = np.zeros((len(triplets), num_predicates))
     for row, (_, _, by_predicate) in enumerate(triplets):
         for predicate, score in by_predicate.items():
@@ -39,7 +39,7 @@ def pred(triplets, num_predicates=3, boxes=BOXES, labels=LABELS, scores=None):
     )
 
 
-def test_keys_and_plain_floats():
+def test_result_has_documented_keys_and_plain_floats():
     result = scene_graph_recall([pred([(0, 1, {0: 1})])], [gt([[0, 1, 0]])], num_predicates=3)
     names = ('R', 'mR', 'ngR', 'ngmR', 'A')
     assert set(result) == {f'{n}@{k}' for n in names for k in (20, 50, 100)}
@@ -50,8 +50,9 @@ def test_keys_and_plain_floats():
     assert set(result) == {f'{n}@5' for n in (*names, 'zR', 'ngzR')}
 
 
-def test_ranking_is_by_the_product_of_the_three_scores():
-    # 0->1: 0.5 * 0.9 * 0.9 = 0.405 is right; 1->2: 0.9 * 1.0 * 0.5 = 0.45 is wrong and first.
+def test_ranking_uses_product_of_three_scores():
+    # 0->1: 0.5 * 0.9 * 0.9 = 0.405 is correct.
+    # 1->2: 0.9 * 1.0 * 0.5 = 0.45 is wrong and ranks first.
     prediction = pred([(0, 1, {0: 0.9}), (1, 2, {1: 0.5})], scores=[0.5, 0.9, 1.0])
     result = scene_graph_recall([prediction], [gt([[0, 1, 0]])], ks=(1, 2))
     assert result['R@1'] == 0.0
@@ -67,19 +68,19 @@ def test_ranking_is_by_the_product_of_the_three_scores():
         dict(boxes=BOXES + [[0, 0, 0, 0], [6, 0, 6, 0], [0, 0, 0, 0]]),  # object box
     ],
 )
-def test_subject_and_object_must_both_match(change):
+def test_hit_needs_matching_subject_and_object(change):
     result = scene_graph_recall([pred([(0, 1, {0: 1})], **change)], [gt([[0, 1, 0]])])
     assert result['R@20'] == result['ngR@20'] == result['A@20'] == 0.0
 
 
-def test_direction_matters():
+def test_reversed_pair_is_not_a_hit():
     result = scene_graph_recall([pred([(1, 0, {0: 1})])], [gt([[0, 1, 0]])])
     assert result['R@20'] == 0.0
     assert result['A@20'] == 0.0  # (1, 0) is not a ground-truth pair either
 
 
 def test_iou_thr_is_inclusive():
-    # The upper half of the box: IoU 50 / 100.
+    # Upper half of the box: IoU 50 / 100.
     half = BOXES.copy()
     half[:, 3] = 5
     prediction = pred([(0, 1, {0: 1})], boxes=half)
@@ -87,7 +88,7 @@ def test_iou_thr_is_inclusive():
     assert scene_graph_recall([prediction], [gt([[0, 1, 0]])], iou_thr=0.51)['R@20'] == 0.0
 
 
-def test_iou_plus_one():
+def test_iou_plus_one_includes_last_pixel():
     a = np.array([[0, 0, 9, 9]], float)
     b = np.array([[0, 0, 9, 4]], float)
     assert box_iou(a, b)[0, 0] == 36 / 81
@@ -105,8 +106,8 @@ def test_iou_of_boxes_without_area_is_zero():
     np.testing.assert_array_equal(box_iou(line, line), np.zeros((2, 2)))
 
 
-def test_graph_constraint_gives_a_pair_one_predicate():
-    # Two true predicates between the same boxes: one triplet can only name one of them.
+def test_graph_constraint_allows_one_predicate_per_pair():
+    # Two true predicates for one pair: a triplet has only one of them.
     prediction = pred([(0, 1, {0: 0.6, 1: 0.4})])
     truth = gt([[0, 1, 0], [0, 1, 1]])
     result = scene_graph_recall([prediction], [truth], ks=(1, 2))
@@ -115,7 +116,7 @@ def test_graph_constraint_gives_a_pair_one_predicate():
     assert result['ngR@2'] == 1.0
 
 
-def test_without_constraint_weak_predicates_of_a_strong_pair_outrank_others():
+def test_without_constraint_weak_predicates_of_strong_pair_rank_first():
     # All of 0->1 (0.9, 0.8, 0.7) come before 1->2 (0.5).
     prediction = pred([(0, 1, {0: 0.9, 1: 0.8, 2: 0.7}), (1, 2, {0: 0.5})])
     truth = gt([[1, 2, 0]])
@@ -124,25 +125,25 @@ def test_without_constraint_weak_predicates_of_a_strong_pair_outrank_others():
     assert [result[f'ngR@{k}'] for k in (2, 3, 4)] == [0, 0, 1]
 
 
-def test_predicates_per_pair_limits_what_competes():
+def test_predicates_per_pair_limits_competing_predicates():
     prediction = pred([(0, 1, {0: 0.9, 1: 0.8, 2: 0.7}), (1, 2, {0: 0.5})])
     truth = gt([[1, 2, 0], [0, 1, 2]])
     result = scene_graph_recall([prediction], [truth], ks=(3, 4), predicates_per_pair=2)
     assert result['ngR@3'] == 0.5  # 0.9, 0.8, then 1->2
     assert result['ngR@4'] == 0.5  # the third predicate of 0->1 never competes
-    assert result['R@3'] == 0.5  # not concerned
+    assert result['R@3'] == 0.5  # unaffected
 
 
-def test_a_relation_counts_once_however_many_triplets_hit_it():
-    # Boxes 0 and 3 both cover the subject.
+def test_relation_hit_by_several_triplets_counts_once():
+    # Both box 0 and box 3 match the subject.
     boxes, labels = np.vstack((BOXES, BOXES[:1] + 1)), np.array([0, 1, 2, 0])
     prediction = pred([(0, 1, {0: 0.9}), (3, 1, {0: 0.8})], boxes=boxes, labels=labels)
     result = scene_graph_recall([prediction], [gt([[0, 1, 0], [1, 2, 0]])])
     assert result['R@20'] == 0.5
 
 
-def test_a_triplet_may_hit_several_relations():
-    # Two ground-truth subjects of the same class, both covered by predicted box 0.
+def test_triplet_can_hit_several_relations():
+    # Two ground-truth subjects of the same class, both matched by predicted box 0.
     truth = gt([[0, 1, 0], [3, 1, 0]], np.vstack((BOXES, BOXES[:1] + 1)), np.array([0, 1, 2, 0]))
     assert scene_graph_recall([pred([(0, 1, {0: 1})])], [truth], ks=(1,))['R@1'] == 1.0
 
@@ -153,7 +154,7 @@ def test_duplicate_ground_truth_counts_twice():
     assert result['R@20'] == pytest.approx(2 / 3)
 
 
-def test_a_repeated_pair_keeps_its_place_but_gets_no_second_predicate():
+def test_repeated_pair_keeps_rank_but_cannot_hit():
     prediction = pred([(0, 1, {0: 0.9}), (0, 1, {1: 0.8}), (1, 2, {0: 0.7})])
     truth = gt([[0, 1, 0], [0, 1, 1], [1, 2, 0]])
     result = scene_graph_recall([prediction], [truth], ks=(1, 2, 3))
@@ -176,8 +177,8 @@ def test_ties_are_broken_by_position():
         assert scene_graph_recall([both], [gt([[0, 1, 2]])], ks=(1,))[name] == 0.0
 
 
-def test_ties_at_the_cut_of_a_long_list():
-    # 30 pairs of equal score: exactly the first K are kept, whatever partition does.
+def test_ties_at_cutoff_keep_lower_positions():
+    # 30 pairs with equal scores: exactly the first K are kept, regardless of np.partition.
     n = 31
     boxes = np.stack([np.array([20 * i, 0, 20 * i + 10, 10.0]) for i in range(n)])
     labels = np.zeros(n, int)
@@ -190,7 +191,7 @@ def test_ties_at_the_cut_of_a_long_list():
         np.testing.assert_array_equal(np.flatnonzero(ranks.rank_ng < k), np.arange(k))
 
 
-def test_average_image_or_pooled():
+def test_image_and_pooled_averages_match_hand_values():
     # Image A: 1 of 1. Image B: 1 of 3.
     predictions = [pred([(0, 1, {0: 1})]), pred([(0, 1, {0: 1})])]
     truths = [gt([[0, 1, 0]]), gt([[0, 1, 0], [1, 2, 0], [2, 1, 1]])]
@@ -201,11 +202,11 @@ def test_average_image_or_pooled():
     pooled = scene_graph_recall(predictions, truths, average='pooled')
     assert pooled['R@20'] == pytest.approx(2 / 4)
     assert pooled['mR@20'] == pytest.approx((2 / 3 + 0) / 2)
-    # Pair accuracy is pooled either way: B's other pairs were never proposed.
+    # Pair accuracy is always pooled; the other pairs of B were not predicted.
     assert by_image['A@20'] == pooled['A@20'] == pytest.approx(2 / 4)
 
 
-def test_mean_recall_leaves_out_predicates_without_ground_truth():
+def test_mean_recall_ignores_predicates_without_ground_truth():
     result = scene_graph_recall(
         [pred([(0, 1, {4: 1})], num_predicates=50)], [gt([[0, 1, 4]])], num_predicates=50
     )
@@ -213,23 +214,23 @@ def test_mean_recall_leaves_out_predicates_without_ground_truth():
 
 
 def test_pair_accuracy_ranks_ground_truth_pairs_only():
-    # A wrong pair is first; R@1 misses what A@1 finds.
+    # A wrong pair ranks first, so R@1 misses a relation that A@1 counts.
     prediction = pred([(2, 0, {0: 0.9}), (0, 1, {0: 0.8}), (1, 2, {2: 0.7})])
     truth = gt([[0, 1, 0], [1, 2, 1]])
     result = scene_graph_recall([prediction], [truth], ks=(1, 2))
     assert result['R@1'] == 0.0
     assert result['A@1'] == 0.5
-    assert result['A@2'] == 0.5  # pair (1, 2) is there with the wrong predicate
+    assert result['A@2'] == 0.5  # pair (1, 2) has the wrong predicate
 
 
-def test_pair_accuracy_looks_past_the_first_k_of_the_full_ranking():
+def test_pair_accuracy_is_not_limited_to_first_k_of_full_ranking():
     others = [(2, 0, {0: 0.9}), (2, 1, {0: 0.9}), (1, 0, {0: 0.9})]
     result = scene_graph_recall([pred([*others, (0, 1, {0: 0.1})])], [gt([[0, 1, 0]])], ks=(1,))
     assert result['R@1'] == 0.0
     assert result['A@1'] == 1.0
 
 
-def test_zero_shot_counts_only_unseen_triplets():
+def test_zero_shot_recall_counts_unseen_triplets_only():
     # (0, 1, 0) is unseen and found in A; (1, 2, 1) is unseen and missed in B; C has none.
     predictions = [pred([(0, 1, {0: 1})]), pred([(0, 1, {1: 1})]), pred([(0, 1, {1: 1})])]
     truths = [gt([[0, 1, 0], [1, 2, 2]]), gt([[1, 2, 1], [0, 1, 1]]), gt([[0, 1, 1]])]
@@ -258,14 +259,14 @@ def test_zero_shot_is_ranked_among_all_triplets():
     assert (result['zR@1'], result['zR@2']) == (0.0, 1.0)
 
 
-def test_images_without_ground_truth_relations_are_left_out():
+def test_images_without_ground_truth_relations_are_ignored():
     predictions = [pred([(0, 1, {0: 1})]), pred([(0, 1, {0: 1})])]
     result = scene_graph_recall(predictions, [gt([[0, 1, 0]]), gt([])])
     assert result['R@20'] == result['A@20'] == result['mR@20'] == 1.0
 
 
 @pytest.mark.parametrize('average', ['image', 'pooled'])
-def test_no_ground_truth_at_all_is_nan(average):
+def test_no_ground_truth_gives_nan(average):
     for predictions, truths in (([], []), ([pred([(0, 1, {0: 1})])], [gt([])])):
         result = scene_graph_recall(
             predictions, truths, average=average, zero_shot_triplets={(0, 1, 0)}
@@ -274,7 +275,7 @@ def test_no_ground_truth_at_all_is_nan(average):
         assert all(math.isnan(v) for v in result.values())
 
 
-def test_empty_pred():
+def test_empty_pred_counts_zero_or_skips_image():
     nothing = pred([])
     no_boxes = dict(bboxes=[], labels=[], scores=[], pairs=[], rel_scores=[])
     truths = [gt([[0, 1, 0]])] * 3
@@ -283,12 +284,12 @@ def test_empty_pred():
     assert zero['R@20'] == zero['ngR@20'] == zero['mR@20'] == zero['A@20'] == pytest.approx(1 / 3)
     skip = scene_graph_recall(predictions, truths, empty_pred='skip')
     assert skip['R@20'] == skip['ngR@20'] == skip['mR@20'] == skip['A@20'] == 1.0
-    # Pairs that are all wrong are predictions: not skipped.
+    # An image with only wrong pairs has predictions and is not skipped.
     wrong = scene_graph_recall([pred([(2, 1, {0: 1})])], truths[:1], empty_pred='skip')
     assert wrong['R@20'] == 0.0
 
 
-def test_predicate_recall_gives_the_terms_of_the_mean():
+def test_mean_of_predicate_recall_equals_mean_recall():
     predictions = [pred([(0, 1, {0: 1})]), pred([(0, 1, {0: 1})])]
     truths = [gt([[0, 1, 0]]), gt([[0, 1, 0], [1, 2, 0], [2, 1, 1]])]
     matches = [match_image(p, t) for p, t in zip(predictions, truths, strict=True)]
@@ -301,7 +302,7 @@ def test_predicate_recall_gives_the_terms_of_the_mean():
     assert np.nanmean(terms['R@20']) == pytest.approx(mean)
 
 
-def test_inputs_are_not_modified_and_may_be_iterators_or_torch():
+def test_inputs_can_be_iterators_or_tensors_and_are_not_modified():
     torch = pytest.importorskip('torch')
     prediction, truth = pred([(0, 1, {0: 0.5}), (1, 2, {1: 0.2})]), gt([[0, 1, 0]])
     before = {k: v.copy() for k, v in prediction.items()}
@@ -313,7 +314,7 @@ def test_inputs_are_not_modified_and_may_be_iterators_or_torch():
     assert scene_graph_recall([as_torch], [truth]) == expected
 
 
-def test_conventions_are_keyword_arguments():
+def test_conventions_are_valid_keyword_arguments():
     for name, options in CONVENTIONS.items():
         result = scene_graph_recall([pred([(0, 1, {0: 1})])], [gt([[0, 1, 0]])], **options)
         assert result['R@20'] == 1.0, name
@@ -333,7 +334,7 @@ def test_conventions_are_keyword_arguments():
         (dict(num_predicates=4), 'background'),
     ],
 )
-def test_bad_options_are_named(options, message):
+def test_bad_option_raises_with_its_name(options, message):
     with pytest.raises(ValueError, match=message):
         scene_graph_recall([pred([(0, 1, {0: 1})])], [gt([[0, 1, 0]])], **options)
 
@@ -352,13 +353,13 @@ def test_bad_options_are_named(options, message):
         (dict(bboxes=[[0, 0, np.inf, 1]] * 3), r"\['bboxes'\] holds NaN"),
     ],
 )
-def test_bad_predictions_are_named(change, message):
+def test_bad_prediction_raises_with_its_key(change, message):
     good, truth = pred([(0, 1, {0: 1})]), gt([[0, 1, 0]])
     with pytest.raises(ValueError, match=message):
         scene_graph_recall([good, {**good, **change}], [truth, truth])
 
 
-def test_bad_ground_truths_are_named():
+def test_bad_ground_truth_raises_with_its_key():
     good = pred([(0, 1, {0: 1})])
     with pytest.raises(ValueError, match=r"ground_truth\['relations'\]\[:, :2\]"):
         scene_graph_recall([good], [gt([[0, 3, 0]])])
@@ -372,8 +373,8 @@ def test_bad_ground_truths_are_named():
         scene_graph_recall([], [gt([[0, 1, 0]])])
 
 
-def test_import_without_mmdetection():
-    """The function is there where MMDetection, MMEngine and MMCV are not."""
+def test_recall_imports_without_mmdetection():
+    """The function works without MMDetection, MMEngine and MMCV."""
     code = (
         'import sys\n'
         'for name in ("mmdet", "mmengine", "mmcv"):\n'

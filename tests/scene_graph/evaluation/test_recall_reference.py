@@ -1,4 +1,4 @@
-"""scene_graph_recall against a slow second implementation, written from the definitions alone."""
+"""scene_graph_recall against a slow independent implementation of the definitions."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ def iou(a, b, plus_one):
 
 
 def ranked_triplets(p, constraint, per_pair):
-    """(subject, object, predicate, may hit), best first; Python's sort is stable."""
+    """(subject, object, predicate, may hit), best first; relies on Python's stable sort."""
     triplets = []
     seen = set()
     for (s, o), scores in zip(p['pairs'], p['rel_scores'], strict=True):
@@ -41,7 +41,7 @@ def ranked_triplets(p, constraint, per_pair):
 
 
 def hit_relations(p, t, triplets, iou_thr, plus_one):
-    """Indices of the relations that the triplets hit."""
+    """Indices of the relations hit by the triplets."""
     hit = set()
     for (s, o, predicate, may_hit), (i, (gs, go, gp)) in itertools.product(
         triplets, enumerate(t['relations'])
@@ -64,7 +64,7 @@ def mean(values):
 
 
 def recall(images, average):
-    """``images``: (hit indices, relation indices that count) each."""
+    """Recall over ``images``: (hit indices, counted relation indices) for each."""
     images = [(hit & wanted, wanted) for hit, wanted in images if wanted]
     if average == 'image':
         return mean(len(hit) / len(wanted) for hit, wanted in images)
@@ -114,7 +114,7 @@ def reference(predictions, truths, ks, iou_thr, plus_one, empty_pred, average, u
     return result
 
 
-# Coarse grids make equal scores, shared boxes and IoUs of exactly the threshold common.
+# Coarse grids make equal scores, equal boxes and IoUs at the threshold common.
 coords = st.integers(0, 4)
 score = st.sampled_from([0.0, 0.25, 0.5, 1.0])
 
@@ -138,7 +138,7 @@ def images(draw):
         index, predicate = st.integers(0, n - 1), st.integers(0, NUM_PREDICATES - 1)
         relations = draw(st.lists(st.tuples(index, index, predicate), max_size=4))
     truth = dict(bboxes=boxes, labels=labels, relations=relations)
-    if not draw(st.booleans()):  # else PredCls: boxes and labels are the ground truth's
+    if not draw(st.booleans()):  # else PredCls: boxes and labels are from the ground truth
         boxes, labels = draw(boxes_and_labels())
     n = len(boxes)
     pairs = []
@@ -172,7 +172,9 @@ triplet = st.tuples(
     unseen=st.sets(triplet, max_size=6),
     per_pair=st.sampled_from([None, 1, 2]),
 )
-def test_equals_the_reference(data, iou_thr, plus_one, empty_pred, average, unseen, per_pair):
+def test_recall_equals_reference_on_random_images(
+    data, iou_thr, plus_one, empty_pred, average, unseen, per_pair
+):
     predictions, truths = [p for p, _ in data], [t for _, t in data]
     ks = (1, 2, 5)
     expected = reference(
@@ -195,7 +197,7 @@ def test_equals_the_reference(data, iou_thr, plus_one, empty_pred, average, unse
         assert actual[key] == pytest.approx(value, nan_ok=True), key
 
 
-def test_equals_the_reference_on_a_crowded_image():
+def test_recall_equals_reference_on_crowded_image():
     rng = np.random.default_rng(0)
     predictions, truths = [], []
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""From pictures of every kind to graphs, JSON and drawings; and what is refused."""
+"""SceneGraphInferencer: input types, outputs, errors."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ def mmdet_scope():
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """A config and the checkpoint of a (hardly) trained model, as training would leave them."""
+    """A config and a checkpoint with random weights, in the format of a training run."""
     cfg = Config.fromfile(CONFIG)
     cfg.test_dataloader.dataset.data_root = 'nowhere/'
     cfg.model.test_cfg.rcnn.score_thr = 0.0
@@ -65,7 +65,7 @@ def same(a, b):
         assert one['score'] == pytest.approx(other['score'], rel=1e-3)
 
 
-def test_path_folder_array_and_list_agree(inferencer, folder):
+def test_path_folder_array_and_list_give_same_result(inferencer, folder):
     one = inferencer(str(folder / '1.png'))['predictions']
     every = inferencer(str(folder), batch_size=2)['predictions']
     array = inferencer(cv2.imread(str(folder / '1.png')))['predictions']
@@ -75,7 +75,7 @@ def test_path_folder_array_and_list_agree(inferencer, folder):
         same(one[0], other)
 
 
-def test_the_dict_of_a_picture(inferencer, folder):
+def test_prediction_dict_has_documented_content(inferencer, folder):
     graph = inferencer(str(folder / '0.png'))['predictions'][0]
     json.dumps(graph)
     assert graph['names'] == [METAINFO['classes'][label] for label in graph['labels']]
@@ -89,7 +89,7 @@ def test_the_dict_of_a_picture(inferencer, folder):
     assert graph['scene']['name'] == METAINFO['scenes'][graph['scene']['label']]
 
 
-def test_files_are_written(inferencer, folder, tmp_path):
+def test_out_dir_receives_pictures_and_json(inferencer, folder, tmp_path):
     out = inferencer(
         str(folder), out_dir=str(tmp_path), no_save_pred=False, return_vis=True, pred_score_thr=0.1
     )
@@ -97,27 +97,27 @@ def test_files_are_written(inferencer, folder, tmp_path):
     assert names == ['0.json', '1.json', '2.json']
     assert json.loads((tmp_path / 'preds' / '2.json').read_text()) == out['predictions'][2]
     assert sorted(p.name for p in (tmp_path / 'vis').iterdir()) == ['0.png', '1.png', '2.png']
-    assert out['visualization'][0].shape[1] == 1400  # the graph is beside the picture
+    assert out['visualization'][0].shape[1] == 1400  # picture and graph side by side
 
 
-def test_arrays_are_drawn_in_their_colors(inferencer):
+def test_bgr_array_is_drawn_in_correct_colors(inferencer):
     blue = np.zeros((128, 160, 3), np.uint8)
     blue[..., 0] = 255  # BGR
     drawn = inferencer(blue, return_vis=True, pred_score_thr=1.0)['visualization'][0]
     assert (drawn == (0, 0, 255)).all(axis=2).sum() > 10000
 
 
-def test_data_samples_on_demand(inferencer, folder):
+def test_return_datasamples_returns_data_samples(inferencer, folder):
     sample = inferencer(str(folder / '0.png'), return_datasamples=True)['predictions'][0]
     assert 'pred_relations' in sample and 'pred_scene' in sample
 
 
-def test_max_relations(trained, folder):
+def test_max_relations_limits_triplets(trained, folder):
     few = SceneGraphInferencer(*trained, device='cpu', show_progress=False, max_relations=2)
     assert len(few(str(folder / '0.png'))['predictions'][0]['relations']) == 2
 
 
-def test_the_config_may_be_in_the_checkpoint(trained, inferencer, folder):
+def test_config_is_read_from_checkpoint(trained, inferencer, folder):
     alone = SceneGraphInferencer(weights=trained[1], device='cpu', show_progress=False)
     same(
         alone(str(folder / '0.png'))['predictions'][0],
@@ -125,36 +125,36 @@ def test_the_config_may_be_in_the_checkpoint(trained, inferencer, folder):
     )
 
 
-def test_predcls_is_told_the_objects(trained, folder):
-    told = SceneGraphInferencer(*trained, device='cpu', show_progress=False, protocol='predcls')
+def test_predcls_uses_given_objects(trained, folder):
+    predcls = SceneGraphInferencer(*trained, device='cpu', show_progress=False, protocol='predcls')
     objects = dict(bboxes=[[10, 10, 50, 60], [80, 20, 120, 70]], labels=[3, 0])
     path = str(folder / '0.png')
     for picture in (dict(img_path=path), dict(img=cv2.imread(path))):
-        graph = told({**picture, **objects})['predictions'][0]
+        graph = predcls({**picture, **objects})['predictions'][0]
         np.testing.assert_allclose(graph['bboxes'], objects['bboxes'], atol=1e-3)
         assert graph['names'] == ['star', 'circle'] and graph['scores'] == [1, 1]
         assert {(r['subject'], r['object']) for r in graph['relations']} == {(0, 1), (1, 0)}
     with pytest.raises(ValueError, match="'predcls' of this model needs 'bboxes'"):
-        told(path)
+        predcls(path)
     with pytest.raises(ValueError, match='2 bboxes, but 1 labels'):
-        told({'img_path': path, **objects, 'labels': [3]})
-    by_name = told({'img_path': path, **objects, 'labels': ['star', 'circle']})['predictions'][0]
+        predcls({'img_path': path, **objects, 'labels': [3]})
+    by_name = predcls({'img_path': path, **objects, 'labels': ['star', 'circle']})['predictions'][0]
     assert by_name['names'] == ['star', 'circle']
     for wrong in ([3, 10], [3, -1], [3, 'stars'], [3, 0.5]):
-        with pytest.raises(ValueError, match=r"indices in \[0, 10\) or names of \['circle'"):
-            told({'img_path': path, **objects, 'labels': wrong})
+        with pytest.raises(ValueError, match=r"indices in \[0, 10\) or names in \['circle'"):
+            predcls({'img_path': path, **objects, 'labels': wrong})
     with pytest.raises(ValueError, match=r'x1 < x2 .* got \[80.0, 20.0, 40.0, 50.0\]'):
-        told({'img_path': path, 'bboxes': [[0, 0, 9, 9], [80, 20, 40, 50]], 'labels': [3, 0]})
+        predcls({'img_path': path, 'bboxes': [[0, 0, 9, 9], [80, 20, 40, 50]], 'labels': [3, 0]})
 
 
-def test_what_is_refused(trained, inferencer, tmp_path):
+def test_bad_inputs_raise(trained, inferencer, tmp_path):
     with pytest.raises(FileNotFoundError, match='no picture at'):
         inferencer(str(tmp_path / 'none.jpg'))
-    with pytest.raises(FileNotFoundError, match='no picture in'):
+    with pytest.raises(FileNotFoundError, match='no picture found in'):
         inferencer(str(tmp_path))
     with pytest.raises(ValueError, match=r'\(H, W, 3\), BGR; got shape \(9, 9\)'):
         inferencer(np.zeros((9, 9), np.uint8))
-    with pytest.raises(ValueError, match=r"finds objects itself: leave \['bboxes'\] out"):
+    with pytest.raises(ValueError, match=r"detects objects itself: remove \['bboxes'\]"):
         inferencer(dict(img=np.zeros((9, 9, 3), np.uint8), bboxes=[[0, 0, 5, 5]]))
     with pytest.raises(ValueError, match='boxes'):
         inferencer(dict(img_path='a.jpg', boxes=[]))

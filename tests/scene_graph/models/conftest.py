@@ -1,4 +1,4 @@
-"""A model small enough to train in a test, and batches of drawn pictures with relations."""
+"""A model small enough for tests, and batches of ShapeScenes pictures with relations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONTEXTS = {
 
 @pytest.fixture(autouse=True)
 def mmdet_scope():
-    """Types of a config are looked up among MMDetection's; other tests keep the scope they had."""
+    """Use MMDetection's default scope and restore the previous scope afterwards."""
     known = list(DefaultScope._instance_dict.items())
     init_default_scope('mmdet')
     yield
@@ -65,7 +65,7 @@ def _rpn_and_rcnn(train: bool) -> dict:
 
 
 def model_cfg(context: str | None = 'IdentityContext', **options) -> ConfigDict:
-    """Config of a SceneGraphRCNN on a ResNet-18 of an eighth of its width."""
+    """Config of a SceneGraphRCNN with a ResNet-18 at an eighth of its width."""
     coder = dict(
         type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2]
     )
@@ -135,7 +135,7 @@ def some_counts(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def make_model():
-    """Build a seeded model with a frequency bias that has counts."""
+    """Build a seeded model whose frequency bias has counts."""
 
     def make(context: str | None = 'IdentityContext', **options):
         torch.manual_seed(0)
@@ -148,7 +148,7 @@ def make_model():
 
 
 def sample_of(index: int, relations: bool = True, size: tuple[int, int] = SIZE) -> dict:
-    """A ShapeScenes picture as the pipeline would pack it."""
+    """A ShapeScenes picture in the format of the pipeline."""
     drawn = draw_sample(0, 'train', index, size)
     boxes = torch.tensor([obj['bbox'] for obj in drawn.objects]).float()
     boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
@@ -171,7 +171,7 @@ def sample_of(index: int, relations: bool = True, size: tuple[int, int] = SIZE) 
 
 
 def keep_objects(data: dict, count: int) -> dict:
-    """The same picture with only its first objects annotated."""
+    """The same picture with annotations of its first objects only."""
     sample = data['data_samples']
     sample.gt_instances = sample.gt_instances[:count]
     inside = (sample.gt_relations.pairs < count).all(dim=1)
@@ -181,7 +181,7 @@ def keep_objects(data: dict, count: int) -> dict:
 
 @pytest.fixture
 def make_batch():
-    """Collate pictures: ``make_batch(range(4))``, or a list of what :func:`sample_of` gives."""
+    """Collate pictures: ``make_batch(range(4))``, or a list of outputs of :func:`sample_of`."""
 
     def make(items, **options) -> dict:
         items = [sample_of(i, **options) if isinstance(i, int) else i for i in items]
@@ -214,7 +214,7 @@ def predict():
 
 @pytest.fixture
 def pictures():
-    """Functions to make single pictures."""
+    """Functions that create single pictures."""
     return dict(sample_of=sample_of, keep_objects=keep_objects)
 
 

@@ -1,4 +1,4 @@
-"""Every context keeps the contract; what each computes agrees with a plain loop over one image."""
+"""Contract of all contexts, and each context against a plain loop over one image."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def build(name, **options):
 
 
 def inputs(num_objs, seed=0, every_pair=True):
-    """Random objects in images; all ordered pairs of each image, or every other one."""
+    """Random objects in images, with all ordered pairs of each image or every second one."""
     g = torch.Generator().manual_seed(seed)
     count = sum(num_objs)
     corner = torch.rand(count, 2, generator=g, dtype=torch.float64) * 100
@@ -59,7 +59,7 @@ def inputs(num_objs, seed=0, every_pair=True):
 
 
 def image_of(data, i):
-    """The inputs of image i alone, and which rows of objects and pairs they are."""
+    """Inputs of image i, and its rows of objects and pairs."""
     start = sum(data['num_objs'][:i])
     stop = start + data['num_objs'][i]
     rows = (data['pairs'][:, 0] >= start) & (data['pairs'][:, 0] < stop)
@@ -84,7 +84,7 @@ def test_all_registered_contexts_are_tested():
 
 @pytest.mark.parametrize('name, options', VARIANTS)
 @pytest.mark.parametrize('num_objs', [(3, 0, 1, 4), (1,), (0,), (0, 0), (2,)])
-def test_shapes_and_gradients(name, options, num_objs):
+def test_outputs_have_declared_shapes_and_gradients(name, options, num_objs):
     context = build(name, **options).train()
     data = inputs(num_objs, every_pair=False)
     obj_ctx, edge_ctx = context(**data)
@@ -96,7 +96,7 @@ def test_shapes_and_gradients(name, options, num_objs):
 
 
 @pytest.mark.parametrize('name, options', VARIANTS)
-def test_a_batch_gives_what_its_images_give_one_at_a_time(name, options):
+def test_batch_equals_single_images(name, options):
     context, data = build(name, **options), inputs((3, 0, 1, 5, 2))
     obj_ctx, edge_ctx = context(**data)
     for i in range(5):
@@ -107,8 +107,8 @@ def test_a_batch_gives_what_its_images_give_one_at_a_time(name, options):
 
 
 @pytest.mark.parametrize('name, options', VARIANTS)
-def test_the_order_of_objects_and_pairs_tells_nothing(name, options):
-    """Transformer, IMP and identity by construction; RNN and CRNN because they sort."""
+def test_context_is_equivariant_to_order(name, options):
+    """Transformer, IMP and identity are equivariant by design; RNN and CRNN sort."""
     context, data = build(name, **options), inputs((4, 3))
     obj_ctx, edge_ctx = context(**data)
     g = torch.Generator().manual_seed(1)
@@ -128,16 +128,16 @@ def test_the_order_of_objects_and_pairs_tells_nothing(name, options):
 
 
 @pytest.mark.parametrize('name', [name for name in SMALL if name != 'IdentityContext'])
-def test_objects_of_an_image_see_each_other(name):
+def test_changing_one_object_changes_context_of_others(name):
     context, data = build(name, **SMALL[name]), inputs((3,))
     data['obj_feats'].requires_grad_()
     data['union_feats'].requires_grad_()
     context(**data)[0][0].pow(2).sum().backward()
-    # CRNN lets an object see the others through its own pairs.
+    # In CRNN an object sees the others through its pairs.
     assert (data['obj_feats'].grad.abs().sum(1) > 0).all()
 
 
-def test_identity_context():
+def test_identity_context_returns_features():
     data = inputs((3,))
     obj_ctx, edge_ctx = build('IdentityContext')(**data)
     assert torch.equal(obj_ctx, data['obj_feats'])
@@ -146,7 +146,7 @@ def test_identity_context():
 
 
 @pytest.mark.parametrize('cell', ['rnn', 'gru', 'lstm'])
-def test_rnn_context_is_torch_s_recurrence_over_the_sorted_objects(cell):
+def test_rnn_context_equals_torch_rnn_over_sorted_objects(cell):
     context, data = build('RNNContext', hidden_dim=8, cell=cell), inputs((5,))
     center = (data['boxes'][:, 0] + data['boxes'][:, 2]) / 2
     order = center.argsort()
@@ -163,7 +163,7 @@ def test_rnn_context_is_torch_s_recurrence_over_the_sorted_objects(cell):
     torch.testing.assert_close(edge_ctx[7], pair.relu())
 
 
-def test_crnn_context_reads_the_partners_of_each_subject():
+def test_crnn_context_equals_rnn_over_partners_of_each_subject():
     context, data = build('CRNNContext', hidden_dim=8, conv_channels=4), inputs((4,))
     _, edge_ctx = context(**data)
     objs = context.encode_obj(data['obj_feats']).relu()
@@ -181,8 +181,8 @@ def test_crnn_context_reads_the_partners_of_each_subject():
 
 
 @pytest.mark.parametrize('aggregate', ['sum', 'mean'])
-def test_imp_context_follows_the_paper(aggregate):
-    """arXiv 1701.02426, section 3: gated messages, one GRU for objects and one for pairs."""
+def test_imp_context_equals_formulas_of_paper(aggregate):
+    """arXiv 1701.02426, section 3: gated messages, a GRU for objects and a GRU for pairs."""
     context = build('IMPContext', hidden_dim=8, num_iters=2, aggregate=aggregate)
     data = inputs((4,))
     pairs = data['pairs'].tolist()
@@ -221,12 +221,12 @@ def test_imp_context_follows_the_paper(aggregate):
     torch.testing.assert_close(edge_ctx, torch.stack(edge))
 
 
-def test_transformer_layers_do_not_start_alike():
+def test_transformer_layers_have_different_initial_weights():
     layers = build('TransformerContext', **SMALL['TransformerContext']).obj_encoder.layers
     assert not torch.equal(layers[0].linear1.weight, layers[1].linear1.weight)
 
 
-def test_orderings():
+def test_order_objects_sorts_by_each_ordering():
     boxes = torch.tensor(
         [
             [10.0, 0, 20, 10, 0.5],  # centre 15, area 100
@@ -255,12 +255,12 @@ def test_orderings():
         ('IMPContext', dict(aggregate='max'), "aggregate must be 'sum' or 'mean'"),
     ],
 )
-def test_wrong_options_are_named(name, options, message):
+def test_bad_option_raises_with_its_name(name, options, message):
     with pytest.raises(ValueError, match=message):
         build(name, **options)
 
 
-def test_a_type_or_key_that_no_context_has():
+def test_unknown_type_or_key_raises_with_valid_ones():
     sizes = dict(in_dim=4, union_channels=2)
     with pytest.raises(ValueError, match=r"one of \['CRNNContext', .*got 'RNNConText'"):
         build_context(dict(type='RNNConText', **sizes))

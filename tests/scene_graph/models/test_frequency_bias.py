@@ -1,4 +1,4 @@
-"""Log-frequencies by hand, and what happens with files that are not as they should be."""
+"""FrequencyBias against log-frequencies computed by hand, and errors for invalid files."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def counts():
     return relations, unrelated
 
 
-def test_log_frequencies():
+def test_logits_equal_log_frequencies():
     bias = FrequencyBias(2, 3)
     bias.set_counts(*counts())
     labels = torch.tensor([0, 1, 1])
@@ -24,13 +24,13 @@ def test_log_frequencies():
         [
             [3 / 8 + 1e-3, 1e-3, 1 / 8 + 1e-3, 4 / 8 + 1e-3],
             [1e-3, 1e-3, 1e-3, 1 + 1e-3],
-            [0.25 + 1e-3] * 4,  # these two classes never met
+            [0.25 + 1e-3] * 4,  # these two classes never occur together
         ]
     )
     np.testing.assert_allclose(logits.detach().numpy(), expected, rtol=1e-6)
 
 
-def test_direction_matters():
+def test_logits_depend_on_direction():
     bias = FrequencyBias(2, 3)
     bias.set_counts(*counts())
     labels = torch.tensor([0, 1])
@@ -38,18 +38,18 @@ def test_direction_matters():
     assert not torch.allclose(there, back)
 
 
-def test_it_trains_unless_told_not_to():
+def test_trainable_controls_gradient():
     for trainable in (True, False):
         bias = FrequencyBias(2, 3, trainable=trainable)
         assert bias.weight.requires_grad is trainable
 
 
-def test_without_counts_it_says_what_to_do():
+def test_missing_counts_raise_with_remedy():
     with pytest.raises(RuntimeError, match='FrequencyBiasHook'):
         FrequencyBias(2, 3)(torch.tensor([0, 1]), torch.tensor([[0, 1]]))
 
 
-def test_counts_travel_in_a_checkpoint():
+def test_counts_survive_state_dict():
     bias, other = FrequencyBias(2, 3), FrequencyBias(2, 3)
     bias.set_counts(*counts())
     other.load_state_dict(bias.state_dict())
@@ -57,7 +57,7 @@ def test_counts_travel_in_a_checkpoint():
     assert torch.equal(other(labels, pairs), bias(labels, pairs))
 
 
-def test_counts_travel_in_a_file(tmp_path):
+def test_counts_survive_npz_file(tmp_path):
     save_counts(tmp_path / 'deep' / 'counts.npz', *counts())
     for written, read in zip(counts(), load_counts(tmp_path / 'deep' / 'counts.npz'), strict=True):
         np.testing.assert_array_equal(written, read)
@@ -66,17 +66,17 @@ def test_counts_travel_in_a_file(tmp_path):
     assert [p.name for p in (tmp_path / 'deep').iterdir()] == ['counts.npz']
 
 
-def test_a_file_that_is_no_counts(tmp_path):
+def test_invalid_counts_file_raises(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_counts(tmp_path / 'nowhere.npz')
     (tmp_path / 'broken.npz').write_bytes(b'PK not really')
     np.savez(tmp_path / 'other.npz', relations=np.zeros(3))
     for name in ('broken.npz', 'other.npz'):
-        with pytest.raises(ValueError, match=f'{name} does not hold the counts'):
+        with pytest.raises(ValueError, match=f'{name} does not contain the counts'):
             load_counts(tmp_path / name)
 
 
-def test_counts_of_another_data_set():
+def test_counts_with_other_shape_raise():
     relations, unrelated = counts()
     with pytest.raises(ValueError, match=r'2 classes and 4 predicates.*\(2, 2, 3\)'):
         FrequencyBias(2, 4).set_counts(relations, unrelated)

@@ -1,4 +1,4 @@
-"""Every context learns eight pictures by heart under every kind of clipping, spikes included."""
+"""Every context overfits eight pictures with every kind of clipping, also after a spike."""
 
 import numpy as np
 import pytest
@@ -66,18 +66,18 @@ def train(model, batch, clip_grad, iters, spike_at=None):
 
 @pytest.mark.parametrize('clip', CLIPPING)
 @pytest.mark.parametrize('context', CONTEXT_NAMES)
-def test_eight_pictures_by_heart(make_model, make_batch, predict, context, clip):
+def test_model_overfits_eight_pictures(make_model, make_batch, predict, context, clip):
     model, pictures = make_model(context), range(8)
     before = recall(predict(model, make_batch(pictures)))
     train(model, make_batch(pictures), CLIPPING[clip], ITERS)
     after = recall(predict(model, make_batch(pictures)))
-    assert before < 0.6  # the counts of the bias are random: nothing is known at first
+    assert before < 0.6  # the counts of the bias are random, so the initial recall is low
     assert after > 0.95
 
 
 @pytest.mark.parametrize('clip', CLIPPING)
 @pytest.mark.parametrize('context', ['RNNContext', 'CRNNContext', 'TransformerContext'])
-def test_a_spike_leaves_weights_that_learn_on(make_model, make_batch, predict, context, clip):
+def test_training_recovers_after_spike(make_model, make_batch, predict, context, clip):
     model = make_model(context)
     before = recall(predict(model, make_batch(range(2))))
     train(model, make_batch(range(2)), CLIPPING[clip], 30, spike_at=10)

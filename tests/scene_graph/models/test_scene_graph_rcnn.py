@@ -1,4 +1,4 @@
-"""What the detector promises: no leak, batches like single images, any backbone, a whole graph."""
+"""SceneGraphRCNN: no ground-truth leaks, batch independence, backbones, losses, outputs."""
 
 import copy
 
@@ -47,7 +47,7 @@ def test_every_context_trains_and_predicts_under_every_protocol(
     graph = predict(model, make_batch([0]))[0]
     count = len(graph.pred_instances)
     assert graph.pred_relations.scores.shape == (count * (count - 1), 10)
-    assert (graph.pred_relations.scores.sum(1) <= 1 + 1e-5).all()  # the rest is "no relation"
+    assert (graph.pred_relations.scores.sum(1) <= 1 + 1e-5).all()  # the remainder is "no relation"
     assert graph.pred_scene.score.shape == (6,)
     assert graph.pred_scene.score.sum().item() == pytest.approx(1)
     if protocol == 'predcls':
@@ -59,7 +59,7 @@ def test_every_context_trains_and_predicts_under_every_protocol(
 
 @pytest.mark.parametrize('context', CONTEXT_NAMES)
 @pytest.mark.parametrize('protocol', ['predcls', 'sgcls'])
-def test_predictions_know_nothing_of_the_relations(
+def test_predictions_do_not_depend_on_ground_truth_relations(
     make_model, make_batch, predict, pictures, protocol, context
 ):
     model = make_model(context, protocol=protocol)
@@ -82,7 +82,7 @@ def test_predictions_know_nothing_of_the_relations(
             same_graph(a, b)
 
 
-def test_sgcls_knows_nothing_of_the_labels_and_sgdet_nothing_at_all(
+def test_sgcls_ignores_labels_and_sgdet_ignores_ground_truth(
     make_model, make_batch, predict, pictures
 ):
     for protocol in ('sgcls', 'sgdet'):
@@ -101,9 +101,7 @@ def test_sgcls_knows_nothing_of_the_labels_and_sgdet_nothing_at_all(
 
 @pytest.mark.parametrize('protocol', PROTOCOLS)
 @pytest.mark.parametrize('context', CONTEXT_NAMES)
-def test_a_batch_gives_what_its_images_give(
-    make_model, make_batch, predict, pictures, protocol, context
-):
+def test_batch_equals_single_images(make_model, make_batch, predict, pictures, protocol, context):
     model = make_model(context, protocol=protocol)
     items = [pictures['sample_of'](i) for i in range(4)]
     pictures['keep_objects'](items[1], 1)
@@ -113,7 +111,7 @@ def test_a_batch_gives_what_its_images_give(
         same_graph(graph, predict(model, make_batch([item]))[0])
 
 
-def test_padding_of_a_batch_does_not_reach_the_scene(make_model):
+def test_batch_padding_does_not_change_scene(make_model):
     head = make_model().scene_head
     feats = [torch.rand(1, 16, 8, 8), None, None, torch.rand(1, 16, 4, 4)]
     padded = [None if f is None else torch.nn.functional.pad(f, (0, f.shape[3])) for f in feats]
@@ -126,14 +124,14 @@ def test_padding_of_a_batch_does_not_reach_the_scene(make_model):
 @pytest.mark.parametrize('protocol', PROTOCOLS)
 @pytest.mark.parametrize('objects', [0, 1])
 @pytest.mark.parametrize('context', CONTEXT_NAMES)
-def test_images_with_hardly_an_object(
+def test_batch_without_pairs_gives_finite_losses_and_gradients(
     make_model, make_batch, loss_of, predict, pictures, protocol, objects, context
 ):
-    """No pair in the whole batch: finite losses, and a gradient for every trainable parameter."""
+    """Without a pair in the batch, losses are finite and every parameter has a gradient."""
     model = make_model(context, protocol=protocol).train()
     items = [pictures['keep_objects'](pictures['sample_of'](i), objects) for i in range(2)]
     if protocol == 'sgdet':
-        model.roi_head.test_cfg.score_thr = model.test_cfg.rcnn.score_thr = 1.1  # finds nothing
+        model.roi_head.test_cfg.score_thr = model.test_cfg.rcnn.score_thr = 1.1  # no detections
     total, _ = model.parse_losses(loss_of(model, make_batch(items)))
     assert total.isfinite()
     total.backward()
@@ -146,14 +144,14 @@ def test_images_with_hardly_an_object(
     assert graph.pred_relations.scores.shape == (0, 10)
 
 
-def test_unrelated_images_train_the_background(make_model, make_batch, loss_of):
+def test_unrelated_images_train_no_relation_class(make_model, make_batch, loss_of):
     model = make_model('RNNContext').train()
     losses = loss_of(model, make_batch([0, 1], relations=False))
     assert losses['loss_predicate'] > 0
     assert 'acc_predicate' not in losses
 
 
-def test_frozen_detector_stays_in_eval_mode_and_gets_no_gradient(make_model, make_batch, loss_of):
+def test_frozen_detector_stays_in_eval_mode_without_gradient(make_model, make_batch, loss_of):
     model = make_model('RNNContext', freeze_detector=True, detector_loss=None).train()
     parts = [model.backbone, model.neck, model.rpn_head, model.roi_head]
     assert not any(m.training for part in parts for m in part.modules())
@@ -164,10 +162,10 @@ def test_frozen_detector_stays_in_eval_mode_and_gets_no_gradient(make_model, mak
     assert all(p.grad is None for part in parts for p in part.parameters())
     assert all(p.grad is not None for p in model.relation_head.parameters())
     after = {k: v for part in parts for k, v in part.state_dict().items()}
-    assert all(torch.equal(v, after[k]) for k, v in before.items())  # batch statistics too
+    assert all(torch.equal(v, after[k]) for k, v in before.items())  # including batch statistics
 
 
-def test_detector_trains_along(make_model, make_batch, loss_of):
+def test_detector_loss_trains_detector(make_model, make_batch, loss_of):
     model = make_model('RNNContext', protocol='sgdet', detector_loss=None).train()
     assert model.detector_loss and model.backbone.training
     losses = loss_of(model, make_batch(range(2)))
@@ -177,14 +175,14 @@ def test_detector_trains_along(make_model, make_batch, loss_of):
     assert model.roi_head.bbox_head.fc_cls.weight.grad.abs().sum() > 0
 
 
-def test_without_detector_loss_rpn_and_box_head_stay_as_they_are(make_model):
+def test_without_detector_loss_rpn_and_box_head_do_not_change(make_model):
     model = make_model('RNNContext')
     for module in (model.rpn_head, model.roi_head.bbox_head):
         assert not any(p.requires_grad for p in module.parameters())
     assert all(p.requires_grad for p in model.neck.parameters())
 
 
-def test_detector_losses_are_those_of_faster_rcnn(make_model, make_batch, config_of):
+def test_detector_losses_equal_faster_rcnn(make_model, make_batch, config_of):
     cfg = config_of('RNNContext', protocol='sgdet', detector_loss=True)
     plain = copy.deepcopy(cfg)
     for key in ('relation_head', 'scene_head', 'protocol', 'freeze_detector', 'detector_loss'):
@@ -194,11 +192,11 @@ def test_detector_losses_are_those_of_faster_rcnn(make_model, make_batch, config
     faster = MODELS.build(copy.deepcopy(plain)).train()
     model = make_model('RNNContext', protocol='sgdet', detector_loss=True).train()
     missing, unexpected = model.load_state_dict(faster.state_dict(), strict=False)
-    assert unexpected == []  # a trained detector is loaded as it is
+    assert unexpected == []  # state dict of a trained detector
     assert all(key.startswith(('relation_head', 'scene_head')) for key in missing)
     losses = []
     for one in (faster, model):
-        torch.manual_seed(1)  # both sample proposals
+        torch.manual_seed(1)  # both sample proposals randomly
         batch = one.data_preprocessor(make_batch(range(2)), True)
         losses.append(one(**batch, mode='loss'))
     ours = {k: losses[1][k] for k in losses[0] if k in losses[1]}
@@ -213,7 +211,7 @@ def _as_list(value):
 
 
 @pytest.mark.parametrize('scale', [(2.0, 2.0), (0.5, 0.25)])
-def test_boxes_come_out_in_the_original_image(make_model, make_batch, predict, pictures, scale):
+def test_predict_rescales_boxes_to_original_image(make_model, make_batch, predict, pictures, scale):
     item = pictures['sample_of'](0)
     item['data_samples'].set_metainfo(dict(scale_factor=scale))
     graph = predict(make_model(), make_batch([item]))[0]
@@ -221,7 +219,7 @@ def test_boxes_come_out_in_the_original_image(make_model, make_batch, predict, p
     torch.testing.assert_close(graph.pred_instances.bboxes, expected)
 
 
-def test_max_relations_keeps_the_best(make_model, make_batch, predict):
+def test_max_relations_keeps_best_triplets(make_model, make_batch, predict):
     model = make_model('IdentityContext', protocol='sgcls')
     every = predict(model, make_batch([0]))[0]
     model.relation_test_cfg['max_relations'] = 5
@@ -255,7 +253,9 @@ def test_max_relations_keeps_the_best(make_model, make_batch, predict):
         ),
     ],
 )
-def test_any_backbone_and_neck(make_model, make_batch, loss_of, predict, config_of, backbone, neck):
+def test_other_backbones_and_necks_work(
+    make_model, make_batch, loss_of, predict, config_of, backbone, neck
+):
     cfg = config_of('TransformerContext', protocol='sgdet', detector_loss=True)
     cfg['backbone'], cfg['neck'] = backbone, neck
     model = MODELS.build(cfg)
@@ -267,8 +267,8 @@ def test_any_backbone_and_neck(make_model, make_batch, loss_of, predict, config_
     assert 'pred_relations' in predict(model, make_batch([0]))[0]
 
 
-def test_a_shared_head_without_neck(make_batch, loss_of, predict, config_of):
-    """The C4 design: one level, the backbone's last stage applied to each RoI."""
+def test_shared_head_without_neck_works(make_batch, loss_of, predict, config_of):
+    """C4 design: one level; the last backbone stage runs on each RoI."""
     cfg = config_of('RNNContext', relation_head=dict(in_channels=64, roi_size=3))
     del cfg['neck']
     cfg['scene_head'].update(in_channels=32, in_levels=(0,))
@@ -299,7 +299,7 @@ class SmallSharedHead(torch.nn.Module):
         return self.conv(x)
 
 
-def test_bfloat16_autocast(make_model, make_batch, loss_of, contexts):
+def test_bfloat16_autocast_trains_and_predicts(make_model, make_batch, loss_of, contexts):
     for context in contexts:
         model = make_model(context, protocol='sgcls').train()
         with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -308,7 +308,7 @@ def test_bfloat16_autocast(make_model, make_batch, loss_of, contexts):
         assert total.isfinite()
 
 
-def test_protocols_are_read_in_any_case():
+def test_protocol_parsing_ignores_case():
     assert SceneGraphProtocol.parse('SGDet') is SceneGraphProtocol.SGDET
     assert SceneGraphProtocol.parse(SceneGraphProtocol.SGCLS) is SceneGraphProtocol.SGCLS
     for wrong in ('phrdet', None, 3):
@@ -320,28 +320,31 @@ def test_protocols_are_read_in_any_case():
     'change, message',
     [
         (dict(protocol='phrdet'), "protocol must be one of .*'sgdet', got 'phrdet'"),
-        (dict(freeze_detector=True, detector_loss=True), 'freeze_detector=True leaves nothing'),
+        (
+            dict(freeze_detector=True, detector_loss=True),
+            'detector_loss=True needs freeze_detector=False',
+        ),
         (dict(relation_head=dict(num_classes=7)), 'relation_head.num_classes=7.*10'),
         (dict(relation_head=dict(in_channels=7)), 'relation_head.in_channels=7.*16'),
         (dict(relation_head=dict(fusion='max')), "fusion must be one of .*'max'"),
-        (dict(relation_head=dict(context=None, frequency_bias=None)), 'need a frequency_bias'),
+        (dict(relation_head=dict(context=None, frequency_bias=None)), 'a frequency_bias is needed'),
         (dict(relation_head=dict(union=dict(num_groups=5))), 'num_groups=5 must divide'),
     ],
 )
-def test_wrong_settings_are_named(make_model, change, message):
+def test_bad_setting_raises_with_its_key(make_model, change, message):
     with pytest.raises(ValueError, match=message):
         make_model('IdentityContext', **change)
 
 
 @pytest.mark.parametrize('name', ['train_cfg', 'test_cfg'])
-def test_an_unknown_key_of_the_relation_settings_is_named(config_of, name):
+def test_unknown_relation_key_raises_with_valid_keys(config_of, name):
     cfg = config_of()
     cfg[name]['relation'] = dict(max_object=3)
     with pytest.raises(ValueError, match=f"{name}.relation has no key 'max_object'.*valid"):
         MODELS.build(cfg)
 
 
-def test_cascade_is_refused(config_of):
+def test_cascade_roi_head_raises(config_of):
     cfg = config_of()
     head = cfg['roi_head']['bbox_head']
     cfg['roi_head'].update(
@@ -352,7 +355,7 @@ def test_cascade_is_refused(config_of):
         MODELS.build(cfg)
 
 
-def test_missing_ground_truth_is_named(make_model, make_batch, loss_of, predict, pictures):
+def test_missing_ground_truth_raises_with_field(make_model, make_batch, loss_of, predict, pictures):
     item = pictures['sample_of'](0)
     del item['data_samples'].gt_relations
     with pytest.raises(ValueError, match='no gt_relations to train on'):

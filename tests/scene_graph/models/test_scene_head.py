@@ -1,4 +1,4 @@
-"""The scene head: pooling of objects, images without a label, images without an object."""
+"""SceneHead: pooling, images without a label, images without objects."""
 
 import torch
 from torch.nn import functional as F
@@ -11,7 +11,7 @@ def head():
     return SceneHead(num_scenes=3, in_channels=4, obj_ctx_dim=5, in_levels=(0, 1), hidden_dim=8)
 
 
-def test_pooling_of_objects():
+def test_pool_objects_gives_mean_and_maximum():
     ctx = torch.randn(5, 4)
     mean, most = _pool_objects(ctx, [2, 0, 3])
     torch.testing.assert_close(mean[0], ctx[:2].mean(0))
@@ -19,7 +19,7 @@ def test_pooling_of_objects():
     assert (mean[1] == 0).all() and (most[1] == 0).all()
 
 
-def test_images_without_a_scene_label_do_not_count():
+def test_loss_ignores_images_without_scene_label():
     logits = torch.randn(3, 3, requires_grad=True)
     losses = head().loss(logits, torch.tensor([2, -1, 0]))
     expected = F.cross_entropy(logits[[0, 2]], torch.tensor([2, 0]))
@@ -31,7 +31,7 @@ def test_images_without_a_scene_label_do_not_count():
     none['loss_scene'].backward()
 
 
-def test_it_sees_both_image_and_objects():
+def test_logits_depend_on_image_and_objects():
     model = head()
     feats = [torch.rand(2, 4, 6, 6, requires_grad=True) for _ in range(2)]
     ctx = torch.randn(3, 5, requires_grad=True)

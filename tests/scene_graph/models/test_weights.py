@@ -1,4 +1,4 @@
-"""A checkpoint of another model is refused, and says why."""
+"""check_weights accepts own checkpoints and raises for those of another model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def models():
 
 
 @pytest.mark.parametrize('prefix', ['', 'module.'])
-def test_its_own(models, prefix):
+def test_own_checkpoint_passes(models, prefix):
     model = models['rnn']
     state = {prefix + key: value for key, value in model.state_dict().items()}
     check_weights(model, state)
@@ -36,28 +36,28 @@ def test_its_own(models, prefix):
 
 
 @pytest.mark.parametrize(
-    ('asked', 'saved', 'message'),
+    ('wanted', 'saved', 'message'),
     [
-        ('rnn', 'transformer', r'relation_head.context\S* is missing, and \d+ more do not fit'),
+        ('rnn', 'transformer', r'relation_head.context\S* is missing, and \d+ more do not match'),
         ('rnn', 'identity', r'relation_head.context\S* is missing'),
         ('identity', 'rnn', r'relation_head.context\S* is unknown to the model'),
     ],
 )
-def test_of_another_context(models, asked, saved, message):
+def test_checkpoint_of_other_context_raises(models, wanted, saved, message):
     with pytest.raises(ValueError, match=message):
-        check_weights(models[asked], dict(state_dict=models[saved].state_dict()))
+        check_weights(models[wanted], dict(state_dict=models[saved].state_dict()))
 
 
-def test_of_another_size(models):
+def test_checkpoint_of_other_size_raises(models):
     state = dict(models['rnn'].state_dict())
     key = next(key for key in state if key.startswith('scene_head') and state[key].ndim == 2)
     state[key] = torch.zeros(3, 7)
-    message = rf'another model: {key} has the shape \(3, 7\), not \(\d+, \d+\). Give the config'
+    message = rf'another model: {key} has the shape \(3, 7\), not \(\d+, \d+\). Use the config'
     with pytest.raises(ValueError, match=message):
         check_weights(models['rnn'], state)
 
 
-def test_a_scene_head_may_be_left_out(models):
+def test_model_may_lack_scene_head_but_checkpoint_may_not(models):
     model, head = models['rnn'], models['rnn'].scene_head
     state = model.state_dict()
     model.scene_head = None

@@ -1,4 +1,4 @@
-"""Which predicates a flip swaps, as the metainfo says it."""
+"""PredicateFlips: which predicates a flip swaps, given the metainfo."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ def flips(predicates, **metainfo):
     return PredicateFlips.from_metainfo(dict(predicates=predicates, **metainfo))
 
 
-def test_named_pairs_swap():
+def test_listed_pairs_swap():
     table = flips(
         ('left of', 'on', 'right of', 'over', 'under'),
         flip_predicate_pairs=[('right of', 'left of')],
@@ -38,7 +38,7 @@ def test_predicates_without_direction_need_no_pairs():
         ('standing above', 'vertical', 'vertical_flip_predicate_pairs='),
     ],
 )
-def test_an_unnamed_direction_raises(predicate, direction, key):
+def test_unlisted_directional_predicate_raises(predicate, direction, key):
     table = flips(('on', predicate))
     assert table.oriented().tolist() == [False, True]
     with pytest.raises(ValueError, match=predicate) as error:
@@ -49,7 +49,7 @@ def test_an_unnamed_direction_raises(predicate, direction, key):
         assert table.apply(np.array([0, 1]), other).tolist() == [0, 1]
 
 
-def test_an_empty_list_says_that_nothing_swaps():
+def test_empty_list_means_no_swaps():
     table = flips(('left handed', 'on'), flip_predicate_pairs=[])
     assert table.apply(np.array([0, 1]), 'horizontal').tolist() == [0, 1]
 
@@ -57,18 +57,18 @@ def test_an_empty_list_says_that_nothing_swaps():
 @pytest.mark.parametrize(
     ('pairs', 'message'),
     [
-        ([('left of', 'rigth of')], "'rigth of', which is no predicate"),
+        ([('left of', 'rigth of')], "'rigth of', which is not a predicate"),
         ([('left of', 'right of'), ('left of', 'on')], 'twice'),
         ([('on', 'on')], 'twice'),
         (['ab'], 'pairs of predicate names'),
         ([('left of', 'right of', 'on')], 'pairs of predicate names'),
     ],
 )
-def test_bad_pairs_are_named(pairs, message):
+def test_bad_pair_raises_with_its_name(pairs, message):
     with pytest.raises(ValueError, match=message):
         flips(('left of', 'right of', 'on'), flip_predicate_pairs=pairs)
 
 
-def test_unknown_direction():
+def test_unknown_direction_raises():
     with pytest.raises(ValueError, match="'sideways'"):
         flips(('on',)).apply(np.array([0]), 'sideways')

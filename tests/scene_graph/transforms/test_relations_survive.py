@@ -1,8 +1,8 @@
-"""Relations stay right through random compositions of MMDetection's own transforms.
+"""Relations stay true under random compositions of MMDetection's transforms.
 
-The truth is independent of how relations travel. Which box is which is told by its class label,
-unique in these images, for labels are indexed by the transforms themselves. Which way the image
-is turned is told by its pixels: red grows to the right, green grows downwards.
+The expected relations do not depend on the implementation under test. A box is identified by its
+class label, which is unique in these images and which the transforms index themselves. The
+orientation of the image is read from its pixels: red increases to the right, green downwards.
 """
 
 import copy
@@ -47,7 +47,7 @@ def build(name, **kwargs):
 
 
 def make_image(rng, first_label=0, num_boxes=None, metainfo=METAINFO):
-    """Results as they come from the data set, and the true relations by label."""
+    """Results in the format of the data set, and the true relations by label."""
     num_boxes = int(rng.integers(0, 12)) if num_boxes is None else num_boxes
     img = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     img[..., 2] = np.linspace(40, 250, WIDTH)[None, :]
@@ -84,8 +84,8 @@ def make_image(rng, first_label=0, num_boxes=None, metainfo=METAINFO):
 
 
 def mirrored(img):
-    """(horizontal, vertical): whether the gradients run backwards. None where it cannot be told."""
-    inside = img.min(axis=2) < 20  # blue is 0 in the image, grey in what transforms pad with
+    """(horizontal, vertical): whether the gradients are reversed. None if undetermined."""
+    inside = img.min(axis=2) < 20  # blue is 0 in the image; padding is grey
     inside &= img[..., 1:].min(axis=2) > 30
     answer = []
     for channel, axis in ((2, 1), (1, 0)):
@@ -115,7 +115,7 @@ def found(data_sample):
 
 
 class Reorder:
-    """A user's own transform: any selection of the boxes in any order, repeats included."""
+    """A custom transform: any selection of the boxes in any order, with repetition."""
 
     def __init__(self, seed, repeat):
         self.seed, self.repeat = seed, repeat
@@ -173,13 +173,13 @@ TRANSFORM = st.one_of(
 
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=seeds, transforms=st.lists(TRANSFORM, max_size=6))
-def test_random_compositions(seed, transforms):
+def test_relations_stay_true_under_random_compositions(seed, transforms):
     rng = np.random.default_rng(seed)
     results, truth = make_image(rng)
     np.random.seed(seed)
     pipeline = [LoadSceneGraphAnnotations(), *transforms]
     results = Compose(pipeline)(results)
-    assume(results is not None)  # the transforms found no box left and skip the image
+    assume(results is not None)  # the transforms skip an image without boxes
     img = results['img']
     sample = PackSceneGraphInputs()(results)['data_samples']
     labels = sample.gt_instances.labels.tolist()
@@ -187,7 +187,7 @@ def test_random_compositions(seed, transforms):
     assert sample.gt_scene.label.tolist() == [3]
     expected = [(s, o, p) for s, o, p in truth if s in labels and o in labels]
     flips = mirrored(img)
-    if flips is None:  # too small a crop to see which way it is turned: predicates up to a turn
+    if flips is None:  # the crop is too small to determine the orientation: ignore the direction
         flips = next(
             (
                 f
@@ -200,8 +200,8 @@ def test_random_compositions(seed, transforms):
 
 
 @pytest.mark.parametrize('seed', range(5))
-def test_center_crop_pad(seed):
-    # Not among the compositions: it loops for ever where a composition leaves it no large box.
+def test_relations_stay_true_under_center_crop_pad(seed):
+    # Tested separately, because it does not terminate without a large box.
     results, truth = make_image(np.random.default_rng(seed), num_boxes=7)
     results['img'] = results['img'].astype(np.float32)
     np.random.seed(seed)
@@ -223,7 +223,7 @@ def test_center_crop_pad(seed):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=seeds)
-def test_copies_of_a_box_have_its_relations(seed):
+def test_copied_box_keeps_relations(seed):
     results, truth = make_image(np.random.default_rng(seed), num_boxes=5)
     for instance in results['instances']:
         instance['ignore_flag'] = 0
@@ -234,7 +234,7 @@ def test_copies_of_a_box_have_its_relations(seed):
     assert found(sample) == sorted(expected)
 
 
-def test_ignored_boxes_take_their_relations_with_them():
+def test_relations_of_ignored_boxes_are_dropped():
     results, _ = make_image(np.random.default_rng(0), num_boxes=3)
     ids = [i['ann_id'] for i in results['instances']]
     results['relations'] = np.array([[ids[0], ids[1], 0], [ids[0], ids[2], 1], [ids[2], ids[0], 4]])
@@ -248,7 +248,7 @@ def test_ignored_boxes_take_their_relations_with_them():
     assert type(sample.gt_instances.bboxes) is HorizontalBoxes
 
 
-def test_no_boxes_and_no_relations():
+def test_empty_or_missing_annotations_are_packed():
     results, _ = make_image(np.random.default_rng(0), num_boxes=0)
     results['scene_label'] = None
     pipeline = [LoadSceneGraphAnnotations(), build('RandomFlip', prob=1.0), PackSceneGraphInputs()]
@@ -256,7 +256,7 @@ def test_no_boxes_and_no_relations():
     assert sample.gt_relations.pairs.shape == (0, 2)
     assert sample.gt_relations.labels.shape == (0,)
     assert 'gt_scene' not in sample
-    # Inference: there are no annotations to load.
+    # Inference has no annotations to load.
     image_only = dict(img=np.zeros((4, 4, 3), np.uint8), img_shape=(4, 4))
     assert 'gt_relations' not in PackSceneGraphInputs()(image_only)['data_samples']
 
@@ -268,13 +268,13 @@ def mix(name, results, others, **kwargs):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=seeds)
-def test_mosaic_unites_the_relations_of_its_images(seed):
+def test_mosaic_merges_relations_of_its_images(seed):
     rng = np.random.default_rng(seed)
     np.random.seed(seed)
     images, truth = [], []
     for i in range(4):
         results, relations = make_image(rng, first_label=100 * i)
-        # Equal annotation ids in different images must not be confused.
+        # Different images may have equal annotation ids.
         flip = build('RandomFlip', prob=float(i % 2))
         images.append(flip(LoadSceneGraphAnnotations()(results)))
         truth += [(s, o, turn(p, (i % 2 == 1, False))) for s, o, p in relations]
@@ -285,7 +285,7 @@ def test_mosaic_unites_the_relations_of_its_images(seed):
     assert sample.gt_scene.label.tolist() == [3]
 
 
-def test_mosaic_of_an_image_with_itself_keeps_the_copies_apart():
+def test_mosaic_of_image_with_itself_keeps_copies_separate():
     results, _ = make_image(np.random.default_rng(1), num_boxes=2)
     for instance, x in zip(results['instances'], (10, 60), strict=True):
         instance.update(bbox=[x, 30, x + 20, 60], ignore_flag=0)
@@ -301,12 +301,12 @@ def test_mosaic_of_an_image_with_itself_keeps_the_copies_apart():
     boxes = sample.gt_instances.bboxes.tensor
     pairs = sample.gt_relations.pairs
     assert len(pairs) == 4  # not 16
-    # Of one tile: beside each other, 50 pixels apart.
+    # Within one tile, boxes are 50 pixels apart.
     np.testing.assert_allclose(boxes[pairs[:, 1], 0] - boxes[pairs[:, 0], 0], 50)
     np.testing.assert_allclose(boxes[pairs[:, 1], 1], boxes[pairs[:, 0], 1])
 
 
-def test_mixing_different_scenes_leaves_no_scene_label():
+def test_mixing_different_scenes_drops_scene_label():
     rng = np.random.default_rng(0)
     images = [make_image(rng, 100 * i, num_boxes=4)[0] for i in range(4)]
     images[2]['scene_label'] = 1
@@ -317,8 +317,8 @@ def test_mixing_different_scenes_leaves_no_scene_label():
 
 @pytest.mark.parametrize('name', ['MixUp', 'CachedMixUp'])
 @pytest.mark.parametrize('flip', [False, True])
-def test_mixup_flips_only_the_other_image(name, flip):
-    """MixUp mirrors the image it mixes in, without saying so anywhere in the results."""
+def test_mixup_flips_relations_of_other_image_only(name, flip):
+    """MixUp mirrors the other image without recording it in the results."""
     rng = np.random.default_rng(3)
     np.random.seed(3)
     main, truth = make_image(rng, 0, num_boxes=5)
@@ -326,7 +326,7 @@ def test_mixup_flips_only_the_other_image(name, flip):
     for instance in (*main['instances'], *other['instances']):
         instance['ignore_flag'] = 0
     main, other = LoadSceneGraphAnnotations()(main), LoadSceneGraphAnnotations()(other)
-    # MMDetection flips where a random number is above flip_ratio.
+    # MMDetection flips if a random number is above flip_ratio.
     options = dict(img_scale=(WIDTH, HEIGHT), ratio_range=(1, 1), flip_ratio=float(not flip))
     if name == 'MixUp':
         mixed = mix(name, main, [other], **options)
@@ -344,7 +344,7 @@ def test_mixup_flips_only_the_other_image(name, flip):
     assert found(sample) == sorted(expected)
 
 
-def test_flipping_twice_changes_nothing():
+def test_flipping_twice_is_identity():
     results, truth = make_image(np.random.default_rng(5), num_boxes=6)
     for instance in results['instances']:
         instance['ignore_flag'] = 0
@@ -353,7 +353,7 @@ def test_flipping_twice_changes_nothing():
     assert found(Compose(pipeline)(results)['data_samples']) == truth
 
 
-def test_a_matrix_that_mirrors_swaps_predicates():
+def test_mirroring_matrix_swaps_predicates():
     results, _ = make_image(np.random.default_rng(5), num_boxes=2)
     ids = [i['ann_id'] for i in results['instances']]
     results['relations'] = np.array([[ids[0], ids[1], 0], [ids[0], ids[1], 2]])
@@ -413,7 +413,7 @@ def test_recomputed_boxes_raise():
         PackSceneGraphInputs()(crop(results))
 
 
-def test_loading_says_what_it_cannot_do():
+def test_loading_raises_for_unsupported_use():
     with pytest.raises(ValueError, match='with_bbox=True'):
         LoadSceneGraphAnnotations(with_bbox=False)
     with pytest.raises(ValueError, match="box_type='hbox'"):
@@ -428,7 +428,7 @@ def test_loading_says_what_it_cannot_do():
         LoadSceneGraphAnnotations()(results)
 
 
-def test_sample_predicate_per_pair():
+def test_sample_predicate_per_pair_keeps_one_relation():
     results, _ = make_image(np.random.default_rng(2), num_boxes=3)
     a, b, c = (i['ann_id'] for i in results['instances'])
     results['relations'] = np.array([[a, b, 0], [a, b, 2], [a, b, 2], [b, a, 1], [b, c, 4]])
@@ -446,7 +446,7 @@ def test_sample_predicate_per_pair():
     assert 0.55 < np.mean(np.array(drawn) == 2) < 0.78  # 2/3, drawn as often as annotated
 
 
-def test_boxes_behave_as_horizontal_boxes():
+def test_scene_graph_boxes_behave_like_horizontal_boxes():
     boxes = loaded()['gt_bboxes']
     assert isinstance(boxes, HorizontalBoxes)
     assert boxes[1:3].graph.ids.tolist() == boxes.graph.ids[1:3].tolist()

@@ -1,4 +1,4 @@
-"""What a picture of a scene graph shows, checked on the graph behind it and on the pixels."""
+"""Scene-graph pictures, checked on the graph and on the pixels."""
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ META = dict(
 
 
 def sample(scale=1.0):
-    """Annotated: cat on mat, dog near mat. Found: cat, mat, and a dog where there is none."""
+    """Annotated: cat on mat, dog near mat. Predicted: cat, mat, and a dog at a wrong place."""
     annotated = torch.tensor([[0.0, 0, 10, 10], [20.0, 20, 40, 40], [0.0, 30, 10, 40]])
     found = torch.tensor([[0.0, 0, 10, 9], [20.0, 20, 40, 40], [60.0, 0, 80, 20], [0.0, 0, 5, 5]])
     result = DetDataSample(
@@ -55,23 +55,23 @@ def edges_of(graph):
 
 
 @pytest.mark.parametrize('scale', [1.0, 2.0])
-def test_predicted_against_annotated(scale):
+def test_predicted_edges_are_compared_with_annotated_ones(scale):
     graph = build_graph(sample(scale), (50, 100), META)
     assert edges_of(graph) == {
         ('cat', 'on', 'mat', 'true'),
-        ('dog', 'near', 'mat', 'extra'),  # the right words about a dog that is not there
+        ('dog', 'near', 'mat', 'extra'),  # the right triplet for a dog at a wrong place
         ('cat', 'eats', 'dog', 'extra'),
         ('dog', 'near', 'mat', 'missed'),
     }
     kinds = [node.kind for node in graph.nodes]
-    assert kinds == ['plain', 'plain', 'plain', 'missed']  # the unsure cat is not shown
+    assert kinds == ['plain', 'plain', 'plain', 'missed']  # the cat with a low score is not shown
     np.testing.assert_allclose(graph.nodes[3].box, [0, 30, 10, 40])
     missed = next(e for e in graph.edges if e.kind == 'missed')
-    assert (missed.subject, missed.object) == (3, 1)  # joined to the mat that was found
+    assert (missed.subject, missed.object) == (3, 1)  # connected to the predicted mat
     assert graph.scene == ('home', pytest.approx(0.7)) and graph.true_scene == 'street'
 
 
-def test_the_best_edges_are_shown():
+def test_max_edges_keeps_best_edges():
     graph = build_graph(sample(), (50, 100), META, draw_gt=False, max_edges=1)
     assert edges_of(graph) == {('cat', 'on', 'mat', 'plain')}
     assert graph.edges[0].score == pytest.approx(0.8)
@@ -79,14 +79,15 @@ def test_the_best_edges_are_shown():
     assert ('cat', 'on', 'mat', 'plain') in edges_of(graph) and len(graph.nodes) == 4
 
 
-def test_annotations_alone():
-    graph = build_graph(sample(2.0), (100, 200), META, draw_pred=False)  # on the network's input
+def test_annotations_alone_give_plain_edges():
+    # in pixels of the network's input
+    graph = build_graph(sample(2.0), (100, 200), META, draw_pred=False)
     assert edges_of(graph) == {('cat', 'on', 'mat', 'plain'), ('dog', 'near', 'mat', 'plain')}
     np.testing.assert_allclose(graph.nodes[1].box, [40, 40, 80, 80])
     assert graph.scene is None
 
 
-def test_names_may_be_missing():
+def test_missing_names_are_replaced_by_labels():
     graph = build_graph(sample(), (50, 100), {})
     assert {node.name for node in graph.nodes} == {'class 0', 'class 1', 'class 2'}
     assert graph.scene[0] == 'scene 0'
@@ -99,7 +100,7 @@ def visualizer(**options):
     return result
 
 
-def test_a_picture_is_written(tmp_path):
+def test_picture_is_written(tmp_path):
     image = np.full((50, 100, 3), 255, np.uint8)
     vis = visualizer()
     vis.add_datasample('x', image, sample(), out_file=str(tmp_path / 'a' / 'x.png'))
@@ -110,7 +111,7 @@ def test_a_picture_is_written(tmp_path):
         assert (np.abs(drawn[..., ::-1].astype(int) - rgb).max(axis=2) < 12).sum() > 20
 
 
-def test_nothing_to_draw(tmp_path):
+def test_sample_without_objects_is_drawn(tmp_path):
     empty = sample()
     empty.pred_instances = empty.pred_instances[:0]
     empty.pred_relations = empty.pred_relations[:0]
@@ -124,8 +125,8 @@ def test_nothing_to_draw(tmp_path):
     visualizer().add_datasample('x', np.zeros((50, 100, 3), np.uint8), one, out_file=str(out))
 
 
-def test_mmdet_s_hook_draws_it(tmp_path):
-    """What tools/test.py --show-dir and validation do."""
+def test_det_visualization_hook_draws_graph(tmp_path):
+    """tools/test.py --show-dir and validation call the hook."""
     cv2.imwrite(str(tmp_path / '7.jpg'), np.full((50, 100, 3), 200, np.uint8))
     data = sample()
     data.set_metainfo(dict(img_path=str(tmp_path / '7.jpg')))
@@ -150,14 +151,14 @@ def test_mmdet_s_hook_draws_it(tmp_path):
         (dict(dpi=0), 'dpi must be at least 1'),
     ],
 )
-def test_wrong_options_are_named(options, message):
+def test_bad_option_raises_with_its_name(options, message):
     with pytest.raises(ValueError, match=message):
         visualizer(**options)
 
 
 @settings(max_examples=50, deadline=None)
 @given(count=st.integers(0, 12), seed=st.integers(0, 999))
-def test_nodes_are_evenly_spaced_in_the_order_around_the_picture(count, seed):
+def test_nodes_are_evenly_spaced_by_angle(count, seed):
     centers = np.random.default_rng(seed).random((count, 2)) * 100
     places = circle_layout(centers)
     assert places.shape == (count, 2)
@@ -169,8 +170,8 @@ def test_nodes_are_evenly_spaced_in_the_order_around_the_picture(count, seed):
     np.testing.assert_allclose(gaps, 2 * np.pi / count)
 
 
-def test_ten_objects_are_laid_out_without_covered_names():
-    """The labels of a ring of edges among ten nodes neither cover each other nor a name."""
+def test_labels_of_ten_objects_do_not_overlap():
+    """Labels of a ring of ten edges overlap neither each other nor a node name."""
     places = circle_layout(np.random.default_rng(0).random((10, 2))) * 3
     node_boxes = np.concatenate([places - (0.5, 0.12), places + (0.5, 0.12)], axis=1)
     pairs = [(i, (i + step) % 10) for i in range(10) for step in (1, 3)]

@@ -1,4 +1,4 @@
-"""Contexts: how objects and pairs of an image come to know of each other."""
+"""Contexts: modules that pass information between objects and pairs of an image."""
 
 from .base import BaseContext
 from .crnn_context import CRNNContext

@@ -1,4 +1,4 @@
-"""The contract that every context keeps, and what several of them are made of."""
+"""Base class of contexts, and modules that several contexts share."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch.nn import functional as F
 
 
 class BaseContext(BaseModule, metaclass=ABCMeta):
-    """Lets the objects of an image, and their pairs, see each other.
+    """Passes information between the objects of an image and between their pairs.
 
-    Objects and pairs of all images of a batch lie in one tensor each; no context passes anything
-    from one image to another, so a batch gives what its images give one at a time.
+    The objects of all images of a batch are concatenated in one tensor, and so are the pairs. A
+    context passes nothing between images, so results do not depend on the batch.
 
     Args:
-        in_dim: Size of an object's feature vector. The head fills it in.
-        union_channels: Channels of the union maps. The head fills it in.
-        out_dim: Size of ``obj_ctx`` rows; 0 allowed for none.
+        in_dim: Size of an object's feature vector. The relation head sets it.
+        union_channels: Channels of the union maps. The relation head sets it.
+        out_dim: Size of ``obj_ctx`` rows; 0 for no object context.
         edge_dim: Size of ``edge_ctx`` rows.
         init_cfg: Initialisation, see MMEngine.
     """
@@ -50,16 +50,16 @@ class BaseContext(BaseModule, metaclass=ABCMeta):
         union_feats: Tensor,
         pairs: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Put objects and pairs into context.
+        """Compute the context of objects and pairs.
 
         Args:
             obj_feats: (N, in_dim) float, the objects of image 0, then of image 1, ...
             boxes: (N, 5) float: x1, y1, x2, y2 in pixels of the network's input, and the
-                detector's confidence, 1 where the object is given.
-            num_objs: Objects of each image; they sum to N and may be 0.
-            union_feats: (M, union_channels, S, S) float, maps of the boxes around both objects.
-            pairs: (M, 2) int64, rows of ``obj_feats`` of subject and object. No pair spans two
-                images. Their order carries no meaning.
+                detector's confidence (1 for given objects).
+            num_objs: Number of objects of each image, possibly 0. The sum is N.
+            union_feats: (M, union_channels, S, S) float, feature maps of the union boxes.
+            pairs: (M, 2) int64, rows of subject and object in ``obj_feats``, both of the same
+                image, in arbitrary order.
 
         Returns:
             ``obj_ctx`` (N, out_dim) and ``edge_ctx`` (M, edge_dim).
@@ -67,10 +67,10 @@ class BaseContext(BaseModule, metaclass=ABCMeta):
 
 
 def build_context(cfg: dict[str, Any]) -> BaseContext:
-    """A context from its config.
+    """Build a context from its config.
 
     Raises:
-        ValueError: An unknown type or key; the message has the known ones.
+        ValueError: The type or a key is unknown; the message lists the valid ones.
     """
     kind = cfg.get('type')
     cls = MODELS.get(kind) if isinstance(kind, str) else kind
@@ -82,16 +82,16 @@ def build_context(cfg: dict[str, Any]) -> BaseContext:
     unknown = sorted(set(cfg) - {'type', 'init_cfg', *keys})
     if unknown:
         raise ValueError(
-            f'{cls.__name__} has no {unknown[0]!r}; its keys: {keys}. To exchange the context of '
+            f'{cls.__name__} has no {unknown[0]!r}; its keys: {keys}. To replace the context of '
             'an inherited config, write context=dict(_delete_=True, type=...)'
         )
     return MODELS.build(cfg)
 
 
 class PairComposer(nn.Module):
-    """One vector for a pair from the states of its two objects, subject and object told apart.
+    """Combines the states of subject and object to one vector for each pair.
 
-    A linear map of the two states side by side, computed once an object and not once a pair.
+    Equals a linear layer on the concatenated states, but is computed per object and not per pair.
     """
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
@@ -100,17 +100,17 @@ class PairComposer(nn.Module):
         self.object = nn.Linear(in_dim, out_dim, bias=False)
 
     def forward(self, states: Tensor, pairs: Tensor) -> Tensor:
-        """States (N, in_dim) and pairs (M, 2) to (M, out_dim)."""
+        """Map states (N, in_dim) and pairs (M, 2) to (M, out_dim)."""
         return F.relu(self.subject(states)[pairs[:, 0]] + self.object(states)[pairs[:, 1]])
 
 
 class MapEncoder(nn.Module):
-    """A vector from a feature map: pooled to a small grid, so that left stays apart from right.
+    """Encodes a feature map as a vector. Pooling to a small grid keeps the spatial layout.
 
     Args:
         channels: Channels of the map.
         out_dim: Size of the vector.
-        grid: Cells along each side that the map is pooled to.
+        grid: Height and width of the pooled map.
     """
 
     def __init__(self, channels: int, out_dim: int, grid: int = 3) -> None:
@@ -119,7 +119,7 @@ class MapEncoder(nn.Module):
         self.fc = nn.Linear(channels * grid * grid, out_dim)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (M, channels, S, S) to (M, out_dim)."""
+        """Map (M, channels, S, S) to (M, out_dim)."""
         if maps.shape[-1] != self.grid or maps.shape[-2] != self.grid:
             maps = F.adaptive_avg_pool2d(maps, self.grid)
         return F.relu(self.fc(maps.flatten(1)))

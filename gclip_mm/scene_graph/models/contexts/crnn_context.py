@@ -1,4 +1,4 @@
-"""Pairs as sequences: a convolution reads each pair's map, a recurrence the pairs of a subject."""
+"""Context with convolutions over the pairs' maps and a recurrence over the pairs of a subject."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from .sequences import ORDERINGS, order_objects
 class CRNNContext(BaseContext):
     """Convolutions over the union maps, then a recurrence over each subject's pairs.
 
-    The order is that of convolutional recurrent networks (Shi et al., arXiv 1507.05717):
-    convolutions turn maps into a sequence of vectors, a recurrence reads the sequence. Here a
-    sequence is what one subject may be related to, its partners in ``ordering``, so that it is
-    never longer than the image has objects, and all subjects run in parallel. An object's context
-    is the mean of what its sequence gave.
+    Follows convolutional recurrent networks (Shi et al., arXiv 1507.05717): convolutions turn maps
+    into a sequence of vectors, which a recurrence reads. Here a sequence contains the pairs of one
+    subject, sorted by partner in ``ordering``. It is at most as long as the number of objects, and
+    all subjects run in parallel. The context of an object is computed from the mean output of its
+    sequence.
 
     Args:
-        in_dim: Size of an object's feature vector. The head fills it in.
-        union_channels: Channels of the union maps. The head fills it in.
+        in_dim: Size of an object's feature vector. The relation head sets it.
+        union_channels: Channels of the union maps. The relation head sets it.
         hidden_dim: Size of ``obj_ctx`` and ``edge_ctx`` rows, both directions together.
         conv_channels: Channels of the convolutions.
         num_convs: 3x3 convolutions with ReLU.
-        norm_cfg: Normalisation of the convolutions. None: none.
+        norm_cfg: Normalisation of the convolutions. None: no normalisation.
         cell: ``'rnn'``, ``'gru'`` or ``'lstm'``.
-        bidirectional: Read from both ends.
-        ordering: Of the partners: ``'left_right'``, ``'confidence'`` or ``'size'``.
+        bidirectional: Run in both directions.
+        ordering: Order of the partners: ``'left_right'``, ``'confidence'`` or ``'size'``.
         num_layers: Layers of the recurrence.
-        dropout: On what the recurrence reads, and between its layers.
+        dropout: Dropout on the input of the recurrence and between its layers.
 
     Raises:
-        ValueError: An unknown cell or ordering; an odd ``hidden_dim`` for two directions.
+        ValueError: An unknown cell or ordering, or an odd ``hidden_dim`` for two directions.
 
     Example:
         >>> relation_head = dict(context=dict(
@@ -96,7 +96,7 @@ class CRNNContext(BaseContext):
         objs = self.encode_obj(obj_feats).relu()
         subject, partner = pairs.unbind(1)
         rank = invert(order_objects(boxes, num_objs, self.ordering))
-        # Subject by subject, within a subject its partners in order.
+        # Sort by subject, then by the rank of the partner.
         order = torch.argsort(subject * max(len(boxes), 1) + rank[partner])
         rows = torch.cat(
             [self.encode_map(self.convs(union_feats)), objs[subject], objs[partner]], dim=1

@@ -1,4 +1,4 @@
-"""No context at all: the baseline that tells what the others are worth."""
+"""No context: the baseline for the other contexts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .base import BaseContext
 
 @MODELS.register_module()
 class IdentityContext(BaseContext):
-    """Every object keeps its own features, and a pair has those of its two objects.
+    """Returns the features of the objects, and for each pair those of its two objects.
 
-    Without parameters; equivariant to the order of the objects.
+    Has no parameters and is equivariant to the order of the objects.
 
     Args:
-        in_dim: Size of an object's feature vector. The head fills it in.
-        union_channels: Channels of the union maps. The head fills it in.
+        in_dim: Size of an object's feature vector. The relation head sets it.
+        union_channels: Channels of the union maps. The relation head sets it.
 
     Example:
         >>> relation_head = dict(context=dict(type='IdentityContext'))

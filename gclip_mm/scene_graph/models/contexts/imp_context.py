@@ -1,4 +1,4 @@
-"""Iterative message passing between objects and pairs."""
+"""Context by iterative message passing between objects and pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .base import BaseContext, MapEncoder
 
 
 class _Gate(nn.Module):
-    """A learned weight in (0, 1) for a message, from receiver and message."""
+    """Multiplies a message by a learned weight in (0, 1), computed from receiver and message."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -24,24 +24,24 @@ class _Gate(nn.Module):
 
 @MODELS.register_module()
 class IMPContext(BaseContext):
-    """Objects and pairs as nodes of a graph that send messages to and fro.
+    """Message passing between objects and pairs.
 
-    Xu et al., Scene Graph Generation by Iterative Message Passing, arXiv 1701.02426: a GRU holds
-    the state of every object and another that of every pair; in each round an object hears from
-    its outgoing and its incoming pairs, and a pair from its subject and its object, every message
-    weighted by a learned gate. A pair starts as its union map. Equivariant to the order of the
-    objects.
+    Xu et al., Scene Graph Generation by Iterative Message Passing, arXiv 1701.02426. One GRU
+    updates the states of objects and another the states of pairs. In each round an object receives
+    messages from its outgoing and incoming pairs, and a pair from its subject and object. A
+    learned gate weights each message. The initial state of a pair is computed from its union map.
+    Equivariant to the order of the objects.
 
     Args:
-        in_dim: Size of an object's feature vector. The head fills it in.
-        union_channels: Channels of the union maps. The head fills it in.
+        in_dim: Size of an object's feature vector. The relation head sets it.
+        union_channels: Channels of the union maps. The relation head sets it.
         hidden_dim: Size of the states, ``obj_ctx`` and ``edge_ctx`` rows.
-        num_iters: Rounds of messages. The paper finds two to be best.
-        aggregate: How an object's messages come together: ``'sum'`` as in the paper, or
-            ``'mean'``, the scale of which does not grow with the number of objects.
+        num_iters: Rounds of messages. Two are best according to the paper.
+        aggregate: Reduction of an object's messages: ``'sum'`` as in the paper, or ``'mean'``,
+            whose scale does not grow with the number of objects.
 
     Raises:
-        ValueError: ``num_iters`` below 0, an unknown ``aggregate``.
+        ValueError: ``num_iters`` is below 0, or ``aggregate`` is unknown.
 
     Example:
         >>> relation_head = dict(context=dict(type='IMPContext', hidden_dim=512, num_iters=2))

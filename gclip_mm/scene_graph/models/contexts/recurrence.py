@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .sequences import Padding
 
-CELLS = {'rnn': nn.RNN, 'gru': nn.GRU, 'lstm': nn.LSTM}
+CELLS: dict[str, Callable[..., nn.RNNBase]] = {'rnn': nn.RNN, 'gru': nn.GRU, 'lstm': nn.LSTM}
 
 
 class Recurrence(nn.Module):
-    """A stack of recurrent layers that starts afresh in every sequence.
+    """A stack of recurrent layers whose state is reset for every sequence.
 
     Args:
         cell: ``'rnn'`` (tanh), ``'gru'`` or ``'lstm'``.
         in_dim: Size of the input rows.
         out_dim: Size of the output rows, both directions together.
         num_layers: Layers.
-        bidirectional: Run from both ends; ``out_dim`` must then be even.
-        dropout: Between layers.
+        bidirectional: Run in both directions; ``out_dim`` must then be even.
+        dropout: Dropout between layers.
 
     Raises:
-        ValueError: An unknown cell, an odd ``out_dim`` for two directions.
+        ValueError: An unknown cell, or an odd ``out_dim`` for two directions.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class Recurrence(nn.Module):
         if cell not in CELLS:
             raise ValueError(f'cell must be one of {tuple(CELLS)}, got {cell!r}')
         if bidirectional and out_dim % 2:
-            raise ValueError(f'two directions need an even size, got hidden_dim={out_dim}')
+            raise ValueError(f'bidirectional=True needs an even size, got hidden_dim={out_dim}')
         self.out_dim = out_dim
         self.rnn = CELLS[cell](
             in_dim,
@@ -47,20 +49,20 @@ class Recurrence(nn.Module):
             num_layers,
             batch_first=True,
             bidirectional=bidirectional,
-            # PyTorch warns of dropout that one layer has no use for.
+            # PyTorch warns about dropout with a single layer.
             dropout=dropout if num_layers > 1 else 0.0,
         )
         for name, param in self.rnn.named_parameters():
             if name.startswith('weight_hh'):
-                # Keeps the norm of the state through time (Saxe et al., arXiv 1312.6120).
+                # Orthogonal weights preserve the norm of the state (Saxe et al., arXiv 1312.6120).
                 for block in param.data.chunk(param.shape[0] // param.shape[1]):
                     nn.init.orthogonal_(block)
 
     def forward(self, rows: Tensor, group: Tensor) -> Tensor:
-        """Run through each sequence.
+        """Run over each sequence.
 
         Args:
-            rows: (N, in_dim), sequence after sequence.
+            rows: (N, in_dim), the sequences one after another.
             group: (N,) int64 ascending, the sequence of each row.
 
         Returns:
@@ -76,7 +78,7 @@ class Recurrence(nn.Module):
 
 
 def invert(order: Tensor) -> Tensor:
-    """The permutation that undoes ``order``."""
+    """Inverse of the permutation ``order``, (N,) int64."""
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
     return inverse

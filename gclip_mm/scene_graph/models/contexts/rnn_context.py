@@ -1,4 +1,4 @@
-"""Objects as a sequence, read by a recurrent network."""
+"""Context by recurrent networks over the sequence of objects."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from .sequences import ORDERINGS, image_index, order_objects
 
 @MODELS.register_module()
 class RNNContext(BaseContext):
-    """Two recurrences over the objects of an image: one for their labels, one for their relations.
+    """Two recurrences over the objects of an image: one for labels, one for relations.
 
-    The second one reads the output of the first beside the features, as in Neural Motifs (Zellers
-    et al., arXiv 1711.06640), where both are bidirectional LSTMs and objects run from left to
-    right.
+    The second reads the features and the output of the first, as in Neural Motifs (Zellers et al.,
+    arXiv 1711.06640), which uses bidirectional LSTMs and orders objects from left to right.
 
     Args:
-        in_dim: Size of an object's feature vector. The head fills it in.
-        union_channels: Channels of the union maps. The head fills it in.
+        in_dim: Size of an object's feature vector. The relation head sets it.
+        union_channels: Channels of the union maps. The relation head sets it.
         hidden_dim: Size of ``obj_ctx`` and ``edge_ctx`` rows, both directions together.
         cell: ``'rnn'``, ``'gru'`` or ``'lstm'``.
-        bidirectional: Read from both ends.
+        bidirectional: Run in both directions.
         ordering: ``'left_right'``, ``'confidence'`` or ``'size'``; see
             :func:`~gclip_mm.scene_graph.models.contexts.sequences.order_objects`.
         num_layers: Layers of the object recurrence.
         num_edge_layers: Layers of the relation recurrence.
-        dropout: On what the recurrences read, and between their layers.
+        dropout: Dropout on the input of the recurrences and between their layers.
 
     Raises:
-        ValueError: An unknown cell or ordering; an odd ``hidden_dim`` for two directions.
+        ValueError: An unknown cell or ordering, or an odd ``hidden_dim`` for two directions.
 
     Example:
         >>> relation_head = dict(context=dict(

@@ -1,4 +1,4 @@
-"""From objects in a row to padded or ordered sequences, one an image, and back."""
+"""Orders the objects of each image and converts rows to padded sequences and back."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ ORDERINGS = ('left_right', 'confidence', 'size')
 
 
 def image_index(num_objs: Sequence[int], device: torch.device) -> Tensor:
-    """(N,) int64: the image each object is in."""
+    """Index of the image of each object, (N,) int64."""
     counts = torch.as_tensor(list(num_objs), device=device, dtype=torch.int64)
     return torch.repeat_interleave(torch.arange(len(counts), device=device), counts)
 
 
 def order_objects(boxes: Tensor, num_objs: Sequence[int], ordering: str) -> Tensor:
-    """Rows of ``boxes`` image by image, ordered within each image.
+    """Sort the objects within each image.
 
     Args:
         boxes: (N, 5) x1, y1, x2, y2, confidence.
-        num_objs: Objects of each image.
-        ordering: ``'left_right'`` by the centre's x, ``'confidence'`` the surest first, ``'size'``
-            the largest area first. Ties are broken from left to right, then from top to bottom.
+        num_objs: Number of objects of each image.
+        ordering: ``'left_right'`` by x of the centre, ``'confidence'`` with the highest first, or
+            ``'size'`` with the largest area first. Ties are broken from left to right, then from
+            top to bottom.
 
     Returns:
-        (N,) int64, a permutation.
+        (N,) int64, row indices of ``boxes``, image by image.
     """
     left_right = (boxes[:, 0] + boxes[:, 2]) / 2
     keys = [(boxes[:, 1] + boxes[:, 3]) / 2, left_right]
@@ -36,20 +37,20 @@ def order_objects(boxes: Tensor, num_objs: Sequence[int], ordering: str) -> Tens
         keys.append(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     keys.append(image_index(num_objs, boxes.device))
     order = torch.arange(len(boxes), device=boxes.device)
-    for key in keys:  # the last key sorted by is the first one compared
+    for key in keys:  # stable sorts: the last key has the highest priority
         order = order[torch.sort(key[order], stable=True).indices]
     return order
 
 
 class Padding:
-    """Rows grouped into sequences, to (sequences, longest, ...) and back.
+    """Converts grouped rows to padded sequences (sequences, longest, ...) and back.
 
     Args:
-        group: (N,) int64, the sequence each row belongs to, in ascending order.
+        group: (N,) int64 ascending, the sequence of each row.
 
     Attributes:
-        lengths: (G,) int64 of the sequences that have a row; the others are left out.
-        mask: (G, L) bool, True where there is a row.
+        lengths: (G,) int64, lengths of the sequences that are not empty.
+        mask: (G, L) bool, True for rows, False for padding.
     """
 
     def __init__(self, group: Tensor) -> None:
@@ -62,10 +63,10 @@ class Padding:
         self.mask = torch.arange(longest, device=group.device) < self.lengths[:, None]
 
     def pad(self, rows: Tensor) -> Tensor:
-        """(N, D) to (G, L, D), zeros where there is no row."""
+        """Convert (N, D) to (G, L, D), padded with zeros."""
         padded = rows.new_zeros(*self.mask.shape, *rows.shape[1:])
         return padded.index_put((self._sequence, self._place), rows)
 
     def unpad(self, padded: Tensor) -> Tensor:
-        """(G, L, D) to (N, D)."""
+        """Convert (G, L, D) to (N, D)."""
         return padded[self._sequence, self._place]

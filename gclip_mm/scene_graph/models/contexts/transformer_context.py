@@ -1,4 +1,4 @@
-"""Objects as a set, read by a Transformer."""
+"""Context by Transformer encoders over the set of objects."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from .sequences import Padding, image_index
 class TransformerContext(BaseContext):
     """Two Transformer encoders over the objects of an image: for labels, then for relations.
 
-    No position encoding, the features already tell where an object is; so the context is
+    There is no position encoding, since the features include the box. The context is therefore
     equivariant to the order of the objects.
 
     Args:
-        in_dim: Size of an object's feature vector. The head fills it in.
-        union_channels: Channels of the union maps. The head fills it in.
+        in_dim: Size of an object's feature vector. The relation head sets it.
+        union_channels: Channels of the union maps. The relation head sets it.
         hidden_dim: Width of the encoders, and of ``obj_ctx`` and ``edge_ctx`` rows.
         num_layers: Layers of the object encoder.
         num_edge_layers: Layers of the relation encoder.
         num_heads: Attention heads; must divide ``hidden_dim``.
         ffn_dim: Width of the feed-forward layers.
         norm: ``'pre'`` or ``'post'``: layer normalisation before or after each block (Xiong et
-            al., arXiv 2002.04745). The original is ``'post'``, which needs learning-rate warm-up.
-        dropout: Of the encoders.
+            al., arXiv 2002.04745). The original Transformer uses ``'post'``, which needs
+            learning-rate warm-up.
+        dropout: Dropout of the encoders.
 
     Raises:
-        ValueError: An unknown ``norm``; heads that do not divide ``hidden_dim``.
+        ValueError: ``norm`` is unknown, or ``num_heads`` does not divide ``hidden_dim``.
 
     Example:
         >>> relation_head = dict(context=dict(
@@ -67,7 +68,7 @@ class TransformerContext(BaseContext):
                 batch_first=True,
                 norm_first=norm == 'pre',
             )
-            # The pre-norm sum is never normalised within the layers.
+            # Pre-norm layers do not normalise their sum, so the stack has to.
             final = nn.LayerNorm(hidden_dim) if norm == 'pre' else None
             return nn.TransformerEncoder(layer, layers, final, enable_nested_tensor=False)
 
@@ -78,7 +79,7 @@ class TransformerContext(BaseContext):
         self.compose = PairComposer(hidden_dim, hidden_dim)
         for stack in (self.obj_encoder, self.edge_encoder):
             for param in stack.parameters():
-                # nn.TransformerEncoder copies one layer: without this all would start alike.
+                # nn.TransformerEncoder copies one layer; reinitialise, so that layers differ.
                 if param.dim() > 1:
                     nn.init.xavier_uniform_(param)
 

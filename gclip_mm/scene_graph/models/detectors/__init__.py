@@ -1,4 +1,4 @@
-"""The detectors."""
+"""Scene-graph detectors."""
 
 from .scene_graph_rcnn import SceneGraphRCNN
 

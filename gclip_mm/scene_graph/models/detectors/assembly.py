@@ -1,4 +1,4 @@
-"""Fits the parts of a scene-graph model's config together, and checks that they fit."""
+"""Completes and checks the config of a scene-graph model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _RELATION_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def relation_cfg(name: str, cfg: dict | None) -> dict[str, Any]:
-    """The ``relation`` part of ``train_cfg`` or ``test_cfg``, with defaults for what it leaves out.
+    """The ``relation`` part of ``train_cfg`` or ``test_cfg``, completed with defaults.
 
     Raises:
-        ValueError: An unknown key; names it and the valid ones.
+        ValueError: A key is unknown; the message lists the valid ones.
     """
     defaults = _RELATION_DEFAULTS[name]
     given = dict((cfg or {}).get('relation') or {})
@@ -38,11 +38,10 @@ def relation_cfg(name: str, cfg: dict | None) -> dict[str, Any]:
 def complete_relation_head(
     cfg: dict, roi_head: nn.Module, protocol: SceneGraphProtocol
 ) -> dict[str, Any]:
-    """Fill in of the relation head's config what the RoI head decides.
+    """Complete the config of the relation head with sizes of the RoI head.
 
     Raises:
-        ValueError: A RoI head that relations cannot be built on, or a number in ``cfg`` that
-            contradicts it.
+        ValueError: The RoI head is not supported, or a size in ``cfg`` contradicts it.
     """
     if not isinstance(roi_head, StandardRoIHead) or isinstance(roi_head.bbox_head, nn.ModuleList):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a model takes of the ground truth, and what it says where that is missing."""
+"""Reads the ground truth of data samples; errors say what is missing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..protocol import SceneGraphProtocol
 
 
 def given_boxes(samples: SampleList, protocol: SceneGraphProtocol) -> list[Tensor]:
-    """Boxes (n, 4) of the objects that a protocol gives, in pixels of the network's input.
+    """Ground-truth boxes (n, 4) of each image, in pixels of the network's input.
 
     Raises:
-        ValueError: The protocol gives boxes or labels that a data sample lacks.
+        ValueError: A data sample lacks boxes or labels that the protocol needs.
     """
     needed = ('bboxes', 'labels') if protocol.has_labels else ('bboxes',)
     for sample in samples:
@@ -30,10 +30,10 @@ def given_boxes(samples: SampleList, protocol: SceneGraphProtocol) -> list[Tenso
 
 
 def relations_of(sample: DetDataSample) -> InstanceData:
-    """``gt_relations``: ``pairs`` (R, 2) and ``labels`` (R,).
+    """Ground-truth relations: ``pairs`` (R, 2) and ``labels`` (R,).
 
     Raises:
-        ValueError: The data sample has none.
+        ValueError: The data sample has no ``gt_relations``.
     """
     relations = sample.get('gt_relations')
     if relations is None:
@@ -45,6 +45,6 @@ def relations_of(sample: DetDataSample) -> InstanceData:
 
 
 def scene_label_of(sample: DetDataSample, device: torch.device) -> Tensor:
-    """(1,) int64, -1 for an image without a scene label."""
+    """Scene label, (1,) int64; -1 for an image without a scene label."""
     scene = sample.get('gt_scene')
     return torch.full((1,), -1, device=device) if scene is None else scene.label.to(device)

@@ -1,4 +1,4 @@
-"""From logits to the scene graph of each image."""
+"""Converts logits to the scene graph of each image."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..task_modules.graph_nms import refined_nms
 
 
 class SceneGraphOutput(NamedTuple):
-    """What the relation head was given and what it found, for a batch.
+    """Inputs and outputs of the relation head for a batch.
 
     Attributes:
-        objects: The objects, N of them.
-        pairs: (M, 2) int64, rows of the objects.
-        num_pairs: Pairs of each image.
+        objects: N objects.
+        pairs: (M, 2) int64, row indices of the objects.
+        num_pairs: Number of pairs of each image.
         logits: Logits of objects and pairs.
     """
 
@@ -33,16 +33,17 @@ class SceneGraphOutput(NamedTuple):
 def split_graphs(
     output: SceneGraphOutput, protocol: SceneGraphProtocol, cfg: dict[str, Any]
 ) -> list[tuple[InstanceData, InstanceData]]:
-    """Objects and relations of each image.
+    """Compute objects and relations of each image.
 
     Args:
-        output: Of the relation head.
-        protocol: Decides whether labels are refined, and duplicates suppressed.
+        output: Inputs and outputs of the relation head.
+        protocol: Determines whether labels are refined and duplicates suppressed.
         cfg: ``test_cfg.relation``.
 
     Returns:
-        An image: ``bboxes`` (n, 4), ``labels`` (n,), ``scores`` (n,); and ``pairs`` (m, 2),
-        indices of these, ``scores`` (m, P) without "no relation".
+        For each image, objects with ``bboxes`` (n, 4), ``labels`` (n,) and ``scores`` (n,); and
+        relations with ``pairs`` (m, 2), indices of the objects, and ``scores`` (m, P) without
+        "no relation".
     """
     num_objs, graphs, start = output.objects.num_objs, [], 0
     boxes = output.objects.boxes.split(num_objs)
@@ -100,16 +101,16 @@ def write_predictions(
     scene_logits: Tensor | None,
     rescale: bool,
 ) -> SampleList:
-    """Put the graphs into the data samples.
+    """Write the graphs into the data samples.
 
     Args:
-        samples: One an image; changed.
-        graphs: Of :func:`split_graphs`.
+        samples: One data sample for each image; modified in place.
+        graphs: Output of :func:`split_graphs`.
         scene_logits: (B, S), or None.
-        rescale: Boxes in pixels of the original image, not of the network's input.
+        rescale: Convert boxes from pixels of the network's input to those of the original image.
 
     Returns:
-        The samples, with ``pred_instances``, ``pred_relations`` and, where there are scene logits,
+        ``samples``, with ``pred_instances``, ``pred_relations`` and, given scene logits,
         ``pred_scene`` (LabelData: ``score`` (S,) and ``label`` (1,)).
     """
     for i, (sample, (objects, relations)) in enumerate(zip(samples, graphs, strict=True)):

@@ -1,9 +1,10 @@
-"""A two-stage detector that also tells relations and the scene."""
+"""Two-stage detector that also predicts relations and the scene."""
 
 from __future__ import annotations
 
 import copy
 from itertools import accumulate
+from typing import Any
 
 import torch
 from mmdet.models.detectors import TwoStageDetector
@@ -21,46 +22,47 @@ from .assembly import complete_relation_head, relation_cfg
 from .ground_truth import given_boxes, relations_of, scene_label_of
 from .postprocess import SceneGraphOutput, split_graphs, write_predictions
 
-#: What belongs to the detector; the rest is the scene graph's.
+#: Modules of the detector; all others belong to the scene graph.
 DETECTOR_PARTS = ('backbone', 'neck', 'rpn_head', 'roi_head')
 
 
 @MODELS.register_module()
 class SceneGraphRCNN(TwoStageDetector):
-    """Objects, their relations, and the scene, from one image.
+    """Predicts objects, their relations and the scene of an image.
 
-    Any backbone, neck, RPN and ``StandardRoIHead`` (Faster or Mask R-CNN; masks are not predicted)
-    of MMDetection, and on top a relation head and a scene head. Parameters are named as in
-    MMDetection, so a trained detector is loaded with ``load_from``.
+    Consists of any backbone, neck, RPN and ``StandardRoIHead`` of MMDetection (Faster or Mask
+    R-CNN; masks are not predicted), a relation head and a scene head. Parameters are named as in
+    MMDetection, so ``load_from`` can load a trained detector.
 
-    What the heads get depends on ``protocol``: ground-truth boxes and labels (PredCls), boxes
-    (SGCls) or what the detector finds (SGDet). Ground-truth boxes are those of
-    ``data_sample.gt_instances``, in pixels of the network's input, when training and when testing.
-    Which of them are related is used for nothing but the loss.
+    ``protocol`` selects the input of the heads: ground-truth boxes and labels (PredCls),
+    ground-truth boxes (SGCls) or detections (SGDet). Ground-truth boxes come from
+    ``data_sample.gt_instances``, in pixels of the network's input, in training and testing.
+    Ground-truth relations are used for the loss only.
 
     Args:
         backbone, neck, rpn_head, roi_head, data_preprocessor, init_cfg: As for
             :class:`mmdet.models.TwoStageDetector`.
         relation_head: Config of a :class:`RelationHead`; ``num_classes``, ``in_channels`` and
-            ``roi_size`` are those of the RoI head unless given.
-        scene_head: Config of a :class:`SceneHead`. None: no scene.
+            ``roi_size`` default to those of the RoI head.
+        scene_head: Config of a :class:`SceneHead`. None: no scene prediction.
         protocol: ``'predcls'``, ``'sgcls'`` or ``'sgdet'``.
-        freeze_detector: Detector parameters get no gradient and its modules, batch normalisation
-            and dropout among them, stay in eval mode while the heads train.
-        detector_loss: Train the detector on its own losses beside the heads. Without it a
-            detector that is not frozen gets gradients through the features only, and RPN and box
-            head stay as they are. Defaults to ``not freeze_detector``.
+        freeze_detector: Disable gradients of the detector and keep its modules, including batch
+            normalisation and dropout, in eval mode while the heads train.
+        detector_loss: Also train the detector on its own losses. If False, a detector that is not
+            frozen gets gradients through the features only, and RPN and box head do not change.
+            Defaults to ``not freeze_detector``.
         train_cfg: As for Faster R-CNN, and ``relation=dict(sampler=..., iou_thr=0.5,
-            add_gt=True)``: the :class:`PairSampler`; the IoU from which a detection shows a
-            ground-truth object; whether ground-truth boxes join the detections in SGDet.
+            add_gt=True)``: the :class:`PairSampler`; the minimum IoU of a detection and its
+            ground-truth object; whether ground-truth boxes are added to the detections in SGDet.
         test_cfg: As for Faster R-CNN, and ``relation=dict(max_objects=80, max_pairs=2048,
-            require_overlap=False, nms_iou_thr=0.5, max_relations=None)``: most objects an image in
-            SGDet; most pairs an image; whether to look only at overlapping boxes; IoU of the
-            per-class NMS after refinement; most pairs in the output, None for all.
+            require_overlap=False, nms_iou_thr=0.5, max_relations=None)``: maximum number of objects
+            of an image in SGDet; maximum number of pairs of an image; whether to use pairs of
+            overlapping boxes only; IoU of the per-class NMS after refinement; maximum number of
+            pairs in the output, None for all.
 
     Raises:
-        ValueError: An unknown key or protocol; a frozen detector with a loss; heads that do not
-            fit each other. The message names the key.
+        ValueError: An unknown key or protocol, a loss on a frozen detector, or inconsistent sizes
+            of the heads. The message names the key.
 
     Example:
         >>> model = dict(
@@ -111,14 +113,14 @@ class SceneGraphRCNN(TwoStageDetector):
         if detector_loss is None:
             detector_loss = not freeze_detector
         if freeze_detector and detector_loss:
-            raise ValueError('freeze_detector=True leaves nothing for detector_loss=True to train')
+            raise ValueError('detector_loss=True needs freeze_detector=False')
         self.freeze_detector = freeze_detector
         self.detector_loss = detector_loss
         self._freeze()
 
     @property
     def detector_parts(self) -> list[nn.Module]:
-        """Backbone, neck, RPN and RoI head, those that the model has."""
+        """The existing ones of backbone, neck, RPN and RoI head."""
         return [getattr(self, name) for name in DETECTOR_PARTS if hasattr(self, name)]
 
     def _freeze(self) -> None:
@@ -133,7 +135,7 @@ class SceneGraphRCNN(TwoStageDetector):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> SceneGraphRCNN:
-        """Set the mode; a frozen detector is in eval mode in either."""
+        """Set the mode; a frozen detector stays in eval mode."""
         super().train(mode)
         if self.freeze_detector:
             for module in self.detector_parts:
@@ -141,28 +143,29 @@ class SceneGraphRCNN(TwoStageDetector):
         return self
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps; without a gradient when the detector is frozen."""
+        """Feature maps (B, C, H, W) of each level, without gradient if the detector is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_detector):
             feats = super().extract_feat(batch_inputs)
-        # Under bfloat16 autocast: MMCV has no RoIAlign for it.
+        # MMCV's RoIAlign does not support bfloat16, which autocast may produce.
         return tuple(f.float() if f.dtype == torch.bfloat16 else f for f in feats)
 
     # ---- training ----------------------------------------------------------------------------
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict:
-        """Losses of detector, relations and scene.
+        """Compute the losses of detector, relations and scene.
 
         Args:
             batch_inputs: (B, 3, H, W).
             batch_data_samples: With ``gt_instances``, ``gt_relations`` and, for a scene head,
-                ``gt_scene`` in the images that have a scene label.
+                ``gt_scene`` in images with a scene label.
 
         Returns:
             Losses, and accuracies in percent. Every trainable parameter is in the graph of
-            ``loss_predicate``, with a gradient of zero where the batch holds no pair.
+            ``loss_predicate``; its gradient is zero if the batch has no pair.
         """
         x = self.extract_feat(batch_inputs)
-        losses, proposals = {}, None
+        losses: dict[str, Any] = {}
+        proposals = None
         if self.detector_loss:
             losses, proposals = self._detector_loss(x, batch_data_samples)
         boxes = self._train_boxes(x, batch_data_samples, proposals)
@@ -183,8 +186,8 @@ class SceneGraphRCNN(TwoStageDetector):
             scene_logits = self._scene(x, output, batch_data_samples)
             scenes = torch.cat([scene_label_of(s, scene_logits.device) for s in batch_data_samples])
             losses.update(self.scene_head.loss(scene_logits, scenes))
-        # Without this, a process whose batch has no pair would leave the others waiting for its
-        # gradients.
+        # Otherwise a process whose batch has no pair would have parameters without gradients, and
+        # DistributedDataParallel would wait for them.
         losses['loss_predicate'] = losses['loss_predicate'] + sum(
             param.flatten()[0] * 0.0 for param in self.parameters() if param.requires_grad
         )
@@ -193,17 +196,17 @@ class SceneGraphRCNN(TwoStageDetector):
     def _detector_loss(
         self, x: tuple[Tensor, ...], samples: SampleList
     ) -> tuple[dict, list[InstanceData]]:
-        """Losses of RPN and RoI head as of Faster R-CNN, and the proposals."""
+        """Losses of RPN and RoI head as in Faster R-CNN, and the proposals."""
         rpn_samples = copy.deepcopy(samples)
         for sample in rpn_samples:
-            # To the RPN every object is of class 0.
+            # The RPN treats every object as class 0.
             sample.gt_instances.labels = torch.zeros_like(sample.gt_instances.labels)
         proposal_cfg = self.train_cfg.get('rpn_proposal', self.test_cfg.rpn)
         losses, proposals = self.rpn_head.loss_and_predict(
             x, rpn_samples, proposal_cfg=proposal_cfg
         )
         losses = {k if 'rpn' in k else f'rpn_{k}': v for k, v in losses.items()}
-        # The RoI head takes the boxes out of what it is given.
+        # Pass copies, because the RoI head removes the boxes from its input.
         losses.update(
             self.roi_head.loss(x, [InstanceData(bboxes=p.bboxes) for p in proposals], samples)
         )
@@ -222,7 +225,7 @@ class SceneGraphRCNN(TwoStageDetector):
 
     def _match(self, boxes: list[Tensor], samples: SampleList) -> tuple[list[Tensor], list[Tensor]]:
         if self.protocol.has_boxes:
-            # By position: two equal boxes are still two objects.
+            # Match by position, because two equal boxes are still two objects.
             return (
                 [torch.arange(len(b), device=b.device) for b in boxes],
                 [sample.gt_instances.labels for sample in samples],
@@ -248,7 +251,7 @@ class SceneGraphRCNN(TwoStageDetector):
         samples: SampleList,
         proposals: list[InstanceData] | None = None,
     ) -> list[Tensor]:
-        """Boxes (n, 4) that the detector finds in each image, in pixels of the input."""
+        """Detected boxes (n, 4) of each image, in pixels of the network's input."""
         if proposals is None:
             proposals = self.rpn_head.predict(x, samples, rescale=False)
         metas = [sample.metainfo for sample in samples]
@@ -262,7 +265,7 @@ class SceneGraphRCNN(TwoStageDetector):
         return self.roi_head.shared_head(maps) if self.roi_head.with_shared_head else maps
 
     def _objects(self, maps: Tensor, boxes: list[Tensor], samples: SampleList) -> GraphObjects:
-        """What the relation head is told of the objects, and nothing beyond the protocol."""
+        """Input of the relation head: objects, with the ground truth that the protocol gives."""
         if self.protocol.has_labels:
             labels = torch.cat([sample.gt_instances.labels for sample in samples])
             classes = self.relation_head.num_classes + 1
@@ -296,9 +299,16 @@ class SceneGraphRCNN(TwoStageDetector):
         pairs: list[Tensor] | None = None,
         labels: Tensor | None = None,
     ) -> SceneGraphOutput:
-        """Run the relation head on ``pairs`` (m, 2), an image's by rows of its boxes.
+        """Run the relation head.
 
-        None: on all pairs that ``test_cfg.relation`` lets through.
+        Args:
+            x: Feature maps.
+            boxes: (n, 4) boxes of each image.
+            samples: Data samples.
+            pairs: (m, 2) pairs of each image, as rows of its boxes. None: all pairs that
+                ``test_cfg.relation`` allows.
+            labels: (N,) known labels for the frequency bias, -1 for unknown; see
+                :meth:`RelationHead.forward`.
         """
         maps = self._roi_maps(x, boxes)
         objects = self._objects(maps, boxes, samples)
@@ -315,6 +325,7 @@ class SceneGraphRCNN(TwoStageDetector):
     def _scene(
         self, x: tuple[Tensor, ...], output: SceneGraphOutput, samples: SampleList
     ) -> Tensor:
+        assert self.scene_head is not None  # callers check
         height, width = samples[0].batch_input_shape
         valid = [(s.img_shape[0] / height, s.img_shape[1] / width) for s in samples]
         return self.scene_head(x, valid, output.logits.obj_ctx, output.objects.num_objs)
@@ -324,13 +335,13 @@ class SceneGraphRCNN(TwoStageDetector):
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True
     ) -> SampleList:
-        """Scene graphs of a batch.
+        """Predict the scene graphs of a batch.
 
         Args:
             batch_inputs: (B, 3, H, W).
-            batch_data_samples: With ``gt_instances.bboxes`` in SGCls, and ``labels`` too in
-                PredCls.
-            rescale: Boxes in pixels of the original image.
+            batch_data_samples: With ``gt_instances.bboxes`` in SGCls, and also
+                ``gt_instances.labels`` in PredCls.
+            rescale: Return boxes in pixels of the original image.
 
         Returns:
             The data samples, with ``pred_instances`` (``bboxes`` (n, 4), ``labels`` (n,),
@@ -339,7 +350,7 @@ class SceneGraphRCNN(TwoStageDetector):
             (``score`` (S,), ``label`` (1,)).
 
         Raises:
-            ValueError: The protocol needs boxes or labels that a data sample lacks.
+            ValueError: A data sample lacks boxes or labels that the protocol needs.
         """
         x = self.extract_feat(batch_inputs)
         output = self._relate(x, self._test_boxes(x, batch_data_samples), batch_data_samples)
@@ -355,7 +366,7 @@ class SceneGraphRCNN(TwoStageDetector):
         return self._detect(x, samples)
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> tuple[Tensor, ...]:
-        """Logits of objects (N, C + 1) and pairs (M, P + 1), as they come from the network."""
+        """Raw logits of objects (N, C + 1) and pairs (M, P + 1)."""
         x = self.extract_feat(batch_inputs)
         output = self._relate(x, self._test_boxes(x, batch_data_samples), batch_data_samples)
         return output.logits.objects, output.logits.predicates

@@ -1,4 +1,4 @@
-"""Heads: relations, scene, and what they are made of."""
+"""Heads for relations and scene, and their parts."""
 
 from .frequency_bias import FrequencyBias
 from .relation_head import GraphLogits, GraphObjects, RelationHead

@@ -1,4 +1,4 @@
-"""Predicate logits from the classes of subject and object alone."""
+"""Predicate logits from the classes of subject and object."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor, nn
 
 @MODELS.register_module()
 class FrequencyBias(nn.Module):
-    """A trainable logit for each (subject class, object class, predicate), from counts.
+    """A trainable logit for each (subject class, object class, predicate), initialised from counts.
 
-    Zellers et al., Neural Motifs, arXiv 1711.06640: log-frequencies of the training set, added to
-    what the network sees. Until counts are set the bias is not usable: they come from ``file``,
-    from a checkpoint, or from
-    :class:`~gclip_mm.scene_graph.engine.FrequencyBiasHook`, which counts the training set when a
-    run begins.
+    The bias adds log-frequencies of the training set to the logits of the network (Zellers et al.,
+    Neural Motifs, arXiv 1711.06640). It needs counts before it can be used. They come from
+    ``file``, from a checkpoint, or from
+    :class:`~gclip_mm.scene_graph.engine.FrequencyBiasHook`, which counts the training set at the
+    start of a run.
 
     Args:
         num_classes: Object classes C.
         num_predicates: Predicates P.
         file: ``.npz`` with ``relations`` (C, C, P) and ``unrelated`` (C, C) counts.
-        smoothing: Added to frequencies, so that what never occurs has a finite logit. The
-            original's value.
-        trainable: Train the logits on.
+        smoothing: Added to frequencies, so that unseen triplets have a finite logit. The default
+            is that of the original.
+        trainable: Whether training updates the logits.
 
     Raises:
-        ValueError: Counts of another shape; the message gives both.
-        FileNotFoundError: ``file`` is not there.
+        ValueError: The counts have another shape; the message gives both shapes.
+        FileNotFoundError: ``file`` does not exist.
 
     Example:
         >>> model = dict(relation_head=dict(frequency_bias=dict(type='FrequencyBias')))
@@ -54,6 +54,7 @@ class FrequencyBias(nn.Module):
         self.weight = nn.Parameter(
             torch.zeros(num_classes**2, num_predicates + 1), requires_grad=trainable
         )
+        self.ready: Tensor
         self.register_buffer('ready', torch.tensor(False))
         if file is not None:
             self.set_counts(*load_counts(file))
@@ -62,8 +63,11 @@ class FrequencyBias(nn.Module):
         """Set the logits from counts.
 
         Args:
-            relations: (C, C, P), how often each predicate relates each two classes.
-            unrelated: (C, C), how often two objects of these classes are not related.
+            relations: (C, C, P), number of relations by subject class, object class and predicate.
+            unrelated: (C, C), number of pairs without a relation by subject and object class.
+
+        Raises:
+            ValueError: The counts have another shape.
         """
         shape = (self.num_classes, self.num_classes, self.num_predicates)
         if relations.shape != shape or unrelated.shape != shape[:2]:
@@ -74,7 +78,7 @@ class FrequencyBias(nn.Module):
             )
         counts = np.concatenate([relations, unrelated[..., None]], axis=2).astype(np.float64)
         total = counts.sum(axis=2, keepdims=True)
-        # Two classes that never met tell nothing: all predicates alike.
+        # A pair of classes that never occurs gets a uniform distribution.
         frequency = np.divide(
             counts, total, out=np.full_like(counts, 1 / counts.shape[2]), where=total > 0
         )
@@ -84,43 +88,43 @@ class FrequencyBias(nn.Module):
             self.ready.fill_(True)
 
     def forward(self, labels: Tensor, pairs: Tensor) -> Tensor:
-        """Object labels (N,) int64 and pairs (M, 2) to logits (M, P + 1), no relation last.
+        """Map object labels (N,) int64 and pairs (M, 2) to logits (M, P + 1), "no relation" last.
 
         Raises:
-            RuntimeError: No counts were ever set.
+            RuntimeError: No counts were set.
         """
         if not self.ready:
             raise RuntimeError(
                 'FrequencyBias has no counts yet. Add '
                 "dict(type='FrequencyBiasHook') to custom_hooks, which counts the training set (a "
-                'config that inherits hooks and has some of its own needs custom_hooks='
-                '[*_base_.custom_hooks, ...]), or give FrequencyBias(file=...), or load a '
-                'checkpoint that has them'
+                'config that adds hooks to inherited ones needs custom_hooks='
+                '[*_base_.custom_hooks, ...]), or set FrequencyBias(file=...), or load a '
+                'checkpoint with counts'
             )
         return self.weight[labels[pairs[:, 0]] * self.num_classes + labels[pairs[:, 1]]]
 
 
 def load_counts(file: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read ``relations`` and ``unrelated`` of a ``.npz`` file.
+    """Read ``relations`` and ``unrelated`` from a ``.npz`` file.
 
     Raises:
-        FileNotFoundError: It is not there.
-        ValueError: It is damaged or lacks an array.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is damaged or lacks an array.
     """
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return arrays['relations'], arrays['unrelated']
     except FileNotFoundError:
         raise
-    except Exception as error:  # zipfile, pickle and KeyError alike
+    except Exception as error:  # zipfile, pickle and KeyError among others
         raise ValueError(
-            f"{file} does not hold the counts of a FrequencyBias ('relations' and 'unrelated'): "
+            f"{file} does not contain the counts of a FrequencyBias ('relations' and 'unrelated'): "
             f'{error}'
         ) from error
 
 
 def save_counts(file: str | Path, relations: np.ndarray, unrelated: np.ndarray) -> None:
-    """Write what :func:`load_counts` reads, whole or not at all."""
+    """Write a file for :func:`load_counts`, atomically."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f'.{file.stem}.partial.npz')

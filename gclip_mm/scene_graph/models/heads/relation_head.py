@@ -1,4 +1,4 @@
-"""From RoI maps of objects and of pairs to object labels and predicates."""
+"""Head that predicts object labels and predicates from RoI maps of objects and pairs."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..contexts.base import build_context
+from ..contexts.base import BaseContext, build_context
 from ..protocol import SceneGraphProtocol
 from ..task_modules.geometry import BOX_GEOMETRY_DIM, box_geometry
 
 FUSIONS = ('sum', 'product')
-# Keeps the logarithm of a probability that underflowed finite.
+# Keeps the logarithm finite if a probability underflows.
 _MIN_PROB = 1e-6
 
 
 class GraphObjects(NamedTuple):
-    """The objects of a batch that relations may join, image after image.
+    """The objects of a batch, image by image.
 
     Attributes:
-        boxes: (N, 5) x1, y1, x2, y2 in pixels of the network's input, confidence.
-        probs: (N, C + 1) class probabilities, background last; one-hot where labels are given.
-        num_objs: Objects of each image.
-        image_sizes: (N, 2) height and width of the image that each object is in.
+        boxes: (N, 5): x1, y1, x2, y2 in pixels of the network's input, confidence.
+        probs: (N, C + 1) class probabilities, background last; one-hot for given labels.
+        num_objs: Number of objects of each image.
+        image_sizes: (N, 2) height and width of the image of each object.
     """
 
     boxes: Tensor
@@ -36,12 +36,12 @@ class GraphObjects(NamedTuple):
 
 
 class GraphLogits(NamedTuple):
-    """What the relation head finds.
+    """Output of the relation head.
 
     Attributes:
         objects: (N, C + 1) refined object logits, background last.
-        predicates: (M, P + 1), no relation last.
-        obj_ctx: (N, D) what tells the scene: the refined class probabilities and the context.
+        predicates: (M, P + 1) predicate logits, "no relation" last.
+        obj_ctx: (N, D) input of the scene head: refined class probabilities and object context.
     """
 
     objects: Tensor
@@ -51,36 +51,37 @@ class GraphLogits(NamedTuple):
 
 @MODELS.register_module()
 class RelationHead(BaseModule):
-    """Refines object labels and tells predicates, through a context that one line exchanges.
+    """Refines object labels and predicts predicates, through an exchangeable context.
 
-    An object is its RoI map, its class probabilities and its place in the image; a pair is the
-    map of its union box with both boxes marked in it. The ``context`` lets them see each other.
-    Refined labels are the detector's log-probabilities plus what the context adds. Predicate
-    logits come from the context's vector of the pair, from the product of what its two objects
-    look like on average (whether two things are alike is a product, which sums are slow to learn)
-    and from the union map, plus the frequency bias of the two labels.
+    The features of an object are its RoI map, class probabilities and box geometry. Those of a pair
+    are the map of its union box, in which both boxes are marked. The ``context`` passes information
+    between objects and pairs. Refined object logits are the detector's log-probabilities plus a
+    correction from the context. Predicate logits are computed from the pair's context vector, the
+    product of the mean appearance of both objects, and the union map; the frequency bias of the two
+    labels is added. The product helps with predicates about similarity, which sums learn slowly.
 
     Args:
         num_classes: Object classes C.
         num_predicates: Predicates P.
         in_channels: Channels of the RoI maps.
-        roi_size: Cells S along a side of the RoI maps.
+        roi_size: Height and width S of the RoI maps.
         context: Config of a :class:`~gclip_mm.scene_graph.models.contexts.BaseContext`. None:
-            predicates from the frequency bias alone, the baseline of arXiv 1711.06640.
+            use the frequency bias alone, the baseline of arXiv 1711.06640.
         union: Config of :class:`UnionFeatures`.
         frequency_bias: Config of :class:`FrequencyBias`. None: no bias.
-        fc_dim: Width of the layers on RoI maps.
-        embed_dim: Size of a label's embedding.
-        geometry_dim: Size of the embedded place of a box.
-        fusion: How a pair's context and its union map come together: ``'sum'`` of the two, then
-            ReLU, or ``'product'`` as in Neural Motifs.
-        dropout: On object features, and before the predicate layer.
-        protocol: The detector fills it in.
-        loss_object: Loss of the refined labels; not used in PredCls.
-        loss_predicate: Loss of the predicates; averaged over the pairs of the batch.
+        fc_dim: Width of the fully connected layers on RoI maps.
+        embed_dim: Size of the label embedding.
+        geometry_dim: Size of the box geometry embedding.
+        fusion: Combination of a pair's context and its union map: ``'sum'`` followed by ReLU, or
+            ``'product'`` as in Neural Motifs.
+        dropout: Dropout on object features and before the predicate layer.
+        protocol: Set by the detector.
+        loss_object: Loss of the refined labels; unused in PredCls.
+        loss_predicate: Loss of the predicates, averaged over the pairs of the batch.
 
     Raises:
-        ValueError: An unknown ``fusion`` or context; neither ``context`` nor ``frequency_bias``.
+        ValueError: ``fusion`` or the context is unknown, or neither ``context`` nor
+            ``frequency_bias`` is set.
 
     Example:
         >>> relation_head = dict(
@@ -112,7 +113,7 @@ class RelationHead(BaseModule):
         if fusion not in FUSIONS:
             raise ValueError(f'fusion must be one of {FUSIONS}, got {fusion!r}')
         if context is None and frequency_bias is None:
-            raise ValueError('without a context, predicates need a frequency_bias')
+            raise ValueError('without a context, a frequency_bias is needed')
         self.num_classes = num_classes
         self.num_predicates = num_predicates
         self.fusion = fusion
@@ -120,11 +121,11 @@ class RelationHead(BaseModule):
         cross_entropy = dict(type='CrossEntropyLoss', loss_weight=1.0)
         self.loss_object = MODELS.build(loss_object or cross_entropy)
         self.loss_predicate = MODELS.build(loss_predicate or cross_entropy)
-        self.frequency_bias = None
+        self.frequency_bias: nn.Module | None = None
         if frequency_bias is not None:
             counts = dict(num_classes=num_classes, num_predicates=num_predicates)
             self.frequency_bias = MODELS.build({**frequency_bias, **counts})
-        self.context = None
+        self.context: BaseContext | None = None
         if context is not None:
             self._build_context(
                 context, union or {}, in_channels, roi_size, fc_dim, embed_dim, geometry_dim
@@ -148,7 +149,7 @@ class RelationHead(BaseModule):
             nn.Linear(fc_dim, fc_dim),
             nn.ReLU(inplace=True),
         )
-        # An embedding of a distribution over labels, not of one label.
+        # Embeds a distribution over labels, not a single label.
         self.label_embedding = nn.Linear(self.num_classes, embed_dim, bias=False)
         nn.init.normal_(self.label_embedding.weight, std=embed_dim**-0.5)
         self.geometry = nn.Sequential(
@@ -157,9 +158,10 @@ class RelationHead(BaseModule):
         self.union = MODELS.build({'type': 'UnionFeatures', **union, 'channels': in_channels})
         self.union_fc = nn.Sequential(nn.Linear(map_dim, fc_dim), nn.ReLU(inplace=True))
         sizes = dict(in_dim=fc_dim + embed_dim + geometry_dim, union_channels=in_channels)
-        self.context = build_context({**context, **sizes})
-        self.fc_object = nn.Linear(fc_dim + self.context.out_dim, self.num_classes + 1)
-        self.edge_fc = nn.Linear(self.context.edge_dim, fc_dim)
+        built = build_context({**context, **sizes})
+        self.context = built
+        self.fc_object = nn.Linear(fc_dim + built.out_dim, self.num_classes + 1)
+        self.edge_fc = nn.Linear(built.edge_dim, fc_dim)
         self.looks = nn.Sequential(nn.Linear(in_channels, fc_dim), nn.LayerNorm(fc_dim))
         self.likeness_fc = nn.Linear(fc_dim, fc_dim)
         self.fc_predicate = nn.Linear(fc_dim, self.num_predicates + 1)
@@ -169,7 +171,7 @@ class RelationHead(BaseModule):
 
     @property
     def obj_ctx_dim(self) -> int:
-        """Columns of ``obj_ctx``; without a context, it is the class probabilities alone."""
+        """Columns of ``obj_ctx``: class probabilities, and the object context if there is one."""
         return self.num_classes + (0 if self.context is None else self.context.out_dim)
 
     def forward(
@@ -180,15 +182,15 @@ class RelationHead(BaseModule):
         pairs: Tensor,
         labels: Tensor | None = None,
     ) -> GraphLogits:
-        """Look at objects and pairs.
+        """Compute logits of objects and pairs.
 
         Args:
             obj_maps: (N, in_channels, S, S) RoI maps of the objects.
             union_maps: (M, in_channels, S, S) RoI maps of the union boxes.
             objects: The objects.
-            pairs: (M, 2) int64, rows of ``objects``.
-            labels: (N,) int64 for the frequency bias in training: the ground truth's, -1 where
-                there is none. None, and where -1: the refined label.
+            pairs: (M, 2) int64, row indices of ``objects``.
+            labels: (N,) int64 ground-truth labels for the frequency bias in training, -1 for
+                objects without one. For these, and if None, the refined label is used.
 
         Returns:
             Logits of objects and predicates.
@@ -196,6 +198,7 @@ class RelationHead(BaseModule):
         probs = objects.probs[:, : self.num_classes]
         prior = objects.probs.clamp(min=_MIN_PROB).log()
         if self.context is None:
+            assert self.frequency_bias is not None  # checked in the constructor
             bias = self.frequency_bias(self._bias_labels(prior, labels), pairs)
             return GraphLogits(prior, bias, probs)
         appearance = self.obj_fc(obj_maps.flatten(1))
@@ -223,7 +226,7 @@ class RelationHead(BaseModule):
         logits = self.fc_predicate(self.dropout(joint))
         if self.frequency_bias is not None:
             logits = logits + self.frequency_bias(self._bias_labels(obj_logits, labels), pairs)
-        # Detached: the scene is read off the labels, and has no say in them.
+        # Detached, so that the scene loss does not influence the labels.
         refined = obj_logits.detach().softmax(dim=1)[:, : self.num_classes]
         return GraphLogits(obj_logits, logits, torch.cat([refined, obj_ctx], dim=1))
 
@@ -236,16 +239,16 @@ class RelationHead(BaseModule):
     def loss(
         self, logits: GraphLogits, obj_labels: Tensor, predicate_labels: Tensor
     ) -> dict[str, Tensor]:
-        """Losses of a batch; zero where it has no pair or no object.
+        """Compute the losses of a batch; zero if it has no pair or no object.
 
         Args:
-            logits: Of :meth:`forward`.
+            logits: Output of :meth:`forward`.
             obj_labels: (N,) int64, C for background.
-            predicate_labels: (M,) int64, P for no relation.
+            predicate_labels: (M,) int64, P for "no relation".
 
         Returns:
-            ``loss_predicate``, ``acc_predicate`` in percent over the pairs that have a relation;
-            outside PredCls, ``loss_object`` and ``acc_object``.
+            ``loss_predicate``, and ``acc_predicate`` in percent over the pairs with a relation.
+            Except in PredCls, also ``loss_object`` and ``acc_object``.
         """
         losses = {
             'loss_predicate': self.loss_predicate(

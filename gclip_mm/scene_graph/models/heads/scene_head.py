@@ -1,4 +1,4 @@
-"""The class of the scene, from the whole image and from the objects in it."""
+"""Head that predicts the scene class from the image and its objects."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..contexts.sequences import image_index
 
 @MODELS.register_module()
 class SceneHead(BaseModule):
-    """Scene logits from pooled feature maps and from the pooled labels and context of the objects.
+    """Computes scene logits from pooled feature maps and pooled labels and context of the objects.
 
     Args:
         num_scenes: Scene classes.
         in_channels: Channels of each feature map.
-        in_levels: Which levels of the neck's output to pool.
+        in_levels: Levels of the neck's output to pool.
         hidden_dim: Width of the hidden layer.
-        dropout: Before the last layer.
+        dropout: Dropout before the last layer.
         loss_scene: Loss of the logits.
-        obj_ctx_dim: Columns of the relation head's ``obj_ctx``. The detector fills it in.
+        obj_ctx_dim: Columns of the relation head's ``obj_ctx``. The detector sets it.
 
     Example:
         >>> model = dict(scene_head=dict(
@@ -62,13 +62,13 @@ class SceneHead(BaseModule):
         obj_ctx: Tensor,
         num_objs: Sequence[int],
     ) -> Tensor:
-        """Scene logits.
+        """Compute scene logits.
 
         Args:
             feats: Levels of (B, in_channels, H, W).
-            valid: Of each image, the share of the maps' height and width that is not padding.
+            valid: For each image, the share of the maps' height and width that is not padding.
             obj_ctx: (N, obj_ctx_dim).
-            num_objs: Objects of each image.
+            num_objs: Number of objects of each image.
 
         Returns:
             (B, num_scenes).
@@ -77,14 +77,14 @@ class SceneHead(BaseModule):
         return self.fc_scene(self.fc(torch.cat([*pooled, *_pool_objects(obj_ctx, num_objs)], 1)))
 
     def loss(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Loss and accuracy.
+        """Compute loss and accuracy.
 
         Args:
             logits: (B, num_scenes).
             labels: (B,) int64, -1 for an image without a scene label.
 
         Returns:
-            ``loss_scene``; and ``acc_scene`` in percent, where an image has a label.
+            ``loss_scene``; and ``acc_scene`` in percent if an image has a label.
         """
         known = labels >= 0
         avg_factor = max(int(known.sum()), 1)
@@ -107,7 +107,7 @@ def _pool_valid(feat: Tensor, valid: Sequence[tuple[float, float]]) -> Tensor:
 
 
 def _pool_objects(obj_ctx: Tensor, num_objs: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Mean and maximum over the objects of each image; zeros where there is none."""
+    """Mean and maximum over the objects of each image; zeros for an image without objects."""
     batch, dim = len(num_objs), obj_ctx.shape[1]
     group = image_index(num_objs, obj_ctx.device)
     count = torch.bincount(group, minlength=batch)

@@ -1,4 +1,4 @@
-"""Features of a pair's union box that tell which part of it is the subject and which the object."""
+"""Union-box features of a pair, with subject and object marked."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ..task_modules.geometry import PAIR_GEOMETRY_DIM, pair_geometry, pair_masks
 
 @MODELS.register_module()
 class UnionFeatures(nn.Module):
-    """Adds to the RoI map of each union box where in it the two boxes lie.
+    """Adds the positions of both boxes to the RoI map of their union box.
 
-    Both boxes are drawn as masks and go through two convolutions, as in Neural Motifs (arXiv
-    1711.06640); the masks' normalisation works on groups and not on the batch, so that an image's
-    result does not depend on the others. A union box is stretched to a square map, which hides
-    its shape, so the geometry of the pair as numbers is added too.
+    Both boxes are drawn as masks, which pass two convolutions, as in Neural Motifs (arXiv
+    1711.06640). Group normalisation replaces batch normalisation, so that results do not depend on
+    the other images of the batch. Warping a union box to a square map loses its aspect ratio, so
+    the numeric geometry of the pair is added too.
 
     Args:
-        channels: Channels of the RoI maps. The head fills it in.
+        channels: Channels of the RoI maps. The relation head sets it.
         mask_channels: Channels between the two convolutions.
-        mask_scale: The masks have this many cells for each cell of the map.
+        mask_scale: Resolution of the masks relative to the map.
         num_groups: Groups of the normalisation; must divide ``channels`` and ``mask_channels``.
 
     Raises:
-        ValueError: ``num_groups`` that does not divide the channels.
+        ValueError: ``num_groups`` does not divide the channels.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class UnionFeatures(nn.Module):
         self.geometry = nn.Linear(PAIR_GEOMETRY_DIM, channels)
 
     def forward(self, union_maps: Tensor, boxes: Tensor, pairs: Tensor) -> Tensor:
-        """Enrich union maps.
+        """Add masks and geometry to union maps.
 
         Args:
             union_maps: (M, channels, S, S), RoI maps of the union boxes.
@@ -60,6 +60,6 @@ class UnionFeatures(nn.Module):
         """
         size = union_maps.shape[-1]
         masks = self.mask_convs(pair_masks(boxes, pairs, size * self.mask_scale) - 0.5)
-        masks = F.adaptive_avg_pool2d(masks, union_maps.shape[-2:])
+        masks = F.adaptive_avg_pool2d(masks, (union_maps.shape[-2], size))
         geometry = self.geometry(pair_geometry(boxes, pairs))
         return (union_maps + masks + geometry[:, :, None, None]).relu()

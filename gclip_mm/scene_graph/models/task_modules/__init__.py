@@ -1,4 +1,4 @@
-"""What stands between detector and relation head: pairs, their geometry, duplicates."""
+"""Pair sampling, pair geometry and duplicate removal."""
 
 from .geometry import box_geometry, pair_geometry, pair_masks, union_boxes
 from .graph_nms import refined_nms

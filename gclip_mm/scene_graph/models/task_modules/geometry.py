@@ -1,4 +1,4 @@
-"""Geometry of boxes and of pairs of boxes, as tensors that a network can read."""
+"""Geometry features of boxes and of pairs of boxes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MIN_SIDE = 1e-3  # pixels; keeps the logarithm of an empty box finite
 
 
 def union_boxes(boxes: Tensor, pairs: Tensor) -> Tensor:
-    """The smallest box around both boxes of each pair: (N, 4), (M, 2) to (M, 4) xyxy."""
+    """Smallest box that contains both boxes of each pair: (N, 4), (M, 2) to (M, 4) xyxy."""
     subject, object_ = boxes[pairs[:, 0], :4], boxes[pairs[:, 1], :4]
     return torch.cat(
         [torch.min(subject[:, :2], object_[:, :2]), torch.max(subject[:, 2:], object_[:, 2:])], 1
@@ -19,14 +19,14 @@ def union_boxes(boxes: Tensor, pairs: Tensor) -> Tensor:
 
 
 def box_geometry(boxes: Tensor, image_sizes: Tensor) -> Tensor:
-    """Where in its image, and how large, each box is.
+    """Position and size of each box relative to its image.
 
     Args:
         boxes: (N, 4 or more) xyxy in pixels.
         image_sizes: (N, 2) height and width of the image of each box.
 
     Returns:
-        (N, 8): corners, centre, and width and height, as shares of the image's sides.
+        (N, 8): corners, centre, width and height, relative to the image's width and height.
     """
     height, width = image_sizes.unbind(1)
     x1, y1, x2, y2 = boxes[:, :4].unbind(1)
@@ -35,16 +35,16 @@ def box_geometry(boxes: Tensor, image_sizes: Tensor) -> Tensor:
 
 
 def pair_geometry(boxes: Tensor, pairs: Tensor) -> Tensor:
-    """How the boxes of each pair lie to each other.
+    """Relative position and size of the boxes of each pair.
 
     Args:
         boxes: (N, 4 or more) xyxy in pixels.
         pairs: (M, 2) int64.
 
     Returns:
-        (M, 9): centre offset in units of the mean box side, its logarithmic length, logarithms of
-        the ratios of widths, heights and areas, intersection over union, intersection over the
-        subject's and over the object's area.
+        (M, 9): centre offset in units of the mean box side; log(1 + its length); log ratios of
+        widths, heights and areas; intersection over union, over the subject's area and over the
+        object's area.
     """
     subject, object_ = boxes[pairs[:, 0], :4], boxes[pairs[:, 1], :4]
     s_size = (subject[:, 2:] - subject[:, :2]).clamp(min=_MIN_SIDE)
@@ -67,16 +67,16 @@ def pair_geometry(boxes: Tensor, pairs: Tensor) -> Tensor:
 
 
 def pair_masks(boxes: Tensor, pairs: Tensor, size: int) -> Tensor:
-    """Both boxes of each pair drawn in the frame of their union box.
+    """Masks of both boxes of each pair, in the frame of their union box.
 
     Args:
         boxes: (N, 4 or more) xyxy in pixels.
         pairs: (M, 2) int64.
-        size: Cells along each side.
+        size: Height and width of the masks.
 
     Returns:
-        (M, 2, size, size): the share of each cell that the subject's box, and the object's box,
-        covers.
+        (M, 2, size, size): share of each cell that is covered by the subject's box (channel 0)
+        and by the object's box (channel 1).
     """
     union = union_boxes(boxes, pairs)
     side = (union[:, 2:] - union[:, :2]).clamp(min=_MIN_SIDE)

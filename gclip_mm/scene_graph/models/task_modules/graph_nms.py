@@ -1,4 +1,4 @@
-"""Suppression of duplicate objects after a context has refined their labels."""
+"""Suppression of duplicate objects after label refinement."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 def refined_nms(boxes: Tensor, probs: Tensor, iou_thr: float) -> tuple[Tensor, Tensor, Tensor]:
     """Per-class NMS on refined class probabilities; each box keeps its best surviving class.
 
-    After Zellers et al., arXiv 1711.06640: a refined label may make two boxes of one object the
-    same class, which the detector's own NMS could not know.
+    Refinement may assign the same class to two boxes of one object, which the detector's NMS did
+    not suppress (Zellers et al., arXiv 1711.06640).
 
     Args:
         boxes: (N, 4) xyxy.
         probs: (N, C) refined probabilities without background.
-        iou_thr: Boxes of the same class that overlap more are duplicates.
+        iou_thr: Boxes of the same class with a higher IoU are duplicates.
 
     Returns:
-        ``keep`` (K,) int64 ascending, the boxes that survive in some class; ``labels`` and
-        ``scores`` (K,) of these.
+        ``keep`` (K,) int64 ascending, indices of the boxes that survive in some class; ``labels``
+        and ``scores`` (K,) of these boxes.
     """
     num_boxes, num_classes = probs.shape
     if num_boxes == 0:
         empty = torch.zeros(0, dtype=torch.int64, device=boxes.device)
         return empty, empty, probs.new_zeros(0)
-    # A class that a box is hardly thought to be cannot be its label, nor suppress another's.
+    # An improbable class can neither become a box's label nor suppress other boxes.
     candidate = probs >= 0.1 * probs.max(dim=1, keepdim=True).values
     row, label = candidate.nonzero(as_tuple=True)
     _, kept = batched_nms(

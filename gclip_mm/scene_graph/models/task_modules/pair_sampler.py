@@ -1,4 +1,4 @@
-"""Which pairs of objects a model is trained on, and which it looks at when tested."""
+"""Selects the pairs of objects for training and testing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def all_pairs(num_objs: int, device: torch.device) -> Tensor:
-    """(n * (n - 1), 2) int64: every ordered pair of two different objects, in ascending order."""
+    """All ordered pairs of distinct objects, (n * (n - 1), 2) int64, in ascending order."""
     index = torch.arange(num_objs, device=device)
     pairs = torch.cartesian_prod(index, index).reshape(-1, 2)
     return pairs[pairs[:, 0] != pairs[:, 1]]
@@ -22,17 +22,17 @@ def match_objects(
     num_classes: int,
     iou_thr: float,
 ) -> tuple[Tensor, Tensor]:
-    """The ground-truth object that each box shows.
+    """Match each box to the ground-truth object with the highest IoU.
 
     Args:
         boxes: (N, 4) xyxy.
         gt_boxes: (G, 4) xyxy.
         gt_labels: (G,) int64.
-        num_classes: Label of a box that shows none.
-        iou_thr: Least IoU.
+        num_classes: Label of an unmatched box.
+        iou_thr: Minimum IoU.
 
     Returns:
-        Index of the ground-truth object, -1 for none, and label: both (N,) int64.
+        Index of the ground-truth object (-1 for none) and label, both (N,) int64.
     """
     if len(gt_boxes) == 0 or len(boxes) == 0:
         matched = torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
@@ -44,20 +44,20 @@ def match_objects(
 
 @TASK_UTILS.register_module()
 class PairSampler:
-    """Draws the pairs of an image to train on.
+    """Samples the training pairs of an image.
 
-    A pair is positive when its two objects match the two ends of a ground-truth relation. Where
-    several predicates are annotated for a pair, each call draws one of them. Pairs come out in
-    ascending order, so that their order tells nothing about which are positive. Randomness is
-    PyTorch's.
+    A pair is positive if its objects match subject and object of a ground-truth relation. If a pair
+    has several annotated predicates, each call draws one of them. Pairs are returned in ascending
+    order, so that their order does not reveal the positives. The sampler uses PyTorch's global
+    random generator.
 
     Args:
-        num: Most pairs an image.
-        pos_fraction: Most positives, as a share of ``num``. As in mmdet's samplers, few negatives
-            do not make positives fewer.
+        num: Maximum number of pairs of an image.
+        pos_fraction: Maximum number of positives, as a share of ``num``. As in mmdet's samplers, a
+            lack of negatives does not reduce the number of positives.
 
     Raises:
-        ValueError: ``num`` below 1 or ``pos_fraction`` outside (0, 1].
+        ValueError: ``num`` is below 1, or ``pos_fraction`` is outside (0, 1].
 
     Example:
         >>> train_cfg = dict(relation=dict(
@@ -75,13 +75,13 @@ class PairSampler:
     def sample(
         self, matched: Tensor, gt_pairs: Tensor, gt_predicates: Tensor, num_predicates: int
     ) -> tuple[Tensor, Tensor]:
-        """Draw pairs of one image.
+        """Sample pairs of one image.
 
         Args:
-            matched: (N,) int64, the ground-truth object of each object, -1 for none.
+            matched: (N,) int64, ground-truth index of each object, -1 for none.
             gt_pairs: (R, 2) int64, relations as indices of ground-truth objects.
             gt_predicates: (R,) int64.
-            num_predicates: Label of a pair that has no relation.
+            num_predicates: Label of a pair without a relation.
 
         Returns:
             ``pairs`` (M, 2) int64, M <= ``num``, and ``labels`` (M,) int64.
@@ -103,7 +103,7 @@ class PairSampler:
         if len(gt_pairs) == 0 or len(ends) == 0:
             return labels
         hit = (ends[:, None] == gt_pairs[None]).all(dim=2)  # (pairs, relations)
-        # The largest of random numbers is a fair draw among the relations of a pair.
+        # The argmax of random numbers is a uniform draw among the relations of a pair.
         lot = torch.rand(hit.shape, device=hit.device).masked_fill(~hit, -1.0).argmax(dim=1)
         return torch.where(hit.any(dim=1), gt_predicates[lot], labels)
 
@@ -118,13 +118,13 @@ class PairSampler:
 def candidate_pairs(
     boxes: Tensor, scores: Tensor, max_pairs: int | None = None, require_overlap: bool = False
 ) -> Tensor:
-    """The pairs of an image that a model looks at when tested.
+    """Pairs of an image to evaluate at test time.
 
     Args:
         boxes: (N, 4) xyxy.
         scores: (N,) confidence of the objects.
-        max_pairs: Keep this many, those of the highest product of scores. None: all.
-        require_overlap: Only pairs whose boxes overlap.
+        max_pairs: Maximum number of pairs: those with the highest product of scores. None: all.
+        require_overlap: Use only pairs whose boxes overlap.
 
     Returns:
         (M, 2) int64 in ascending order.
