@@ -48,6 +48,7 @@ class GradClipEngine:
         clock: returns ``(iteration, epoch)``, both from 0, for schedules; the default counts the
             steps of the optimizer and knows no epochs.
         on_record: called with the record (6,) of every step (:mod:`gclip_mm.clipping.step.record`).
+        owner: the object that built the engine, such as an optimizer wrapper.
 
     Raises:
         ClipConfigError: a config that cannot be obeyed; an optimizer that is none, or is clipped
@@ -61,6 +62,7 @@ class GradClipEngine:
         model: nn.Module | None = None,
         clock: Callable[[], tuple[int, int]] | None = None,
         on_record: Callable[[Tensor], None] | None = None,
+        owner: object | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise ClipConfigError(
@@ -72,6 +74,7 @@ class GradClipEngine:
         self.config: ClipConfig = parse_clip_grad(clip_grad)
         self.clock = clock
         self.on_record = on_record
+        self.owner = owner
         #: Called around the clipping of every step; empty, it costs nothing.
         self.observers: list[StepObserver] = []
         self.steps = self._begun = 0
