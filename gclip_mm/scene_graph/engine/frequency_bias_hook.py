@@ -12,11 +12,13 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 
+from ...engine.hooks.keys import reject_unknown_keys
 from ..datasets.statistics import relation_statistics
 from ..models.heads.frequency_bias import FrequencyBias, load_counts, save_counts
 
 
 @HOOKS.register_module()
+@reject_unknown_keys
 class FrequencyBiasHook(Hook):
     """Gives every :class:`FrequencyBias` of the model the counts of the training set.
 

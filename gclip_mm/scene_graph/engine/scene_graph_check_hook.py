@@ -13,6 +13,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
+from ...engine.hooks.keys import reject_unknown_keys
 from ..evaluation.metric import SceneGraphMetric
 from ..models.detectors import SceneGraphRCNN
 from ..models.protocol import SceneGraphProtocol
@@ -23,6 +24,7 @@ _LOOKED_FOR = 100
 
 
 @HOOKS.register_module()
+@reject_unknown_keys
 class SceneGraphCheckHook(Hook):
     """Compares a scene-graph model with its data sets and metrics before anything runs.
 

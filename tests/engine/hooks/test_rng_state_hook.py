@@ -13,8 +13,7 @@ import torch
 
 from gclip_mm.engine.checkpoints.rng_state import capture_rng_state, restore_rng_state
 from gclip_mm.engine.hooks import rng_state_hook
-
-from .toy_task import RULES, run_toy
+from tests.engine.toy_task import RULES, run_toy
 
 RULE = RULES['NormClip']
 
@@ -163,7 +162,7 @@ train('cut', resume=True)
 
 def test_two_processes_each_get_their_own_state_back(tmp_path):
     script = tmp_path / 'two.py'
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     script.write_text(
         TWO.format(folder=str(folder), root=str(folder.parents[1]), out=str(tmp_path))
     )

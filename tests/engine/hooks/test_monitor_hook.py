@@ -20,9 +20,8 @@ from gclip_mm.engine import GClipMonitorHook, GClipOptimWrapper
 from gclip_mm.engine.hooks.monitor_hook import loss_interval_scalars
 from gclip_mm.engine.telemetry.histograms import HIGH, LOW, draw, log_histograms, publish
 from gclip_mm.engine.telemetry.observing import observe
-
-from .test_spike_hook import DOORS
-from .toy_task import run_toy
+from tests.engine.hooks.test_spike_hook import DOORS
+from tests.engine.toy_task import run_toy
 
 NORM = dict(type='NormClip', max_norm=0.5)
 

@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 
 from gclip_mm.clipping import LOG_KEYS
 from gclip_mm.clipping.step.record import make_record
-from gclip_mm.engine.hub.record_log import RecordLog, record_log
+from gclip_mm.engine.hub import RecordLog, record_log
 from tests.engine.door_task import door_config, history, read_scalars, run_door
 
 SGD = dict(type='SGD', lr=0.02, momentum=0.9)
@@ -34,7 +34,7 @@ def hub(request):
 
 def add(log, *norms):
     for norm in norms:
-        log.append(make_record(CPU, norm, norm / 2, 0.5, 1.0, 1.0, 0.0))
+        log.append_record(make_record(CPU, norm, norm / 2, 0.5, 1.0, 1.0, 0.0))
 
 
 # -- the buffers -------------------------------------------------------------------------------

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from gclip_mm.clipping import CLIPPERS
-
-from .toy_task import RULES
+from tests.engine.toy_task import RULES
 
 rule_or_skip = [
     pytest.param(

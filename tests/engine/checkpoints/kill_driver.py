@@ -22,7 +22,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[3])]
 
 import mmengine.config.config as config_module  # noqa: E402
 import mmengine.fileio.backends.local_backend as stock_backend  # noqa: E402

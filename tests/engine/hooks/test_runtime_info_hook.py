@@ -22,10 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gclip_mm.engine import GClipRuntimeInfoHook
-from gclip_mm.engine.hub.deferred_scalars import DeferredScalars
-
-from . import door_task  # noqa: F401  registers DoorNet
-from .toy_task import toy_config
+from gclip_mm.engine.hub import DeferredScalars
+from tests.engine import door_task  # noqa: F401  registers DoorNet
+from tests.engine.toy_task import toy_config
 
 NORM = dict(type='norm', max_norm=0.5)
 OURS = dict(default_hooks__runtime_info=dict(type='GClipRuntimeInfoHook'))

@@ -7,8 +7,7 @@ from mmengine.fileio import get_file_backend
 
 from gclip_mm.engine.checkpoints.atomic_backend import AtomicLocalBackend
 from gclip_mm.engine.checkpoints.resume import ResumeError, check_checkpoint
-
-from .toy_task import RULES, run_toy
+from tests.engine.toy_task import RULES, run_toy
 
 
 def test_the_old_checkpoint_goes_after_the_new_one_is_there(tmp_path, monkeypatch):

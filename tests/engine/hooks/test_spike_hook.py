@@ -30,8 +30,7 @@ from gclip_mm.engine.telemetry.spike_record import (
     spike_line,
     spike_summary,
 )
-
-from .toy_task import RandomNet, run_toy
+from tests.engine.toy_task import RandomNet, run_toy
 
 BAD = 'images/013.jpg'
 TWO_IMAGES = [{'img_id': 1, 'img_path': 'a'}, {'img_id': 2, 'img_path': 'b'}]
@@ -464,7 +463,7 @@ Runner.from_cfg(cfg).train()
 
 
 def test_images_of_every_rank(tmp_path):
-    script, folder = tmp_path / 'two.py', Path(__file__).parent
+    script, folder = tmp_path / 'two.py', Path(__file__).parents[1]
     script.write_text(
         TWO.format(folder=str(folder), root=str(folder.parents[1]), out=str(tmp_path), bad=BAD)
     )
