@@ -1,4 +1,4 @@
-"""One training run, through any of the doors to clipping or with stock MMEngine."""
+"""One training run, with any of the entry points to clipping or with stock MMEngine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DOORS = ('wrapper', 'hook', 'attach')
 
 @MODELS.register_module()
 class DoorNet(BaseModel):
-    """Every kind of unit that AGC tells apart, on the six numbers of the toy task."""
+    """A model with every kind of unit that AGC distinguishes, for the toy task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class DoorNet(BaseModel):
 
 @HOOKS.register_module()
 class AttachHook(Hook):
-    """The third door in an MMEngine run: what a plain loop would do before it starts."""
+    """Calls ``attach`` in an MMEngine run, as a plain loop does before it starts."""
 
     def __init__(self, clip_grad: dict) -> None:
         self.clip_grad = clip_grad

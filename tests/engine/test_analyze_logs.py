@@ -16,7 +16,7 @@ TOOL = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'analysis_tools' / 'anal
 LOG = Path(__file__).parents[2] / 'results' / 'bccd' / 'norm.json'
 
 
-def test_every_key_is_plotted(tmp_path, monkeypatch):
+def test_analyze_logs_plots_every_key(tmp_path, monkeypatch):
     # The tool takes nothing but a drawing style from it, and we do not install it for that.
     monkeypatch.setitem(sys.modules, 'seaborn', SimpleNamespace(set_style=lambda style: None))
     out = tmp_path / 'curves.png'

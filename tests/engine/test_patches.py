@@ -1,4 +1,4 @@
-"""What ``torch.load`` accepts once gclip_mm is imported: MMEngine's checkpoints, and no more."""
+"""After an import of gclip_mm ``torch.load`` accepts MMEngine's checkpoints and nothing else."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def checkpoint() -> dict:
     return dict(message_hub=hub.state_dict(), meta=dict(dataset_meta=dict(meta.metainfo)))
 
 
-def test_what_mmengine_saves_comes_back(checkpoint):
+def test_mmengine_checkpoint_loads_unchanged(checkpoint):
     loaded = torch.load(saved(checkpoint))
     assert loaded['meta'] == checkpoint['meta']
     hub = loaded['message_hub']
@@ -52,11 +52,11 @@ def test_what_mmengine_saves_comes_back(checkpoint):
 
 
 @pytest.mark.parametrize('other', ['numpy.core', 'numpy._core'])
-def test_files_of_numpy_1_and_of_numpy_2(checkpoint, other):
-    """The two differ in the name of one module; the stored pickle is rewritten to have either."""
+def test_files_of_numpy_1_and_numpy_2_load(checkpoint, other):
+    """They differ in the name of one module; the test rewrites it in the stored pickle."""
     ours = 'numpy._core' if hasattr(np, '_core') else 'numpy.core'
     text = saved(checkpoint).getvalue()
-    # Inside the archive lengths and checksums would change, so rewrite the pickle and pack it anew.
+    # Inside the archive lengths and checksums would change, so rewrite the pickle and repack it.
     source = zipfile.ZipFile(io.BytesIO(text))
     target_buffer = io.BytesIO()
     with zipfile.ZipFile(target_buffer, 'w', zipfile.ZIP_STORED) as target:
@@ -99,8 +99,8 @@ def test_crafted_files_are_refused(crafted):
     assert e.type.__name__ in ('ValueError', 'UnpicklingError')
 
 
-def test_without_gclip_mm_torch_refuses_the_same_file(checkpoint, tmp_path):
-    """Else the allow-list would be needless; drop it when MMEngine sees to it by itself."""
+def test_torch_alone_refuses_the_same_file(checkpoint, tmp_path):
+    """Otherwise the allow-list is not needed and can be removed."""
     path = tmp_path / 'c.pth'
     torch.save(checkpoint, path)
     code = f'import torch; torch.load({str(path)!r})'

@@ -1,4 +1,4 @@
-"""Two wrappers around one optimizer: the newer clips, and the older says so instead of stepping."""
+"""Two wrappers around one optimizer: the newer one clips, and the older one refuses to step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from gclip_mm import ClipConfigError, GClipOptimWrapper
 
 
-def test_a_wrapper_whose_optimizer_was_taken_over_does_not_step_unclipped():
+def test_replaced_wrapper_refuses_to_step():
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     old = GClipOptimWrapper(optimizer, clip_grad=dict(max_norm=1))

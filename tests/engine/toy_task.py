@@ -1,4 +1,4 @@
-"""A task of milliseconds that draws from every generator, and knows the names of its images."""
+"""A task of milliseconds that uses every random generator and names its images."""
 
 from __future__ import annotations
 
@@ -60,8 +60,7 @@ class RandomNet(BaseModel):
 class RandomData(BaseDataset):
     """``size`` images of six numbers, jittered with NumPy's and Python's generators.
 
-    Those named in ``spoiled`` have their target multiplied by the number given there, which may be
-    ``inf``.
+    ``spoiled`` maps names of images to a factor for their target, which may be ``inf``.
     """
 
     METAINFO = dict(classes=('a',))
@@ -152,7 +151,7 @@ def toy_config(work_dir: str, clip_grad: dict | None = None, **changes: Any) -> 
 
 
 def as_it_is(text: str, **_: Any) -> tuple[str, bool]:
-    """Stands in for yapf, which takes three quarters of such a run to format its config."""
+    """Replaces yapf, whose formatting of the config takes three quarters of such a run."""
     return text, True
 
 

@@ -60,7 +60,7 @@ class KillHook(Hook):
 
 
 def kill_in_write(at: int) -> None:
-    """Die when half of the ``at``-th checkpoint (from 0) is on the disk."""
+    """Exit when half of the ``at``-th checkpoint (from 0) is written."""
     count = iter(range(at + 1))
 
     class Half:

@@ -1,4 +1,4 @@
-"""A run killed at any moment and resumed reaches the weights of one never killed, to the bit."""
+"""A run that is killed at any moment and resumed reaches bit-identical weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STOCK = {'default_hooks__checkpoint__type': 'CheckpointHook'}
 
 @pytest.fixture(scope='module')
 def train():
-    """Train in a process of its own; returns the exit status."""
+    """Train in a separate process; returns the exit status."""
     driver = subprocess.Popen(
         [sys.executable, str(Path(__file__).parent / 'kill_driver.py')],
         stdin=subprocess.PIPE,
@@ -78,7 +78,7 @@ def assert_same(left, right, where: str) -> None:
 
 
 @pytest.mark.parametrize('rule', rule_or_skip)
-def test_killed_at_a_random_moment_and_in_a_write(train, tmp_path, rule):
+def test_run_killed_at_random_and_while_writing_resumes(train, tmp_path, rule):
     assert train(tmp_path / 'straight', rule) == 0
     straight = final(tmp_path / 'straight')
     coefs = straight['message_hub']['log_scalars']['train/clip_coef'].data[0]
@@ -100,7 +100,7 @@ def test_killed_at_a_random_moment_and_in_a_write(train, tmp_path, rule):
     assert_same_run(final(torn), straight, f'killed in write {write}')
 
 
-def test_killed_again_and_again(train, tmp_path):
+def test_repeatedly_killed_run_resumes(train, tmp_path):
     rule = RULES['NormClip']
     assert train(tmp_path / 'straight', rule) == 0
     killed = tmp_path / 'killed'
@@ -110,8 +110,8 @@ def test_killed_again_and_again(train, tmp_path):
     assert_same_run(final(killed), final(tmp_path / 'straight'), 'killed five times')
 
 
-def test_the_stock_hook_leaves_half_a_checkpoint_which_is_passed_over(train, tmp_path):
-    """Its file is torn in place; the one before it is found, if it was not to be deleted first."""
+def test_truncated_checkpoint_of_the_stock_hook_is_skipped(train, tmp_path):
+    """The one before it is found, unless it was deleted first."""
     rule, keep = RULES['AGC'], {'default_hooks__checkpoint__max_keep_ckpts': 2}
     assert train(tmp_path / 'straight', rule, **STOCK, **keep) == 0
     torn = tmp_path / 'torn'
@@ -134,8 +134,8 @@ EPOCHS = {
 }
 
 
-def test_epochs_with_validation_in_between(train, tmp_path):
-    """Validation draws a seed for its loader, and the checkpoint is saved before and during it."""
+def test_epoch_run_with_validation_resumes(train, tmp_path):
+    """Validation draws a seed for its loader; checkpoints are saved before and during it."""
     rule = RULES['NormClip']
     changes = {**EPOCHS, **VALIDATION}
     assert train(tmp_path / 'straight', rule, **changes) == 0
@@ -159,7 +159,7 @@ VALIDATION = {
 }
 
 
-def test_iterations_with_validation_in_between(train, tmp_path):
+def test_iteration_run_with_validation_resumes(train, tmp_path):
     rule = RULES['NormClip']
     changes = {**VALIDATION, 'train_cfg__val_interval': 5}
     assert train(tmp_path / 'straight', rule, **changes) == 0
@@ -179,8 +179,8 @@ def test_worker_processes_draw_the_same_augmentations(train, tmp_path):
     assert_same_run(final(killed), final(tmp_path / 'straight'), 'workers')
 
 
-def test_a_run_without_a_seed_goes_on_with_the_seed_it_drew(train, tmp_path):
-    """Killed twice at different moments: there is no unbroken run to compare with."""
+def test_run_without_a_seed_resumes_with_its_drawn_seed(train, tmp_path):
+    """Compares two runs killed at different moments, as the seed is random."""
     rule, changes = RULES['NormClip'], {'randomness': dict(seed=None)}
     first, second = tmp_path / 'first', tmp_path / 'second'
     assert train(first, rule, kill=['step', 8], **changes) == -9

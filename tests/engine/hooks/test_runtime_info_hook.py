@@ -1,4 +1,4 @@
-"""GClipRuntimeInfoHook against the stock hook: the same log, value for value, without the reads."""
+"""GClipRuntimeInfoHook writes the same log as the stock hook without its device reads."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def train(*args: Any, **changes: Any) -> Runner:
 
 
 def histories(hub: MessageHub) -> dict[str, tuple]:
-    """Everything in the hub but the times, in its order, types included."""
+    """Everything in the hub except the times, with order and types."""
     return {
         key: (*buffer.data, buffer.max_length, buffer.data[0].dtype, buffer.data[1].dtype)
         for key, buffer in hub.log_scalars.items()
@@ -109,7 +109,7 @@ def assert_same(ours: dict[str, tuple], stock: dict[str, tuple]) -> None:
 
 
 def log_lines(work_dir: Path) -> list[str]:
-    """The lines of the text log that tell of training, without times of day and durations."""
+    """The training lines of the text log, without times of day and durations."""
     (path,) = work_dir.rglob('*.log')
     timing = r'^.*?(?=Iter\(|Epoch\()|eta: \S+\s*|(data_)?time: \S+\s*'
     lines = [line for line in path.read_text().splitlines() if '(train)' in line]
@@ -128,7 +128,7 @@ def json_lines(work_dir: Path) -> list[str]:
 
 @pytest.mark.parametrize('model', ['DoorNet', 'RandomNet', 'MotleyNet'])
 @pytest.mark.parametrize('interval', [1, 5])
-def test_the_same_log_value_for_value(model, interval, tmp_path):
+def test_log_equals_the_stock_log(model, interval, tmp_path):
     runs = {
         which: train(
             tmp_path / which,
@@ -153,8 +153,8 @@ def test_the_same_log_value_for_value(model, interval, tmp_path):
     assert_same(*(histories(runs[which].message_hub) for which in ('ours', 'stock')))
 
 
-def test_what_is_at_stake_is_in_the_log(tmp_path):
-    """The comparison above would hold for two empty logs."""
+def test_compared_log_is_not_empty(tmp_path):
+    """The comparison above would also hold for two empty logs."""
     hub = train(tmp_path, 'ours', 'MotleyNet').message_hub
     assert hub.get_scalar('train/hits').data[0].tolist() == list(range(1, 13))
     assert hub.get_scalar('train/running').data[0].tolist() == list(range(1, 13))
@@ -163,7 +163,7 @@ def test_what_is_at_stake_is_in_the_log(tmp_path):
     assert np.isnan(hub.get_scalar('train/loss_bad').data[0]).sum() == 2
 
 
-def test_validation_is_logged_as_by_the_stock_hook(tmp_path):
+def test_validation_log_equals_the_stock_log(tmp_path):
     validation = dict(
         val_cfg=dict(),
         val_dataloader=dict(
@@ -212,7 +212,7 @@ def test_checkpoints_hold_the_same_histories(model, tmp_path):
 
 
 @pytest.mark.parametrize(('first', 'second'), list(itertools.product(HOOK, HOOK)))
-def test_either_hook_goes_on_where_the_other_stopped(first, second, tmp_path):
+def test_each_hook_resumes_the_other(first, second, tmp_path):
     short = dict(train_cfg=dict(type='IterBasedTrainLoop', max_iters=6))
     whole = train(tmp_path / 'whole', 'stock', **SAVING)
     train(tmp_path / 'a', first, **{**SAVING, **short})
@@ -227,7 +227,7 @@ def test_either_hook_goes_on_where_the_other_stopped(first, second, tmp_path):
 
 @HOOKS.register_module()
 class LossReader(Hook):
-    """Looks at the history of the loss at every step, in every way there is."""
+    """Reads the history of the loss at every step, in every possible way."""
 
     def __init__(self) -> None:
         self.seen: list[tuple] = []
@@ -240,7 +240,7 @@ class LossReader(Hook):
         runner.message_hub.update_scalar('train/loss', 100.0 + runner.iter)
 
 
-def test_a_hook_that_reads_and_writes_the_loss_sees_the_same(tmp_path):
+def test_other_hooks_read_and_write_the_same_history(tmp_path):
     seen = {}
     for which in HOOK:
         runner = train(tmp_path / which, which, custom_hooks=[dict(type='LossReader')])
@@ -249,7 +249,7 @@ def test_a_hook_that_reads_and_writes_the_loss_sees_the_same(tmp_path):
     assert seen['ours'] == seen['stock'] and len(seen['ours']) == 12
 
 
-def test_two_numbers_in_one_tensor_are_refused_as_by_the_stock_hook(tmp_path):
+def test_tensor_of_two_numbers_is_refused_like_stock(tmp_path):
     runner = build(tmp_path, 'ours')
     hook = next(hook for hook in runner.hooks if isinstance(hook, GClipRuntimeInfoHook))
     hook._deferred = DeferredScalars(runner.message_hub)
@@ -257,7 +257,7 @@ def test_two_numbers_in_one_tensor_are_refused_as_by_the_stock_hook(tmp_path):
         hook.after_train_iter(runner, 0, outputs={'loss': torch.ones(2)})
 
 
-def test_a_model_that_returns_nothing(tmp_path):
+def test_model_without_outputs_logs_no_loss(tmp_path):
     runner = build(tmp_path, 'ours')
     hook = next(hook for hook in runner.hooks if isinstance(hook, GClipRuntimeInfoHook))
     hook._deferred = DeferredScalars(runner.message_hub)
@@ -286,7 +286,7 @@ class CountReads(TorchFunctionMode):
 
 
 class CountScalarReads(TorchDispatchMode):
-    """Counts the one operator that every read of a single number ends in, whoever asks for it."""
+    """Counts the operator in which every read of a single number ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -319,8 +319,8 @@ def count_reads(tmp_path: Path, which: str, interval: int, **changes: Any) -> li
     return counts
 
 
-def test_no_read_between_two_lines_of_the_log(tmp_path):
-    """Every hook of the run taken together; the clipping's own records are read at the line too."""
+def test_no_device_read_between_two_log_lines(tmp_path):
+    """Counts the reads of all hooks; the clipping records are read at the log line too."""
     stock = count_reads(tmp_path, 'stock', interval=4)
     ours = count_reads(tmp_path, 'ours', interval=4)
     assert all(scalars >= 1 for _, scalars in stock)
@@ -331,15 +331,15 @@ def test_no_read_between_two_lines_of_the_log(tmp_path):
     assert [reads[k] for k in (3, 7, 11)] == [2] * 3
 
 
-def test_many_losses_are_one_read(tmp_path):
-    """One for each type of number, not one for each number."""
+def test_many_losses_take_one_read_per_dtype(tmp_path):
+    """Not one read per number."""
     stock = count_reads(tmp_path, 'stock', interval=4, model='RandomNet')
     ours = count_reads(tmp_path, 'ours', interval=4, model='RandomNet')
     assert sum(scalars for _, scalars in stock) == 3 * 12
     assert sum(reads for reads, _ in ours) == 2 * 3
 
 
-def test_a_learning_rate_on_the_device_is_not_read(tmp_path):
+def test_learning_rate_on_the_device_is_not_read(tmp_path):
     lr = dict(optim_wrapper__optimizer__lr=torch.tensor(0.02), param_scheduler=None)
     stock = count_reads(tmp_path, 'stock', interval=12, **lr)
     ours = count_reads(tmp_path, 'ours', interval=12, **lr)
@@ -347,7 +347,7 @@ def test_a_learning_rate_on_the_device_is_not_read(tmp_path):
     assert all(scalars == 0 for _, scalars in ours)
 
 
-def test_numbers_do_not_pile_up_while_nobody_looks(request):
+def test_unread_numbers_are_flushed(request):
     hub = MessageHub.get_instance(request.node.nodeid)
     log = DeferredScalars(hub)
     for k in range(3000):
@@ -357,7 +357,7 @@ def test_numbers_do_not_pile_up_while_nobody_looks(request):
     assert hub.get_scalar('train/b').data[0].tolist() == [-k for k in range(3000)]
 
 
-def test_the_hook_takes_the_place_of_the_stock_one(tmp_path):
+def test_hook_replaces_the_stock_hook(tmp_path):
     runner = build(tmp_path, 'ours', custom_hooks=[])
     kinds = [type(hook).__name__ for hook in runner.hooks]
     assert kinds.count('GClipRuntimeInfoHook') == 1 and 'RuntimeInfoHook' not in kinds
