@@ -108,7 +108,7 @@ def test_state_survives_a_file(stats, tmp_path):
 def test_norm_bound_keeps_95_percent_of_units_within_the_ratio(stats):
     bound = norm_bound(stats, 0.1)
     after = stats.unit_ratio * (bound / stats.norm)[:, None]
-    # Of an even number of steps the median of the inverse is not the inverse of the median.
+    # For an even number of steps the median of the inverse differs from the inverse of the median.
     assert np.median(np.quantile(after, 0.95, axis=1)) == pytest.approx(0.1, rel=0.02)
 
 
@@ -134,7 +134,7 @@ def test_clipped_step_has_the_stated_reach(net, stats):
     net[1].weight.grad = torch.ones_like(before) * 100
     optimizer.step()
     for _ in range(300):
-        # The one gradient, until momentum has forgotten it.
+        # One gradient, then zeros until momentum has decayed.
         net[1].weight.grad = torch.zeros_like(before)
         optimizer.step()
     moved = (net[1].weight - before).norm(dim=1) / before.norm(dim=1)
@@ -146,7 +146,7 @@ def test_thresholds_are_inverse_to_the_learning_rate(stats):
     for name, key in (('norm', 'max_norm'), ('agc', 'clip_factor'), ('zclip', 'max_norm')):
         ratio = slow[name].clip_grad[key] / fast[name].clip_grad[key]
         assert ratio == pytest.approx(10, rel=0.05)
-    # Clamping bites harder the more elements it reaches, so its bound falls at least as fast.
+    # A clamp changes more elements as its bound falls, so the bound falls at least as fast.
     assert slow['value'].clip_grad['clip_value'] >= 9 * fast['value'].clip_grad['clip_value']
 
 
@@ -168,7 +168,7 @@ def test_low_learning_rate_clips_only_spikes(stats):
 
 def test_clamp_limits_an_explosion(stats):
     clip_value = by_name(stats, 1e-6, 0.9)['value'].clip_grad['clip_value']
-    # Each step's elements, a thousand times as large: a bin's elements all have its middle's size.
+    # Each step's elements times 1000; all elements of a bin have the size of its middle.
     sizes = np.minimum(1000 * octave_sizes(), clip_value)
     lengths = np.sqrt((stats.elements * sizes**2).sum(axis=(1, 2)))
     assert np.median(lengths) == pytest.approx(2 * stats.norm.max(), rel=0.1)

@@ -63,7 +63,7 @@ def test_summary_matches_hand_computed_grid(results):
     none, norm, agc = summarise(results, ['none', 'norm', 'agc'], [0.01, 0.1, 1.0], 0.7)
     assert (none.best_lr, none.largest_lr, none.ratio) == (0.01, 0.01, 1.0)
     assert norm.best_lr == 0.1 and norm.best_mean == pytest.approx(0.6)
-    # At 1.0 the mean is 0.37. At 0.1 that of none is 0.3, but a seed was lost.
+    # At 1.0 the mean is 0.37. At 0.1 the mean of none is 0.3, but one seed diverged.
     assert norm.largest_lr == 1.0 and norm.ratio == pytest.approx(100)
     assert agc.largest_lr is None and math.isnan(agc.ratio)
 

@@ -60,7 +60,7 @@ def door_config(
 
     Args:
         door: ``wrapper``, ``hook``, ``attach``, or ``stock`` for MMEngine's own wrapper.
-        work_dir: where the run writes; of its own for each run.
+        work_dir: folder of the run; another one for each run.
         clip_grad: the rule.
         optimizer: the optimizer.
         **changes: see :func:`toy_config`; ``wrapper`` holds more keys of the optimizer wrapper,
@@ -68,7 +68,7 @@ def door_config(
     """
     hooks: list[dict] = []
     if changes.pop('resumable', False):
-        # The data draw from NumPy's generator, which MMEngine alone does not resume.
+        # The data use NumPy's generator, which MMEngine alone does not resume.
         hooks.append(dict(type='GClipRNGStateHook'))
     wrapper: dict[str, Any] = dict(_delete_=True, type='OptimWrapper', optimizer=optimizer)
     wrapper.update(changes.pop('wrapper', {}))
@@ -79,7 +79,7 @@ def door_config(
     elif door == 'attach':
         hooks.append(dict(type='AttachHook', clip_grad=clip_grad))
     elif door == 'stock':
-        # Stock MMEngine takes keys out of the dict that it is given.
+        # Stock MMEngine removes keys from the dict.
         wrapper.update(clip_grad=copy.deepcopy(clip_grad))
     defaults: dict[str, Any] = dict(
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=12),

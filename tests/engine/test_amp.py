@@ -74,7 +74,7 @@ def test_amp_matches_a_plain_torch_loop(name, dtype, fused, hub):
     wrapper = GClipAmpOptimWrapper(options, dtype=dtype, optimizer=a, clip_grad=dict(max_norm=0.5))
     train(wrapper, ours, size=spike)
     scaler = torch.amp.GradScaler('cpu', **options)
-    # bfloat16 is what torch's autocast takes on a CPU if it is not told.
+    # bfloat16 is the default of torch's autocast on a CPU.
     norms = by_hand(theirs, b, scaler, getattr(torch, dtype or 'bfloat16'), 0.5, size=spike)
     assert wrapper.loss_scaler.get_scale() == scaler.get_scale() < 2.0**10
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -108,7 +108,7 @@ def test_overflow_leaves_rule_state_unchanged(case, fused, request):
     good = [(0, 1.0), (1, 1.0), (2, 1.0)]
     model, wrapper = run(good)
     spoilt, other = run([(7, 1e18), good[0], (8, 1e18), *good[1:]])
-    # The scale is another, a power of two: that changes no bit of these numbers.
+    # The scale differs by a power of two, which leaves these numbers bit-identical.
     for p, q in zip(spoilt.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-8)
     mine, theirs = other.engine.state_dict(), wrapper.engine.state_dict()
@@ -248,7 +248,7 @@ def test_failed_step_leaves_optimizer_clean(where, fused, monkeypatch):
     if where == 'hook':
         hook.remove()
     assert not hasattr(optimizer, 'grad_scale') and not hasattr(optimizer, 'found_inf')
-    # A scaler that was broken off wants an update() before it unscales again.
+    # After an error a scaler needs an update() before it unscales again.
     wrappers[0].loss_scaler.update()
     for some, wrapper in zip((params, fresh), wrappers, strict=True):
         set_grads(some, [g * 8 for g in gradients(1)])
@@ -283,7 +283,7 @@ def test_resume(request):
     train(second_wrapper, second, 4, start=4, size=spike)
     assert equal(dict(second.state_dict()), dict(whole.state_dict()))
     assert second_wrapper.loss_scaler.state_dict() == wrapper.loss_scaler.state_dict()
-    # It opens in a stock wrapper as well, which knows of no loss scale.
+    # A stock wrapper without a loss scale loads it too.
     OptimWrapper(torch.optim.SGD(Net().parameters(), lr=0.1)).load_state_dict(
         {key: value for key, value in state.items() if key != 'loss_scaler'}
     )
@@ -317,7 +317,7 @@ def test_run_ends_if_the_scaler_skips_every_step(fused):
     wrapper = GClipAmpOptimWrapper(
         optimizer=optimizer, clip_grad=dict(max_norm=1.0, max_consecutive_skips=5)
     )
-    # What a scaler that looks for its scale leaves out is not in a row.
+    # Steps that a scaler skips while it searches for its scale do not count.
     train(wrapper, model, 12, size=lambda step: 1.0 if step % 5 == 4 else math.inf)
     assert wrapper.engine.skips.count == 2
     with pytest.raises(NonFiniteGradientError, match='5 steps in a row.*loss scaler'):

@@ -75,7 +75,7 @@ def test_package_is_added_to_custom_imports():
     assert cfg.custom_imports == dict(imports=['mine', 'gclip_mm'], allow_failed_imports=True)
 
 
-@pytest.mark.parametrize('kind', ['NobodyKnowsThisWrapper'])
+@pytest.mark.parametrize('kind', ['UnregisteredWrapper'])
 def test_unknown_wrapper_is_refused_and_unchanged(kind):
     cfg = config(type=kind, clip_grad=dict(max_norm=1))
     with pytest.raises(gclip_mm.ClipConfigError, match=f'optim_wrapper.type.*{kind}.*GClipHook'):
@@ -171,7 +171,7 @@ def test_options_of_one_member_apply_only_to_it():
     cfg = Config(dict(optim_wrapper=dict(constructor='Mine', a=member, b=dict(member))))
     gclip_mm.apply_clip(cfg, 'max_norm=10', {'optim_wrapper.b.clip_grad.max_norm': 2})
     assert [cfg.optim_wrapper[name].clip_grad.max_norm for name in 'ab'] == [10, 2]
-    # Without a name they are for all.
+    # Options without a name apply to all members.
     gclip_mm.apply_clip(
         cfg,
         'max_norm=10',

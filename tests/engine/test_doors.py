@@ -38,7 +38,7 @@ def test_wrapper_hook_and_attach_are_bit_identical(rule, name, fused, tmp_path):
     expected = weights(runs['wrapper'])
     for door in DOORS:
         assert equal(weights(runs[door]), expected), door
-    # The same numbers too, step by step.
+    # The same log numbers in every step.
     attached = next(hook for hook in runs['attach'].hooks if hasattr(hook, 'log')).log
     for key in LOG_KEYS:
         values = history(runs['wrapper'], f'train/{key}')
@@ -55,7 +55,7 @@ def test_plain_clip_grad_is_bit_identical_to_stock(rule, name, door, tmp_path):
     ours = run_door(door, tmp_path / 'ours', RULES[rule], OPTIMIZERS[name])
     assert equal(weights(ours), weights(stock))
     if rule != 'value' and door != 'attach':
-        # What stock MMEngine logs, in the message hub and in the file.
+        # The numbers that stock MMEngine logs, in the message hub and in the file.
         theirs = history(stock, 'train/grad_norm')
         assert history(ours, 'train/grad_norm') == theirs
         logged = [line['grad_norm'] for line in read_scalars(tmp_path / 'stock')]
@@ -69,7 +69,7 @@ def test_fused_optimizer_differs_only_by_rounding(name, tmp_path):
     ours = weights(run_door('wrapper', tmp_path / 'ours', RULES['norm'], optimizer))
     for key, value in stock.items():
         error = float((ours[key] - value).norm() / value.norm())
-        # One step differs by under 1e-6; these are twelve, each built on the one before.
+        # One step differs by less than 1e-6; the differences of twelve steps accumulate.
         assert error < 1e-6, key
 
 
@@ -92,7 +92,7 @@ def test_paramwise_cfg_and_schedulers_match_stock(door, tmp_path):
     )
     stock = run_door('stock', tmp_path / 'a', RULES['norm'], OPTIMIZERS['SGD'], **changes)
     ours = run_door(door, tmp_path / 'b', RULES['norm'], OPTIMIZERS['SGD'], **changes)
-    # One group a parameter, and MMEngine's own for the base learning rate.
+    # One group per parameter, and MMEngine's group of the base learning rate.
     assert len(ours.optim_wrapper.param_groups) == len(weights(ours)) + 1
     assert equal(weights(ours), weights(stock))
     assert ours.optim_wrapper.get_lr() == stock.optim_wrapper.get_lr()
@@ -143,7 +143,7 @@ def test_run_leaves_its_config_unchanged(tmp_path):
         runner = Runner.from_cfg(cfg)
         runner.train()
         assert cfg.to_dict() == before
-        # The run's own copy, which goes into checkpoints, too.
+        # The run's copy of the config, which checkpoints hold too.
         clip_grad = (
             runner.cfg.optim_wrapper.get('clip_grad') or runner.cfg.custom_hooks[0].clip_grad
         )

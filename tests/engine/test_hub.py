@@ -19,7 +19,13 @@ from mmengine.runner import Runner
 
 from gclip_mm.clipping import LOG_KEYS
 from gclip_mm.clipping.step.record import make_record
-from gclip_mm.engine.hub import RecordLog, record_log
+from gclip_mm.engine.hub import (
+    RecordLog,
+    drop_records,
+    record_log,
+    train_history,
+    train_scalars,
+)
 from tests.engine.door_task import door_config, history, read_scalars, run_door
 
 SGD = dict(type='SGD', lr=0.02, momentum=0.9)
@@ -258,7 +264,7 @@ def test_checkpoint_loads_without_this_package(tmp_path):
     buffer = checkpoint['message_hub']['log_scalars']['train/grad_norm']
     assert type(buffer) is HistoryBuffer and len(buffer.data[0]) == 12
     assert checkpoint['optimizer']['gclip']['routes'][0]['rule'] == 'AdaGC'
-    # No class of ours in it; the config text names the type, as any config does.
+    # No class of this package; only the config text names the type.
     pickled = pickle_classes(path)
     assert not [name for name in pickled if 'gclip' in name]
 
@@ -326,7 +332,7 @@ def test_nonfinite_step_is_logged_as_nan(tmp_path):
     assert any(line['nonfinite'] > 0 for line in lines)
 
 
-# -- a run that is resumed in the process that has gone beyond its checkpoint -------------------
+# -- a resume in a process that has trained beyond the checkpoint -------------------------------
 
 
 def test_resume_drops_outstanding_records(hub):
@@ -338,3 +344,24 @@ def test_resume_drops_outstanding_records(hub):
     add(log, 5.0)
     assert hub.get_scalar('train/grad_norm').data[0].tolist() == [1.0, 2.0, 5.0]
     assert hub.get_scalar('train/nonfinite').data[1].tolist() == [1, 1, 1]
+
+
+# -- reading and dropping histories ---------------------------------------------------------------
+
+
+def test_train_history_gives_the_numbers_of_a_train_key(hub):
+    for value in (1.0, 2.0):
+        hub.update_scalar('train/loss_a', value)
+    hub.update_scalar('val/loss_b', 3.0)
+    assert train_scalars(hub) == ['loss_a']
+    assert list(train_history(hub, 'loss_a')) == [1.0, 2.0]
+    assert list(train_history(hub, 'loss_b')) == []
+
+
+def test_drop_records_removes_only_the_records_of_a_prefix(hub):
+    for prefix in ('', 'gen.'):
+        add(record_log(hub, prefix), 1.0)
+    hub.update_scalar('train/loss', 1.0)
+    drop_records(hub, 'gen.')
+    assert not any(key.startswith('gen.') for key in train_scalars(hub))
+    assert {'grad_norm', 'loss'} <= set(train_scalars(hub))

@@ -49,7 +49,7 @@ def last(hub, key):
     return hub.get_scalar(f'train/{key}').current()
 
 
-# -- as the stock wrapper ----------------------------------------------------------------------
+# -- like the stock wrapper --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_attributes_match_the_stock_wrapper():
     wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(type='norm', max_norm=35, norm_type=2))
     assert wrapper.clip_grad_kwargs == dict(max_norm=35, norm_type=2)
     assert wrapper.grad_name == 'grad_norm'
-    # Falsy would mean that nothing is clipped.
+    # Stock MMEngine does not clip if it is empty.
     wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(type='AGC'))
     assert wrapper.clip_grad_kwargs == dict(clip_factor=0.01, eps=1e-3)
 
@@ -111,7 +111,7 @@ def test_clip_grad_method_clips_once_and_logs(hub):
         assert equal([p.grad for p in ours], [p.grad for p in theirs])
         assert last(hub, 'grad_norm') == float(norm)
         if step == 1:
-            # Thrown away: the next gradients are new ones.
+            # Dropped: the next gradients are new ones.
             wrapper.zero_grad()
             continue
         wrapper.step()
@@ -164,7 +164,7 @@ def test_wrapper_builds_from_a_config():
     before = copy.deepcopy(cfg)
     wrapper = build_optim_wrapper(model, cfg)
     assert type(wrapper) is GClipOptimWrapper and cfg == before
-    # Built without the model; it gets to know it as MMEngine's runner and models use it.
+    # Built without the model; MMEngine's runner and models bind it on first use.
     assert not wrapper.engine.is_bound
     train(wrapper, model, 1)
     assert wrapper.engine.is_bound
@@ -277,7 +277,7 @@ def test_resumed_run_equals_uninterrupted_run(case, request):
     second, second_wrapper = build('second')
     second.load_state_dict(weights)
     second_wrapper.load_state_dict(state)
-    # The dict is not eaten: a caller may load it into another wrapper, too.
+    # The dict is unchanged: a caller may load it into another wrapper too.
     assert 'gclip' in state
     train(second_wrapper, second, 4, start=4)
     assert equal(dict(second.state_dict()), dict(whole.state_dict()))

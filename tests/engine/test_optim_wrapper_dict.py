@@ -135,7 +135,7 @@ def test_members_are_bound_to_the_model(door, tmp_path):
     runner = train_gan(tmp_path, door, agc, agc)
     watch = next(hook for hook in runner.hooks if isinstance(hook, GradientWatch))
     assert all(grads[0].shape == (1, 3, 2, 2) for grads in watch.seen['generator'])
-    # Three outputs, each with a norm of its own; one unit if the input were taken for the output.
+    # Three outputs with one norm each; the transposed layout would have one unit.
     weight = runner.model.generator.weight.detach()
     last = watch.seen['generator'][-1][0]
     ratios = last.square().sum((0, 2, 3)).sqrt() / weight.square().sum((0, 2, 3)).sqrt()

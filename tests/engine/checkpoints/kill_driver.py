@@ -2,7 +2,7 @@
 
 Reads one job a line from its input, a JSON object, and answers with the exit status of the process
 that ran it (-9: killed by SIGKILL). The packages are imported once and every job is a fork, which
-takes a tenth of the time of a process of its own.
+takes a tenth of the time of a separate process.
 
 A job: ``work_dir``, ``clip_grad``, ``changes`` of the config, ``find`` (resume from what
 ``find_resumable`` says), and ``kill``: None, or ``[where, iteration]``. ``where`` is ``forward``,
@@ -107,7 +107,7 @@ def work(job: dict) -> None:
 def main() -> None:
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
-    # What has been imported stays shared with the forks.
+    # The forks share the imported modules.
     gc.freeze()
     for line in sys.stdin:
         child = os.fork()

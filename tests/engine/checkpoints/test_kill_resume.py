@@ -82,20 +82,20 @@ def test_run_killed_at_random_and_while_writing_resumes(train, tmp_path, rule):
     assert train(tmp_path / 'straight', rule) == 0
     straight = final(tmp_path / 'straight')
     coefs = straight['message_hub']['log_scalars']['train/clip_coef'].data[0]
-    assert (coefs < 1).any(), 'the rule has to clip, or its state does not matter'
+    assert (coefs < 1).any(), 'the rule has to clip, otherwise its state does not matter'
 
-    # A new moment in every run of this test: whatever it is, the result has to be the same.
+    # The moment is random in every run of this test; the result must not depend on it.
     where, at = random.choice(['forward', 'step', 'after_step']), random.randrange(5, 24)
     killed = tmp_path / 'killed'
     assert train(killed, rule, kill=[where, at]) == -9
     assert train(killed, rule, resume=True) == 0
     assert_same_run(final(killed), straight, f'killed in {where} of iteration {at}')
 
-    # From the second write on: before the first there is nothing to resume.
+    # From the second write on: before the first there is no checkpoint to resume.
     write = random.randrange(1, 5)
     torn = tmp_path / 'torn'
     assert train(torn, rule, kill=['write', write]) == -9
-    assert list(torn.glob('*.partial')), 'the kill has to leave half a file'
+    assert list(torn.glob('*.partial')), 'the kill must leave a partial file'
     assert train(torn, rule, resume=True) == 0
     assert_same_run(final(torn), straight, f'killed in write {write}')
 
@@ -116,11 +116,11 @@ def test_truncated_checkpoint_of_the_stock_hook_is_skipped(train, tmp_path):
     assert train(tmp_path / 'straight', rule, **STOCK, **keep) == 0
     torn = tmp_path / 'torn'
     assert train(torn, rule, kill=['write', 2], **STOCK, **keep) == -9
-    # As if the pointer had been written before the bytes reached the disk.
+    # As if the pointer reached the disk before the checkpoint.
     (torn / 'last_checkpoint').write_text(str(torn / 'iter_15.pth'))
     with pytest.raises((RuntimeError, OSError)):
         torch.load(torn / 'iter_15.pth', weights_only=True)
-    assert train(torn, rule, resume=True, **STOCK, **keep) == 1, 'the stock runner believes it'
+    assert train(torn, rule, resume=True, **STOCK, **keep) == 1, 'the stock runner checks nothing'
     assert train(torn, rule, find=True, **STOCK, **keep) == 0
     assert_same_run(final(torn), final(tmp_path / 'straight'), 'torn')
 

@@ -25,7 +25,7 @@ def save(path: Path, iteration: int = 1, optimizer: bool = True) -> Path:
     if optimizer:
         checkpoint['optimizer'] = {}
     torch.save(checkpoint, path)
-    # Times of files may be as coarse as a tick of the clock.
+    # File times may have a coarse resolution.
     when = time.time() + iteration
     os.utime(path, (when, when))
     return path
@@ -41,7 +41,7 @@ def truncate(path: Path, share: float = 0.5) -> None:
 
 def test_named_checkpoint_is_chosen_if_complete(tmp_path, warnings):
     save(tmp_path / 'iter_2.pth', 2)
-    # A file that an older run of the same folder left; it has been trained longer.
+    # A file of an older, longer run in the same folder.
     save(tmp_path / 'iter_9.pth', 9)
     point(tmp_path, tmp_path / 'iter_2.pth')
     assert find_resumable(tmp_path) == str(tmp_path / 'iter_2.pth')
@@ -101,7 +101,7 @@ def test_folder_of_the_named_checkpoint_is_searched(tmp_path, warnings):
 
 def test_run_without_checkpoints_gives_none(tmp_path, warnings):
     assert find_resumable(tmp_path) is None
-    # Killed within the first write: there is nothing to lose.
+    # Killed within the first write: no checkpoint exists yet.
     truncate(save(tmp_path / 'iter_1.pth'))
     assert find_resumable(tmp_path) is None
     assert 'iter_1.pth' in warnings[0]

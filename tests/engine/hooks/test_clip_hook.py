@@ -14,7 +14,7 @@ from tests.engine.door_task import door_config, history, run_door, weights
 SGD = dict(type='SGD', lr=0.02, momentum=0.9)
 NORM = dict(type='norm', max_norm=0.5)
 STATEFUL = dict(type='AdaGC', warmup_steps=2, beta=0.9, rel=1.01)
-#: Six iterations and a checkpoint of MMEngine's own at the end.
+#: Six iterations, and a checkpoint by MMEngine's hook at the end.
 SAVING = dict(
     default_hooks__checkpoint=dict(type='CheckpointHook', interval=6, by_epoch=False),
     train_cfg=dict(type='IterBasedTrainLoop', max_iters=6),
@@ -26,7 +26,7 @@ SAVING = dict(
     [
         (dict(type='OptimWrapper', clip_grad=dict(max_norm=35)), 'OptimWrapper'),
         (dict(type='GClipOptimWrapper', clip_grad=dict(max_norm=35)), 'GClipOptimWrapper'),
-        # A rule that needs no keys clips all the same.
+        # A rule without keys.
         (dict(type='GClipOptimWrapper', clip_grad=dict(type='AGC')), 'GClipOptimWrapper'),
     ],
 )
@@ -145,5 +145,5 @@ def test_resume_refuses_checkpoint_of_another_rule(tmp_path):
     for door in ('hook', 'wrapper'):
         with pytest.raises(ValueError, match=r"\['AdaGC'\].*this run has.*\['AutoClip'\]"):
             run_door(door, tmp_path / door, dict(type='AutoClip'), SGD, load_from=path, resume=True)
-    # Stock MMEngine goes on without it.
+    # Stock MMEngine ignores the state.
     run_door('stock', tmp_path / 'c', None, SGD, load_from=path, resume=True)

@@ -48,7 +48,7 @@ def test_every_entry_point_is_monitored(tmp_path, door):
             assert 0 < row[f'module_update_ratio.{module}'] < 0.2
         fractions = [row[f'module_clip_fraction.{m}'] for m in ('backbone', 'head')]
         assert all(fraction > 0 for fraction in fractions) == clips
-    # Names have no slash: 'train/' and 'val/' are prefixes of MMEngine's.
+    # Names have no slash, because MMEngine uses the prefixes 'train/' and 'val/'.
     assert not any('/' in key for row in rows for key in row)
 
 
@@ -158,7 +158,7 @@ def warnings_of(tmp_path, monkeypatch, hook, **changes) -> list[str]:
 
 def test_module_without_gradient_is_reported_dead(tmp_path, monkeypatch):
     found = warnings_of(tmp_path, monkeypatch, dict(patience=3), model__uses_head=False)
-    assert len(found) == 1, 'once, not at every watched step'
+    assert len(found) == 1, 'once, not at every measured step'
     assert 'iteration 12' in found[0] and 'dead' in found[0] and 'head' in found[0]
     assert 'backbone' not in found[0]
 
@@ -177,7 +177,7 @@ def test_histograms_count_every_value():
     values = torch.tensor([0.0, 1e-30, 1e-6, 0.02, 0.02, 1e30, float('inf'), float('nan')])
     histogram = log_histograms({'a': values, 'b': values[:3]})['a']
     assert histogram.counts.sum() == len(values)
-    assert histogram.counts[0] == 2 and histogram.counts[-1] == 3, 'outside values at the ends'
+    assert histogram.counts[0] == 2 and histogram.counts[-1] == 3, 'outside values in outer bins'
     at = np.searchsorted(histogram.edges, np.log10(0.02)) - 1
     assert histogram.counts[at] == 2
     assert histogram.edges[0] == LOW and histogram.edges[-1] == HIGH

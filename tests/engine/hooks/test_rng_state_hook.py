@@ -26,7 +26,7 @@ def warnings(monkeypatch) -> list[str]:
 
 
 def draw() -> list:
-    # Gaussian numbers are drawn in pairs, and the second of a pair is part of the state.
+    # Gaussian numbers are drawn in pairs; the state holds the second one of a pair.
     return [
         random.random(),
         random.gauss(0, 1),

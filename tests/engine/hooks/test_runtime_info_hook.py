@@ -48,7 +48,7 @@ class MotleyNet(BaseModel):
         self.steps += 1
         loss = self(**self.data_preprocessor(data, True)).square().mean()
         optim_wrapper.update_params(loss)
-        # Written to in place in every step, as the outputs of a CUDA graph are.
+        # Written in place in every step, like the outputs of a CUDA graph.
         self.running.add_(1)
         outputs = {
             'loss': loss,
@@ -63,7 +63,7 @@ class MotleyNet(BaseModel):
             'from_numpy': np.float32(self.steps / 3),
             'an_array': np.array([self.steps]),
             'loss_bad': loss * (float('nan') if self.steps % 5 == 0 else 1),
-            # Of one type in one step, of another in the next.
+            # The type changes from step to step.
             'fickle': self.steps / 2 if self.steps % 3 == 0 else loss.detach(),
         }
         if self.steps > 3:
@@ -189,13 +189,13 @@ SAVING = dict(
     default_hooks__checkpoint=dict(
         _delete_=True, type='CheckpointHook', interval=6, by_epoch=False
     ),
-    # Longer than the run: what a checkpoint holds has not been fetched for the log before.
+    # Longer than the run, so that the checkpoint is the first to fetch the numbers.
     default_hooks__logger__interval=50,
 )
 
 
 def saved_scalars(path: Path) -> dict[str, HistoryBuffer]:
-    # weights_only: torch's own safe loader, which knows no class of this package.
+    # weights_only: torch's safe loader, which accepts no class of this package.
     return torch.load(path, weights_only=True)['message_hub']['log_scalars']
 
 
@@ -222,7 +222,7 @@ def test_each_hook_resumes_the_other(first, second, tmp_path):
     assert len(again.message_hub.get_scalar('train/loss').data[0]) == 12
 
 
-# -- others who read and write -----------------------------------------------------------------
+# -- other readers and writers -----------------------------------------------------------------
 
 
 @HOOKS.register_module()
@@ -267,7 +267,7 @@ def test_model_without_outputs_logs_no_loss(tmp_path):
 
 # -- reads -------------------------------------------------------------------------------------
 
-#: What hands a tensor's value to the host, by its name in Python.
+#: Python methods of a tensor that copy its value to the host.
 READS = ('item', 'tolist', 'cpu', 'numpy', '__float__', '__int__', '__bool__', '__index__')
 
 
@@ -361,5 +361,5 @@ def test_hook_replaces_the_stock_hook(tmp_path):
     runner = build(tmp_path, 'ours', custom_hooks=[])
     kinds = [type(hook).__name__ for hook in runner.hooks]
     assert kinds.count('GClipRuntimeInfoHook') == 1 and 'RuntimeInfoHook' not in kinds
-    # First of all, as the stock hook is: the others read what it writes.
+    # First, like the stock hook: other hooks read its numbers.
     assert kinds[0] == 'GClipRuntimeInfoHook'

@@ -36,7 +36,7 @@ BAD = 'images/013.jpg'
 TWO_IMAGES = [{'img_id': 1, 'img_path': 'a'}, {'img_id': 2, 'img_path': 'b'}]
 NORM = dict(type='NormClip', max_norm=0.5)
 SETTINGS = dict(min_history=5, min_ratio=5.0)
-#: How a run clips: its changes of the config.
+#: Entry points to clipping, each with its changes of the config.
 DOORS = {
     'wrapper': dict(clip_grad=NORM),
     'agc': dict(clip_grad=dict(type='AGC', clip_factor=0.01)),
@@ -80,8 +80,8 @@ def images(line: dict) -> list[str]:
 @pytest.mark.parametrize('door', DOORS)
 def test_every_entry_point_finds_the_bad_image(tmp_path, door):
     found = run(tmp_path, **DOORS[door])
-    # 30 batches of 4 out of 20 images: each image comes about six times, but the first comings may
-    # fall before there is a history.
+    # 30 batches of 4 out of 20 images: each image occurs about six times, but the first
+    # occurrences may precede the history.
     assert len(found) >= 3
     assert sum(line['cause'] == 'norm' for line in found) >= 2
     for line in found:
@@ -113,7 +113,7 @@ def test_iteration_numbers_match_the_log(tmp_path):
         for row in next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()
     ]
     logged = {row['step']: row['loss'] for row in scalars if 'loss' in row}
-    # The log's loss is a mean over its window, of one iteration here only at the first.
+    # The log's loss is a mean over a window, which has one iteration only at the first line.
     norms = {row['step']: row['grad_norm'] for row in scalars if 'grad_norm' in row}
     assert logged and all(line['iter'] in norms for line in found)
     assert found[0]['epoch'] == 1
@@ -270,7 +270,7 @@ def test_resume_restores_the_window_from_the_log(tmp_path):
     run(tmp_path / 'b', **DOORS['wrapper'], train_cfg__max_iters=15)
     resumed = run(tmp_path / 'b', **DOORS['wrapper'], resume=True, hooks=[])
     after = [ln for ln in straight if ln['iter'] > 15]
-    # Without random state in the checkpoint the numbers differ; which steps are spikes does not.
+    # Without random state in the checkpoint the numbers differ, but the same steps are spikes.
     assert [ln['iter'] for ln in resumed if ln['iter'] > 15] == [ln['iter'] for ln in after]
     first = next(ln for ln in resumed if ln['iter'] > 15)
     assert first['median'] == pytest.approx(after[0]['median'], rel=0.5)
@@ -292,13 +292,13 @@ def test_batch_without_image_names_is_warned_of(monkeypatch):
 @pytest.mark.parametrize(
     ('batch', 'expected'),
     [
-        # What default_collate makes of dicts.
+        # The form in which default_collate returns dicts.
         ({'inputs': 1, 'img_path': ['a', 'b'], 'img_id': torch.tensor([1, 2])}, TWO_IMAGES),
         ({'img_id': np.array([1, 2]), 'img_path': ('a', 'b')}, TWO_IMAGES),
         ({'img_id': torch.tensor([1, 2])}, [{'img_id': 1}, {'img_id': 2}]),
         ({'img_id': torch.tensor(3), 'img_path': Path('a')}, [{'img_id': 3, 'img_path': 'a'}]),
         ({'img_id': torch.tensor([[1, 2], [3, 4]])}, [{'img_id': '[1, 2]'}, {'img_id': '[3, 4]'}]),
-        # Not what anybody would make on purpose, and no reason to end a training.
+        # Malformed, but no reason to end a training run.
         ({'img_id': [1, 2], 'img_path': ['a']}, [{'img_id': 1, 'img_path': 'a'}, {'img_id': 2}]),
         ({'img_id': [], 'img_path': []}, []),
         ([{'img_path': 'a', 'img_id': 4}], [{'img_id': 4, 'img_path': 'a'}]),
@@ -481,4 +481,4 @@ def test_line_names_the_images_of_every_rank(tmp_path):
         ranks_of_bad.add(bad.index(True))
         losses = [entry['losses']['loss'] for entry in line['ranks']]
         assert losses[bad.index(True)] > 10 * losses[bad.index(False)]
-    assert ranks_of_bad == {0, 1}, 'both ranks have had it, and both were asked'
+    assert ranks_of_bad == {0, 1}, 'both ranks had the image, and both were asked'
