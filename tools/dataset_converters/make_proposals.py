@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from gclip_mm.engine.configs import LaunchError, find_config  # noqa: E402
+from gclip_mm.engine.launch import LaunchError, find_config  # noqa: E402
 from gclip_mm.models.felzenszwalb import felzenszwalb_boxes, require_felzenszwalb  # noqa: E402
 from gclip_mm.models.proposal_boxes import MODES  # noqa: E402
 from gclip_mm.models.selective_search import require_selective_search, selective_search  # noqa: E402
