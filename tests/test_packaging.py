@@ -87,7 +87,7 @@ def test_an_installed_package_knows_the_recipes(wheel, tmp_path):
     pytest.importorskip('mmengine')
     wheel.extractall(tmp_path / 'site')
     code = (
-        'import gclip_mm, mmengine; from gclip_mm.engine.launch import find_config\n'
+        'import gclip_mm, mmengine; from gclip_mm.engine.configs import find_config\n'
         "cfg = mmengine.Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=1))))\n"
         "print(gclip_mm.apply_clip(cfg, 'agc').optim_wrapper.clip_grad.type)\n"
         "print(find_config('gclip_mm::bccd/ssd_tiny_bccd.py'))\n"

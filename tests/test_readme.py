@@ -21,7 +21,7 @@ from torch import nn
 import gclip_mm
 from gclip_mm.clipping.__main__ import table
 from gclip_mm.engine.apply_clip import read_recipe
-from gclip_mm.engine.launch import find_config
+from gclip_mm.engine.configs import find_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()

@@ -17,7 +17,7 @@ from mmengine.registry import HOOKS, Registry
 from mmengine.runner import Runner
 from torch import Tensor
 
-from ..engine.launch import optim_wrappers
+from ..engine.configs import optim_wrappers
 from ..engine.telemetry.observing import observe
 from .gradient_stats import GradientRecorder, GradientStats
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..engine.apply_clip import apply_clip
 from ..engine.checkpoints.resume import find_resumable
-from ..engine.launch import drop_clip_hooks, optim_wrappers
+from ..engine.configs import drop_clip_hooks, optim_wrappers
 from .sweep_grid import DIVERGED, FAILED, TRAINED, Cell, Outcome
 
 #: How often the host looks at the loss, in iterations.

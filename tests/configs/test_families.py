@@ -15,7 +15,7 @@ from mmengine.optim import build_optim_wrapper
 
 import gclip_mm  # noqa: F401  registers what the configs name
 from gclip_mm.clipping.gradients.names import describe_params
-from gclip_mm.engine.launch import find_config
+from gclip_mm.engine.configs import find_config
 from tests.configs.tiny import (
     CONFIGS,
     FAMILIES,

@@ -16,7 +16,7 @@ def build_model(config: str) -> nn.Module:
     from mmdet.utils import register_all_modules
     from mmengine.config import Config
 
-    from gclip_mm.engine.launch import find_config
+    from gclip_mm.engine.configs import find_config
 
     register_all_modules()
     cfg = Config.fromfile(find_config(config)).model

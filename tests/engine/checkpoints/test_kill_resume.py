@@ -1,4 +1,4 @@
-"""A run killed at any moment and resumed reaches the weights of one never killed, to the bit."""
+"""A run that is killed at any moment and resumed reaches bit-identical weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from gclip_mm.clipping import CLIPPERS
-
-from .toy_task import RULES
+from tests.engine.toy_task import RULES
 
 rule_or_skip = [
     pytest.param(
@@ -28,7 +27,7 @@ STOCK = {'default_hooks__checkpoint__type': 'CheckpointHook'}
 
 @pytest.fixture(scope='module')
 def train():
-    """Train in a process of its own; returns the exit status."""
+    """Train in a separate process; returns the exit status."""
     driver = subprocess.Popen(
         [sys.executable, str(Path(__file__).parent / 'kill_driver.py')],
         stdin=subprocess.PIPE,
@@ -79,29 +78,29 @@ def assert_same(left, right, where: str) -> None:
 
 
 @pytest.mark.parametrize('rule', rule_or_skip)
-def test_killed_at_a_random_moment_and_in_a_write(train, tmp_path, rule):
+def test_run_killed_at_random_and_while_writing_resumes(train, tmp_path, rule):
     assert train(tmp_path / 'straight', rule) == 0
     straight = final(tmp_path / 'straight')
     coefs = straight['message_hub']['log_scalars']['train/clip_coef'].data[0]
-    assert (coefs < 1).any(), 'the rule has to clip, or its state does not matter'
+    assert (coefs < 1).any(), 'the rule has to clip, otherwise its state does not matter'
 
-    # A new moment in every run of this test: whatever it is, the result has to be the same.
+    # The moment is random in every run of this test; the result must not depend on it.
     where, at = random.choice(['forward', 'step', 'after_step']), random.randrange(5, 24)
     killed = tmp_path / 'killed'
     assert train(killed, rule, kill=[where, at]) == -9
     assert train(killed, rule, resume=True) == 0
     assert_same_run(final(killed), straight, f'killed in {where} of iteration {at}')
 
-    # From the second write on: before the first there is nothing to resume.
+    # From the second write on: before the first there is no checkpoint to resume.
     write = random.randrange(1, 5)
     torn = tmp_path / 'torn'
     assert train(torn, rule, kill=['write', write]) == -9
-    assert list(torn.glob('*.partial')), 'the kill has to leave half a file'
+    assert list(torn.glob('*.partial')), 'the kill must leave a partial file'
     assert train(torn, rule, resume=True) == 0
     assert_same_run(final(torn), straight, f'killed in write {write}')
 
 
-def test_killed_again_and_again(train, tmp_path):
+def test_repeatedly_killed_run_resumes(train, tmp_path):
     rule = RULES['NormClip']
     assert train(tmp_path / 'straight', rule) == 0
     killed = tmp_path / 'killed'
@@ -111,17 +110,17 @@ def test_killed_again_and_again(train, tmp_path):
     assert_same_run(final(killed), final(tmp_path / 'straight'), 'killed five times')
 
 
-def test_the_stock_hook_leaves_half_a_checkpoint_which_is_passed_over(train, tmp_path):
-    """Its file is torn in place; the one before it is found, if it was not to be deleted first."""
+def test_truncated_checkpoint_of_the_stock_hook_is_skipped(train, tmp_path):
+    """The one before it is found, unless it was deleted first."""
     rule, keep = RULES['AGC'], {'default_hooks__checkpoint__max_keep_ckpts': 2}
     assert train(tmp_path / 'straight', rule, **STOCK, **keep) == 0
     torn = tmp_path / 'torn'
     assert train(torn, rule, kill=['write', 2], **STOCK, **keep) == -9
-    # As if the pointer had been written before the bytes reached the disk.
+    # As if the pointer reached the disk before the checkpoint.
     (torn / 'last_checkpoint').write_text(str(torn / 'iter_15.pth'))
     with pytest.raises((RuntimeError, OSError)):
         torch.load(torn / 'iter_15.pth', weights_only=True)
-    assert train(torn, rule, resume=True, **STOCK, **keep) == 1, 'the stock runner believes it'
+    assert train(torn, rule, resume=True, **STOCK, **keep) == 1, 'the stock runner checks nothing'
     assert train(torn, rule, find=True, **STOCK, **keep) == 0
     assert_same_run(final(torn), final(tmp_path / 'straight'), 'torn')
 
@@ -135,8 +134,8 @@ EPOCHS = {
 }
 
 
-def test_epochs_with_validation_in_between(train, tmp_path):
-    """Validation draws a seed for its loader, and the checkpoint is saved before and during it."""
+def test_epoch_run_with_validation_resumes(train, tmp_path):
+    """Validation draws a seed for its loader; checkpoints are saved before and during it."""
     rule = RULES['NormClip']
     changes = {**EPOCHS, **VALIDATION}
     assert train(tmp_path / 'straight', rule, **changes) == 0
@@ -160,7 +159,7 @@ VALIDATION = {
 }
 
 
-def test_iterations_with_validation_in_between(train, tmp_path):
+def test_iteration_run_with_validation_resumes(train, tmp_path):
     rule = RULES['NormClip']
     changes = {**VALIDATION, 'train_cfg__val_interval': 5}
     assert train(tmp_path / 'straight', rule, **changes) == 0
@@ -180,8 +179,8 @@ def test_worker_processes_draw_the_same_augmentations(train, tmp_path):
     assert_same_run(final(killed), final(tmp_path / 'straight'), 'workers')
 
 
-def test_a_run_without_a_seed_goes_on_with_the_seed_it_drew(train, tmp_path):
-    """Killed twice at different moments: there is no unbroken run to compare with."""
+def test_run_without_a_seed_resumes_with_its_drawn_seed(train, tmp_path):
+    """Compares two runs killed at different moments, as the seed is random."""
     rule, changes = RULES['NormClip'], {'randomness': dict(seed=None)}
     first, second = tmp_path / 'first', tmp_path / 'second'
     assert train(first, rule, kill=['step', 8], **changes) == -9

@@ -1,4 +1,4 @@
-"""A spoiled image is found by name, with the losses and modules that it blew up."""
+"""A spoiled image is found by name, with its losses and the affected modules."""
 
 from __future__ import annotations
 
@@ -30,14 +30,13 @@ from gclip_mm.engine.telemetry.spike_record import (
     spike_line,
     spike_summary,
 )
-
-from .toy_task import RandomNet, run_toy
+from tests.engine.toy_task import RandomNet, run_toy
 
 BAD = 'images/013.jpg'
 TWO_IMAGES = [{'img_id': 1, 'img_path': 'a'}, {'img_id': 2, 'img_path': 'b'}]
 NORM = dict(type='NormClip', max_norm=0.5)
 SETTINGS = dict(min_history=5, min_ratio=5.0)
-#: How a run clips: its changes of the config.
+#: Entry points to clipping, each with its changes of the config.
 DOORS = {
     'wrapper': dict(clip_grad=NORM),
     'agc': dict(clip_grad=dict(type='AGC', clip_factor=0.01)),
@@ -79,10 +78,10 @@ def images(line: dict) -> list[str]:
 
 
 @pytest.mark.parametrize('door', DOORS)
-def test_the_bad_image_by_every_door(tmp_path, door):
+def test_every_entry_point_finds_the_bad_image(tmp_path, door):
     found = run(tmp_path, **DOORS[door])
-    # 30 batches of 4 out of 20 images: each image comes about six times, but the first comings may
-    # fall before there is a history.
+    # 30 batches of 4 out of 20 images: each image occurs about six times, but the first
+    # occurrences may precede the history.
     assert len(found) >= 3
     assert sum(line['cause'] == 'norm' for line in found) >= 2
     for line in found:
@@ -107,27 +106,27 @@ def test_the_bad_image_by_every_door(tmp_path, door):
         )
 
 
-def test_iterations_are_numbered_as_in_the_log(tmp_path):
+def test_iteration_numbers_match_the_log(tmp_path):
     found = run(tmp_path, **DOORS['wrapper'], default_hooks__logger__interval=1)
     scalars = [
         json.loads(row)
         for row in next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()
     ]
     logged = {row['step']: row['loss'] for row in scalars if 'loss' in row}
-    # The log's loss is a mean over its window, of one iteration here only at the first.
+    # The log's loss is a mean over a window, which has one iteration only at the first line.
     norms = {row['step']: row['grad_norm'] for row in scalars if 'grad_norm' in row}
     assert logged and all(line['iter'] in norms for line in found)
     assert found[0]['epoch'] == 1
 
 
-def test_looking_late_writes_the_same(tmp_path):
+def test_interval_does_not_change_the_lines(tmp_path):
     at_once = run(tmp_path / 'a', **DOORS['wrapper'])
     late = run(tmp_path / 'b', hook=dict(interval=7), **DOORS['wrapper'])
     assert at_once == late
 
 
-def test_a_loss_that_stands_out_where_the_gradient_does_not(tmp_path):
-    """An L1 loss has gradients of one size, however absurd the target."""
+def test_loss_outlier_is_found_without_gradient_outlier(tmp_path):
+    """An L1 loss has gradients of one size for any target."""
     found = run(tmp_path, **DOORS['wrapper'], model__only_abs=True)
     assert found
     for line in found:
@@ -137,8 +136,8 @@ def test_a_loss_that_stands_out_where_the_gradient_does_not(tmp_path):
         assert line['grad_norm'] < 3 * found[0]['grad_norm']
 
 
-def test_a_term_that_drowns_in_the_sum(tmp_path, monkeypatch):
-    """A small term that grows twentyfold is not seen in the sum; what is no loss is not judged."""
+def test_outlier_of_a_small_loss_term_is_found(tmp_path, monkeypatch):
+    """The sum hides a small term that grows twentyfold; numbers that are no loss are ignored."""
     forward = RandomNet.forward
 
     def with_small_term(self, inputs, data_samples, mode='tensor'):
@@ -153,7 +152,7 @@ def test_a_term_that_drowns_in_the_sum(tmp_path, monkeypatch):
     assert all(BAD in images(line) for line in found)
 
 
-def test_a_loss_that_is_no_number_though_the_gradient_is_one(tmp_path, monkeypatch):
+def test_nonfinite_loss_with_finite_gradient_is_found(tmp_path, monkeypatch):
     forward = RandomNet.forward
 
     def broken(self, inputs, data_samples, mode='tensor'):
@@ -169,7 +168,7 @@ def test_a_loss_that_is_no_number_though_the_gradient_is_one(tmp_path, monkeypat
     assert all(line['ranks'][0]['losses']['loss_box'] == 'nan' for line in found)
 
 
-def test_a_non_finite_step(tmp_path):
+def test_nonfinite_step_is_found(tmp_path):
     found = run(tmp_path, spoiled=math.inf, **DOORS['wrapper'])
     assert found
     for line in found:
@@ -194,7 +193,7 @@ def test_a_non_finite_step(tmp_path):
         ([math.nan], 1.0, 'norm nan, not finite in 1 of 1 modules: a; 7'),
     ],
 )
-def test_the_log_blames_a_module_only_where_others_are_sound(norms, loss, expected):
+def test_summary_names_modules_only_if_others_are_finite(norms, loss, expected):
     params = [torch.nn.Parameter(torch.ones(1)) for _ in norms]
     infos = [ParamInfo(p, f'{n}.weight', None, '') for p, n in zip(params, 'abc', strict=False)]
     batch = BatchRecord([dict(img_id=7)], None)
@@ -205,8 +204,8 @@ def test_the_log_blames_a_module_only_where_others_are_sound(norms, loss, expect
     assert spike_summary(line) == f'iteration 1: nonfinite, gradient {expected}'
 
 
-def test_the_step_that_ends_the_run(tmp_path):
-    """nonfinite='raise' leaves the training loop; what was seen is written as the process ends."""
+def test_step_that_ends_the_run_is_written(tmp_path):
+    """nonfinite='raise' leaves the training loop; the kept steps are written at exit."""
     hooks = []
     init = GClipSpikeHook.__init__
 
@@ -226,7 +225,7 @@ def test_the_step_that_ends_the_run(tmp_path):
     assert len(lines(tmp_path)) == 1
 
 
-def test_batches_on_request(tmp_path):
+def test_batches_are_saved_on_request(tmp_path):
     found = run(tmp_path, hook=dict(keep_batch=True, max_batches=2), **DOORS['wrapper'])
     kept = [tmp_path / 'spikes' / f'iter_{line["iter"]}_rank0.pth' for line in found[:2]]
     assert set((tmp_path / 'spikes').iterdir()) == set(kept)
@@ -236,12 +235,12 @@ def test_batches_on_request(tmp_path):
     assert len(batch['inputs']) == 4
 
 
-def test_without_the_request_no_batch(tmp_path):
+def test_batches_are_not_saved_by_default(tmp_path):
     assert run(tmp_path, **DOORS['wrapper'])
     assert not (tmp_path / 'spikes').exists()
 
 
-def test_accumulated_batches_are_all_named(tmp_path):
+def test_all_accumulated_batches_are_named(tmp_path):
     found = run(
         tmp_path,
         **DOORS['wrapper'],
@@ -253,7 +252,7 @@ def test_accumulated_batches_are_all_named(tmp_path):
         assert line['iter'] % 2 == 0 and len(images(line)) == 8 and BAD in images(line)
 
 
-def test_no_more_lines_than_allowed(tmp_path, monkeypatch):
+def test_max_lines_is_kept(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(spike_hook, 'print_log', lambda message, **_: seen.append(message))
     assert len(run(tmp_path, hook=dict(max_lines=2), **DOORS['wrapper'])) == 2
@@ -261,23 +260,23 @@ def test_no_more_lines_than_allowed(tmp_path, monkeypatch):
     assert BAD in seen[0] or 'more' in seen[0]
 
 
-def test_a_coefficient_below_the_bound(tmp_path):
+def test_coefficient_below_min_coef_is_found(tmp_path):
     found = run(tmp_path, spoiled=1.0, hook=dict(min_coef=0.99), **DOORS['wrapper'])
     assert len(found) > 10 and all(line['cause'] == 'clip_coef' for line in found)
 
 
-def test_after_a_resume_the_history_is_that_of_the_log(tmp_path):
+def test_resume_restores_the_window_from_the_log(tmp_path):
     straight = run(tmp_path / 'a', **DOORS['wrapper'])
     run(tmp_path / 'b', **DOORS['wrapper'], train_cfg__max_iters=15)
     resumed = run(tmp_path / 'b', **DOORS['wrapper'], resume=True, hooks=[])
     after = [ln for ln in straight if ln['iter'] > 15]
-    # Without random state in the checkpoint the numbers differ; which steps are spikes does not.
+    # Without random state in the checkpoint the numbers differ, but the same steps are spikes.
     assert [ln['iter'] for ln in resumed if ln['iter'] > 15] == [ln['iter'] for ln in after]
     first = next(ln for ln in resumed if ln['iter'] > 15)
     assert first['median'] == pytest.approx(after[0]['median'], rel=0.5)
 
 
-def test_a_batch_without_names_is_warned_of(monkeypatch):
+def test_batch_without_image_names_is_warned_of(monkeypatch):
     seen = []
     monkeypatch.setattr(spike_hook, 'print_log', lambda message, **_: seen.append(message))
     hook = GClipSpikeHook()
@@ -293,13 +292,13 @@ def test_a_batch_without_names_is_warned_of(monkeypatch):
 @pytest.mark.parametrize(
     ('batch', 'expected'),
     [
-        # What default_collate makes of dicts.
+        # The form in which default_collate returns dicts.
         ({'inputs': 1, 'img_path': ['a', 'b'], 'img_id': torch.tensor([1, 2])}, TWO_IMAGES),
         ({'img_id': np.array([1, 2]), 'img_path': ('a', 'b')}, TWO_IMAGES),
         ({'img_id': torch.tensor([1, 2])}, [{'img_id': 1}, {'img_id': 2}]),
         ({'img_id': torch.tensor(3), 'img_path': Path('a')}, [{'img_id': 3, 'img_path': 'a'}]),
         ({'img_id': torch.tensor([[1, 2], [3, 4]])}, [{'img_id': '[1, 2]'}, {'img_id': '[3, 4]'}]),
-        # Not what anybody would make on purpose, and no reason to end a training.
+        # Malformed, but no reason to end a training run.
         ({'img_id': [1, 2], 'img_path': ['a']}, [{'img_id': 1, 'img_path': 'a'}, {'img_id': 2}]),
         ({'img_id': [], 'img_path': []}, []),
         ([{'img_path': 'a', 'img_id': 4}], [{'img_id': 4, 'img_path': 'a'}]),
@@ -307,7 +306,7 @@ def test_a_batch_without_names_is_warned_of(monkeypatch):
         (None, []),
     ],
 )
-def test_names_in_other_kinds_of_batches(batch, expected):
+def test_image_names_are_found_in_nested_batches(batch, expected):
     assert batch_images(batch) == expected
     json.dumps(batch_images(batch))
 
@@ -334,7 +333,7 @@ class SeveralSteps(RandomNet):
 
 
 @pytest.mark.parametrize('which', [0, 1])
-def test_every_step_of_an_iteration_is_looked_at(tmp_path, which):
+def test_every_step_of_an_iteration_is_checked(tmp_path, which):
     found = run(
         tmp_path, spoiled=1.0, model=dict(type='SeveralSteps', which=which), **DOORS['wrapper']
     )
@@ -366,7 +365,7 @@ class Nested(torch.optim.SGD):
 OPTIMIZERS.register_module(module=Nested)
 
 
-def test_a_step_within_a_step_is_one_under_a_stock_wrapper_too(tmp_path):
+def test_nested_step_counts_once_under_a_stock_wrapper(tmp_path):
     torch.optim.SGD([torch.zeros(1)], lr=0.1)
     found = run(tmp_path, **DOORS['stock'], optim_wrapper__optimizer__type='Nested')
     iterations = [line['iter'] for line in found]
@@ -375,7 +374,7 @@ def test_a_step_within_a_step_is_one_under_a_stock_wrapper_too(tmp_path):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class HeadAndBackbone:
-    """A member for each; the model steps as it likes."""
+    """One member each; the model decides which one steps."""
 
     def __init__(self, **_: Any) -> None:
         pass
@@ -391,7 +390,7 @@ class HeadAndBackbone:
 
 @MODELS.register_module()
 class HeadFirst(RandomNet):
-    """The backbone waits for the last iteration."""
+    """The backbone steps only in the last iteration."""
 
     def train_step(self, data, optim_wrapper):
         data = self.data_preprocessor(data, True)
@@ -422,7 +421,7 @@ class HowMuchIsKept(Hook):
         self.losses = max(len(probe._losses) for probe in monitor._probes.values())
 
 
-def test_a_member_that_does_not_step_keeps_little(tmp_path):
+def test_member_that_never_steps_keeps_few_batches(tmp_path):
     runner = run_toy(
         tmp_path,
         model=dict(type='HeadFirst'),
@@ -442,7 +441,7 @@ def test_a_member_that_does_not_step_keeps_little(tmp_path):
 @pytest.mark.parametrize(
     ('key', 'value'), [('interval', 0), ('max_lines', 0), ('max_batches', 0), ('z_threshold', -1)]
 )
-def test_values_that_make_no_sense(key, value):
+def test_value_out_of_range_is_refused(key, value):
     with pytest.raises(ClipConfigError, match=f'GClipSpikeHook: {key}'):
         GClipSpikeHook(**{key: value})
 
@@ -463,8 +462,8 @@ Runner.from_cfg(cfg).train()
 """
 
 
-def test_images_of_every_rank(tmp_path):
-    script, folder = tmp_path / 'two.py', Path(__file__).parent
+def test_line_names_the_images_of_every_rank(tmp_path):
+    script, folder = tmp_path / 'two.py', Path(__file__).parents[1]
     script.write_text(
         TWO.format(folder=str(folder), root=str(folder.parents[1]), out=str(tmp_path), bad=BAD)
     )
@@ -482,4 +481,4 @@ def test_images_of_every_rank(tmp_path):
         ranks_of_bad.add(bad.index(True))
         losses = [entry['losses']['loss'] for entry in line['ranks']]
         assert losses[bad.index(True)] > 10 * losses[bad.index(False)]
-    assert ranks_of_bad == {0, 1}, 'both ranks have had it, and both were asked'
+    assert ranks_of_bad == {0, 1}, 'both ranks had the image, and both were asked'

@@ -2,7 +2,7 @@
 
 Reads one job a line from its input, a JSON object, and answers with the exit status of the process
 that ran it (-9: killed by SIGKILL). The packages are imported once and every job is a fork, which
-takes a tenth of the time of a process of its own.
+takes a tenth of the time of a separate process.
 
 A job: ``work_dir``, ``clip_grad``, ``changes`` of the config, ``find`` (resume from what
 ``find_resumable`` says), and ``kill``: None, or ``[where, iteration]``. ``where`` is ``forward``,
@@ -22,7 +22,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[3])]
 
 import mmengine.config.config as config_module  # noqa: E402
 import mmengine.fileio.backends.local_backend as stock_backend  # noqa: E402
@@ -60,7 +60,7 @@ class KillHook(Hook):
 
 
 def kill_in_write(at: int) -> None:
-    """Die when half of the ``at``-th checkpoint (from 0) is on the disk."""
+    """Exit when half of the ``at``-th checkpoint (from 0) is written."""
     count = iter(range(at + 1))
 
     class Half:
@@ -107,7 +107,7 @@ def work(job: dict) -> None:
 def main() -> None:
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
-    # What has been imported stays shared with the forks.
+    # The forks share the imported modules.
     gc.freeze()
     for line in sys.stdin:
         child = os.fork()

@@ -1,4 +1,4 @@
-"""GClipRuntimeInfoHook against the stock hook: the same log, value for value, without the reads."""
+"""GClipRuntimeInfoHook writes the same log as the stock hook without its device reads."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gclip_mm.engine import GClipRuntimeInfoHook
-from gclip_mm.engine.hub.deferred_scalars import DeferredScalars
-
-from . import door_task  # noqa: F401  registers DoorNet
-from .toy_task import toy_config
+from gclip_mm.engine.hub import DeferredScalars
+from tests.engine import door_task  # noqa: F401  registers DoorNet
+from tests.engine.toy_task import toy_config
 
 NORM = dict(type='norm', max_norm=0.5)
 OURS = dict(default_hooks__runtime_info=dict(type='GClipRuntimeInfoHook'))
@@ -49,7 +48,7 @@ class MotleyNet(BaseModel):
         self.steps += 1
         loss = self(**self.data_preprocessor(data, True)).square().mean()
         optim_wrapper.update_params(loss)
-        # Written to in place in every step, as the outputs of a CUDA graph are.
+        # Written in place in every step, like the outputs of a CUDA graph.
         self.running.add_(1)
         outputs = {
             'loss': loss,
@@ -64,7 +63,7 @@ class MotleyNet(BaseModel):
             'from_numpy': np.float32(self.steps / 3),
             'an_array': np.array([self.steps]),
             'loss_bad': loss * (float('nan') if self.steps % 5 == 0 else 1),
-            # Of one type in one step, of another in the next.
+            # The type changes from step to step.
             'fickle': self.steps / 2 if self.steps % 3 == 0 else loss.detach(),
         }
         if self.steps > 3:
@@ -93,7 +92,7 @@ def train(*args: Any, **changes: Any) -> Runner:
 
 
 def histories(hub: MessageHub) -> dict[str, tuple]:
-    """Everything in the hub but the times, in its order, types included."""
+    """Everything in the hub except the times, with order and types."""
     return {
         key: (*buffer.data, buffer.max_length, buffer.data[0].dtype, buffer.data[1].dtype)
         for key, buffer in hub.log_scalars.items()
@@ -110,7 +109,7 @@ def assert_same(ours: dict[str, tuple], stock: dict[str, tuple]) -> None:
 
 
 def log_lines(work_dir: Path) -> list[str]:
-    """The lines of the text log that tell of training, without times of day and durations."""
+    """The training lines of the text log, without times of day and durations."""
     (path,) = work_dir.rglob('*.log')
     timing = r'^.*?(?=Iter\(|Epoch\()|eta: \S+\s*|(data_)?time: \S+\s*'
     lines = [line for line in path.read_text().splitlines() if '(train)' in line]
@@ -129,7 +128,7 @@ def json_lines(work_dir: Path) -> list[str]:
 
 @pytest.mark.parametrize('model', ['DoorNet', 'RandomNet', 'MotleyNet'])
 @pytest.mark.parametrize('interval', [1, 5])
-def test_the_same_log_value_for_value(model, interval, tmp_path):
+def test_log_equals_the_stock_log(model, interval, tmp_path):
     runs = {
         which: train(
             tmp_path / which,
@@ -154,8 +153,8 @@ def test_the_same_log_value_for_value(model, interval, tmp_path):
     assert_same(*(histories(runs[which].message_hub) for which in ('ours', 'stock')))
 
 
-def test_what_is_at_stake_is_in_the_log(tmp_path):
-    """The comparison above would hold for two empty logs."""
+def test_compared_log_is_not_empty(tmp_path):
+    """The comparison above would also hold for two empty logs."""
     hub = train(tmp_path, 'ours', 'MotleyNet').message_hub
     assert hub.get_scalar('train/hits').data[0].tolist() == list(range(1, 13))
     assert hub.get_scalar('train/running').data[0].tolist() == list(range(1, 13))
@@ -164,7 +163,7 @@ def test_what_is_at_stake_is_in_the_log(tmp_path):
     assert np.isnan(hub.get_scalar('train/loss_bad').data[0]).sum() == 2
 
 
-def test_validation_is_logged_as_by_the_stock_hook(tmp_path):
+def test_validation_log_equals_the_stock_log(tmp_path):
     validation = dict(
         val_cfg=dict(),
         val_dataloader=dict(
@@ -190,13 +189,13 @@ SAVING = dict(
     default_hooks__checkpoint=dict(
         _delete_=True, type='CheckpointHook', interval=6, by_epoch=False
     ),
-    # Longer than the run: what a checkpoint holds has not been fetched for the log before.
+    # Longer than the run, so that the checkpoint is the first to fetch the numbers.
     default_hooks__logger__interval=50,
 )
 
 
 def saved_scalars(path: Path) -> dict[str, HistoryBuffer]:
-    # weights_only: torch's own safe loader, which knows no class of this package.
+    # weights_only: torch's safe loader, which accepts no class of this package.
     return torch.load(path, weights_only=True)['message_hub']['log_scalars']
 
 
@@ -213,7 +212,7 @@ def test_checkpoints_hold_the_same_histories(model, tmp_path):
 
 
 @pytest.mark.parametrize(('first', 'second'), list(itertools.product(HOOK, HOOK)))
-def test_either_hook_goes_on_where_the_other_stopped(first, second, tmp_path):
+def test_each_hook_resumes_the_other(first, second, tmp_path):
     short = dict(train_cfg=dict(type='IterBasedTrainLoop', max_iters=6))
     whole = train(tmp_path / 'whole', 'stock', **SAVING)
     train(tmp_path / 'a', first, **{**SAVING, **short})
@@ -223,12 +222,12 @@ def test_either_hook_goes_on_where_the_other_stopped(first, second, tmp_path):
     assert len(again.message_hub.get_scalar('train/loss').data[0]) == 12
 
 
-# -- others who read and write -----------------------------------------------------------------
+# -- other readers and writers -----------------------------------------------------------------
 
 
 @HOOKS.register_module()
 class LossReader(Hook):
-    """Looks at the history of the loss at every step, in every way there is."""
+    """Reads the history of the loss at every step, in every possible way."""
 
     def __init__(self) -> None:
         self.seen: list[tuple] = []
@@ -241,7 +240,7 @@ class LossReader(Hook):
         runner.message_hub.update_scalar('train/loss', 100.0 + runner.iter)
 
 
-def test_a_hook_that_reads_and_writes_the_loss_sees_the_same(tmp_path):
+def test_other_hooks_read_and_write_the_same_history(tmp_path):
     seen = {}
     for which in HOOK:
         runner = train(tmp_path / which, which, custom_hooks=[dict(type='LossReader')])
@@ -250,7 +249,7 @@ def test_a_hook_that_reads_and_writes_the_loss_sees_the_same(tmp_path):
     assert seen['ours'] == seen['stock'] and len(seen['ours']) == 12
 
 
-def test_two_numbers_in_one_tensor_are_refused_as_by_the_stock_hook(tmp_path):
+def test_tensor_of_two_numbers_is_refused_like_stock(tmp_path):
     runner = build(tmp_path, 'ours')
     hook = next(hook for hook in runner.hooks if isinstance(hook, GClipRuntimeInfoHook))
     hook._deferred = DeferredScalars(runner.message_hub)
@@ -258,7 +257,7 @@ def test_two_numbers_in_one_tensor_are_refused_as_by_the_stock_hook(tmp_path):
         hook.after_train_iter(runner, 0, outputs={'loss': torch.ones(2)})
 
 
-def test_a_model_that_returns_nothing(tmp_path):
+def test_model_without_outputs_logs_no_loss(tmp_path):
     runner = build(tmp_path, 'ours')
     hook = next(hook for hook in runner.hooks if isinstance(hook, GClipRuntimeInfoHook))
     hook._deferred = DeferredScalars(runner.message_hub)
@@ -268,7 +267,7 @@ def test_a_model_that_returns_nothing(tmp_path):
 
 # -- reads -------------------------------------------------------------------------------------
 
-#: What hands a tensor's value to the host, by its name in Python.
+#: Python methods of a tensor that copy its value to the host.
 READS = ('item', 'tolist', 'cpu', 'numpy', '__float__', '__int__', '__bool__', '__index__')
 
 
@@ -287,7 +286,7 @@ class CountReads(TorchFunctionMode):
 
 
 class CountScalarReads(TorchDispatchMode):
-    """Counts the one operator that every read of a single number ends in, whoever asks for it."""
+    """Counts the operator in which every read of a single number ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -320,8 +319,8 @@ def count_reads(tmp_path: Path, which: str, interval: int, **changes: Any) -> li
     return counts
 
 
-def test_no_read_between_two_lines_of_the_log(tmp_path):
-    """Every hook of the run taken together; the clipping's own records are read at the line too."""
+def test_no_device_read_between_two_log_lines(tmp_path):
+    """Counts the reads of all hooks; the clipping records are read at the log line too."""
     stock = count_reads(tmp_path, 'stock', interval=4)
     ours = count_reads(tmp_path, 'ours', interval=4)
     assert all(scalars >= 1 for _, scalars in stock)
@@ -332,15 +331,15 @@ def test_no_read_between_two_lines_of_the_log(tmp_path):
     assert [reads[k] for k in (3, 7, 11)] == [2] * 3
 
 
-def test_many_losses_are_one_read(tmp_path):
-    """One for each type of number, not one for each number."""
+def test_many_losses_take_one_read_per_dtype(tmp_path):
+    """Not one read per number."""
     stock = count_reads(tmp_path, 'stock', interval=4, model='RandomNet')
     ours = count_reads(tmp_path, 'ours', interval=4, model='RandomNet')
     assert sum(scalars for _, scalars in stock) == 3 * 12
     assert sum(reads for reads, _ in ours) == 2 * 3
 
 
-def test_a_learning_rate_on_the_device_is_not_read(tmp_path):
+def test_learning_rate_on_the_device_is_not_read(tmp_path):
     lr = dict(optim_wrapper__optimizer__lr=torch.tensor(0.02), param_scheduler=None)
     stock = count_reads(tmp_path, 'stock', interval=12, **lr)
     ours = count_reads(tmp_path, 'ours', interval=12, **lr)
@@ -348,7 +347,7 @@ def test_a_learning_rate_on_the_device_is_not_read(tmp_path):
     assert all(scalars == 0 for _, scalars in ours)
 
 
-def test_numbers_do_not_pile_up_while_nobody_looks(request):
+def test_unread_numbers_are_flushed(request):
     hub = MessageHub.get_instance(request.node.nodeid)
     log = DeferredScalars(hub)
     for k in range(3000):
@@ -358,9 +357,9 @@ def test_numbers_do_not_pile_up_while_nobody_looks(request):
     assert hub.get_scalar('train/b').data[0].tolist() == [-k for k in range(3000)]
 
 
-def test_the_hook_takes_the_place_of_the_stock_one(tmp_path):
+def test_hook_replaces_the_stock_hook(tmp_path):
     runner = build(tmp_path, 'ours', custom_hooks=[])
     kinds = [type(hook).__name__ for hook in runner.hooks]
     assert kinds.count('GClipRuntimeInfoHook') == 1 and 'RuntimeInfoHook' not in kinds
-    # First of all, as the stock hook is: the others read what it writes.
+    # First, like the stock hook: other hooks read its numbers.
     assert kinds[0] == 'GClipRuntimeInfoHook'

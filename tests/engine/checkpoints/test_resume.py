@@ -1,4 +1,4 @@
-"""Which checkpoint a run is resumed from when some are damaged."""
+"""The choice of the checkpoint to resume from when some are damaged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def save(path: Path, iteration: int = 1, optimizer: bool = True) -> Path:
     if optimizer:
         checkpoint['optimizer'] = {}
     torch.save(checkpoint, path)
-    # Times of files may be as coarse as a tick of the clock.
+    # File times may have a coarse resolution.
     when = time.time() + iteration
     os.utime(path, (when, when))
     return path
@@ -39,9 +39,9 @@ def truncate(path: Path, share: float = 0.5) -> None:
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
 
 
-def test_the_named_one_if_it_is_whole(tmp_path, warnings):
+def test_named_checkpoint_is_chosen_if_complete(tmp_path, warnings):
     save(tmp_path / 'iter_2.pth', 2)
-    # A file that an older run of the same folder left; it has been trained longer.
+    # A file of an older, longer run in the same folder.
     save(tmp_path / 'iter_9.pth', 9)
     point(tmp_path, tmp_path / 'iter_2.pth')
     assert find_resumable(tmp_path) == str(tmp_path / 'iter_2.pth')
@@ -49,7 +49,7 @@ def test_the_named_one_if_it_is_whole(tmp_path, warnings):
 
 
 @pytest.mark.parametrize('share', [0, 0.001, 0.5, 0.999])
-def test_a_truncated_one_is_passed_over_for_the_newest_whole_one(tmp_path, warnings, share):
+def test_truncated_checkpoint_is_skipped_for_the_newest_complete_one(tmp_path, warnings, share):
     for i in (1, 2, 3):
         save(tmp_path / f'iter_{i}.pth', i)
     truncate(tmp_path / 'iter_3.pth', share)
@@ -60,7 +60,7 @@ def test_a_truncated_one_is_passed_over_for_the_newest_whole_one(tmp_path, warni
     assert (tmp_path / 'iter_3.pth').exists(), 'nothing is deleted'
 
 
-def test_a_flipped_byte_is_found(tmp_path, warnings):
+def test_flipped_byte_is_found(tmp_path, warnings):
     save(tmp_path / 'iter_1.pth', 1)
     path = save(tmp_path / 'iter_2.pth', 2)
     data = bytearray(path.read_bytes())
@@ -73,14 +73,14 @@ def test_a_flipped_byte_is_found(tmp_path, warnings):
 
 
 @pytest.mark.parametrize('text', ['', 'gone.pth'])
-def test_a_pointer_that_points_nowhere(tmp_path, warnings, text):
+def test_invalid_last_checkpoint_falls_back_to_the_newest(tmp_path, warnings, text):
     save(tmp_path / 'iter_1.pth', 1)
     point(tmp_path, text and tmp_path / text)
     assert find_resumable(tmp_path) == str(tmp_path / 'iter_1.pth')
     assert warnings
 
 
-def test_what_is_saved_for_testing_is_no_fallback(tmp_path, warnings):
+def test_checkpoint_without_optimizer_is_no_fallback(tmp_path, warnings):
     save(tmp_path / 'iter_1.pth', 1)
     save(tmp_path / 'best_loss_iter_2.pth', 2, optimizer=False)
     truncate(save(tmp_path / 'iter_3.pth', 3))
@@ -88,7 +88,7 @@ def test_what_is_saved_for_testing_is_no_fallback(tmp_path, warnings):
     assert find_resumable(tmp_path) == str(tmp_path / 'iter_1.pth')
 
 
-def test_checkpoints_beside_the_named_one_are_looked_at(tmp_path, warnings):
+def test_folder_of_the_named_checkpoint_is_searched(tmp_path, warnings):
     elsewhere = tmp_path / 'elsewhere'
     work_dir = tmp_path / 'work'
     for folder in (elsewhere, work_dir):
@@ -99,22 +99,22 @@ def test_checkpoints_beside_the_named_one_are_looked_at(tmp_path, warnings):
     assert find_resumable(work_dir) == str(elsewhere / 'iter_1.pth')
 
 
-def test_nothing_saved_yet(tmp_path, warnings):
+def test_run_without_checkpoints_gives_none(tmp_path, warnings):
     assert find_resumable(tmp_path) is None
-    # Killed within the first write: there is nothing to lose.
+    # Killed within the first write: no checkpoint exists yet.
     truncate(save(tmp_path / 'iter_1.pth'))
     assert find_resumable(tmp_path) is None
     assert 'iter_1.pth' in warnings[0]
 
 
-def test_nothing_whole(tmp_path, warnings):
+def test_no_complete_checkpoint_raises(tmp_path, warnings):
     truncate(save(tmp_path / 'iter_1.pth'))
     point(tmp_path, tmp_path / 'iter_1.pth')
     with pytest.raises(ResumeError, match=r'iter_1\.pth: .*load_from'):
         find_resumable(tmp_path)
 
 
-def test_remote_checkpoints_are_left_to_their_backend(tmp_path):
+def test_remote_checkpoint_is_left_to_its_backend(tmp_path):
     point(tmp_path, 's3://bucket/iter_3.pth')
     assert find_resumable(tmp_path) == 's3://bucket/iter_3.pth'
 
@@ -123,7 +123,7 @@ class Unknown:
     """A class that the safe loader refuses."""
 
 
-def test_a_class_of_the_users_own_is_no_damage(tmp_path):
+def test_unknown_class_is_not_damage(tmp_path):
     path = tmp_path / 'iter_1.pth'
     torch.save({'meta': Unknown(), 'optimizer': {}}, path)
     assert check_checkpoint(path) is None

@@ -1,4 +1,4 @@
-"""The judgement of a grid of trainings, on hand-worked grids."""
+"""Summaries of hand-computed grids of training runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def trained(metric: float) -> Outcome:
 
 @pytest.fixture
 def results():
-    """Two seeds; without clipping 0.4 at most, and lost from 0.1 on."""
+    """Two seeds; without clipping the best mean is 0.4, and runs diverge from lr 0.1 on."""
     grid = {
         ('none', 0.01): [trained(0.3), trained(0.5)],
         ('none', 0.1): [trained(0.6), Outcome(DIVERGED, nonfinite_from=7)],
@@ -47,7 +47,7 @@ def results():
     }
 
 
-def test_what_diverged_counts_as_nothing(results):
+def test_diverged_run_counts_as_zero(results):
     found = group(results, 'none', 0.1)
     assert found.metrics == (0.6, 0.0) and found.mean == 0.3
     assert (found.diverged, found.failed) == (1, 0)
@@ -57,25 +57,25 @@ def test_what_diverged_counts_as_nothing(results):
     assert math.isnan(group(results, 'agc', 1.0).mean)
 
 
-def test_the_summary(results):
+def test_summary_matches_hand_computed_grid(results):
     # Without clipping the best mean is 0.4, at 0.01; 0.7 of it is 0.28.
     assert enough(results, 0.7) == pytest.approx(0.28)
     none, norm, agc = summarise(results, ['none', 'norm', 'agc'], [0.01, 0.1, 1.0], 0.7)
     assert (none.best_lr, none.largest_lr, none.ratio) == (0.01, 0.01, 1.0)
     assert norm.best_lr == 0.1 and norm.best_mean == pytest.approx(0.6)
-    # At 1.0 the mean is 0.37. At 0.1 that of none is 0.3, but a seed was lost.
+    # At 1.0 the mean is 0.37. At 0.1 the mean of none is 0.3, but one seed diverged.
     assert norm.largest_lr == 1.0 and norm.ratio == pytest.approx(100)
     assert agc.largest_lr is None and math.isnan(agc.ratio)
 
 
-def test_without_none_the_best_of_all_is_the_measure(results):
+def test_reference_is_the_best_rule_without_an_unclipped_run(results):
     clipped = {c: o for c, o in results.items() if c.rule != 'none'}
     assert enough(clipped, 0.5) == pytest.approx(0.3)
     norm, *_ = summarise(clipped, ['norm'], [0.01, 0.1, 1.0], 0.5)
     assert norm.largest_lr == 1.0 and math.isnan(norm.ratio)
 
 
-def test_the_tables_say_what_diverged(results):
+def test_tables_show_diverged_and_failed_runs(results):
     rules, lrs = ['none', 'norm', 'agc'], [0.01, 0.1, 1.0]
     grid = format_grid(results, rules, lrs).splitlines()
     assert grid[0] == '| rule | lr 0.01 | lr 0.1 | lr 1 |'
@@ -86,7 +86,7 @@ def test_the_tables_say_what_diverged(results):
     assert summary[4].endswith('| none of these |  |')
 
 
-def test_metrics_are_found_with_and_without_prefix():
+def test_metric_is_found_with_and_without_prefix():
     metrics = {'coco/bbox_mAP': 0.4, 'coco/bbox_mAP_50': 0.7, 'coco/bbox_mAP_s': -1.0}
     assert pick_metric(metrics, 'bbox_mAP') == pick_metric(metrics, 'coco/bbox_mAP') == 0.4
     assert pick_metric(metrics, 'bbox_mAP_s') == 0.0, "COCO's -1 for nothing to average"
@@ -95,7 +95,7 @@ def test_metrics_are_found_with_and_without_prefix():
         pick_metric(metrics, 'mAP')
 
 
-def test_outcomes_survive_the_disk(tmp_path):
+def test_outcome_survives_a_file(tmp_path):
     outcome = Outcome(DIVERGED, nonfinite_from=3, last_loss=2.5, metrics={'a/b': 1.0})
     outcome.save(tmp_path / 'o.json')
     loaded = Outcome.load(tmp_path / 'o.json')
@@ -106,7 +106,7 @@ def test_outcomes_survive_the_disk(tmp_path):
     assert Outcome.load(tmp_path / 'nowhere.json') is None
 
 
-def test_the_csv(tmp_path):
+def test_csv_holds_every_column(tmp_path):
     cell = Cell(0.1, 'norm', 3, dict(type='NormClip', max_norm=2.0), 'max_norm from the advisor')
     write_csv(tmp_path / 's.csv', [(cell, trained(0.25), 'python x')])
     (row,) = csv.DictReader((tmp_path / 's.csv').open())
@@ -115,7 +115,7 @@ def test_the_csv(tmp_path):
     assert row['nonfinite_from'] == '' and row['command'] == 'python x'
 
 
-def test_names_of_folders_differ():
+def test_cell_names_are_unique():
     rules = ('none', 'type=AGC,clip_factor=0.1')
     names = {Cell(lr, r, seed).name for lr in (0.1, 1.0) for r in rules for seed in (0, 1)}
     assert len(names) == 8

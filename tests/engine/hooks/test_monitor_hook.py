@@ -1,4 +1,4 @@
-"""What the monitor writes and warns of in a run."""
+"""Numbers, images and warnings of the monitor in a run."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ from gclip_mm.engine import GClipMonitorHook, GClipOptimWrapper
 from gclip_mm.engine.hooks.monitor_hook import loss_interval_scalars
 from gclip_mm.engine.telemetry.histograms import HIGH, LOW, draw, log_histograms, publish
 from gclip_mm.engine.telemetry.observing import observe
-
-from .test_spike_hook import DOORS
-from .toy_task import run_toy
+from tests.engine.hooks.test_spike_hook import DOORS
+from tests.engine.toy_task import run_toy
 
 NORM = dict(type='NormClip', max_norm=0.5)
 
 
 def run(work_dir: Path, hook: dict | None = None, hooks=(), **changes) -> list[dict]:
-    """Train the toy task with a monitor; the lines that it wrote."""
+    """Train the toy task with a monitor; returns the lines that it wrote."""
     run_toy(
         work_dir,
         custom_hooks=[*hooks, dict(type='GClipMonitorHook', **{'interval': 4, **(hook or {})})],
@@ -39,7 +38,7 @@ def run(work_dir: Path, hook: dict | None = None, hooks=(), **changes) -> list[d
 
 
 @pytest.mark.parametrize('door', DOORS)
-def test_every_door(tmp_path, door):
+def test_every_entry_point_is_monitored(tmp_path, door):
     rows = run(tmp_path, hook=dict(depth=1, histogram_interval=0), **DOORS[door])
     assert [row['step'] for row in rows] == [4, 8, 12, 16, 20, 24]
     clips = door != 'unclipped'
@@ -49,12 +48,12 @@ def test_every_door(tmp_path, door):
             assert 0 < row[f'module_update_ratio.{module}'] < 0.2
         fractions = [row[f'module_clip_fraction.{m}'] for m in ('backbone', 'head')]
         assert all(fraction > 0 for fraction in fractions) == clips
-    # Names have no slash: 'train/' and 'val/' are prefixes of MMEngine's.
+    # Names have no slash, because MMEngine uses the prefixes 'train/' and 'val/'.
     assert not any('/' in key for row in rows for key in row)
 
 
-def test_the_norm_is_that_of_the_log(tmp_path):
-    """The modules' norms together are the step's norm, which MMEngine logs."""
+def test_module_norms_add_up_to_the_logged_norm(tmp_path):
+    """MMEngine logs the norm of the step."""
     rows = run(tmp_path, dict(interval=1), clip_grad=NORM, default_hooks__logger__interval=1,
                log_processor=dict(window_size=1))  # fmt: skip
     path = next(tmp_path.glob('*/vis_data/scalars.json'))
@@ -68,15 +67,15 @@ def test_the_norm_is_that_of_the_log(tmp_path):
         assert np.linalg.norm(norms) == pytest.approx(logged[row['step']], rel=1e-5)
 
 
-def test_the_log_is_left_to_mmdetections_tools(tmp_path):
-    """They take each line of it for a step with a loss."""
+def test_scalars_json_has_no_module_lines(tmp_path):
+    """MMDetection's tools assume that each line is a step with a loss."""
     run(tmp_path, clip_grad=NORM)
     (file,) = tmp_path.glob('*/vis_data/scalars.json')
     rows = [json.loads(row) for row in file.read_text().splitlines()]
     assert all('loss' in row for row in rows) and not any('module' in key for key in rows[0])
 
 
-def test_nothing_is_watched_between_the_intervals(tmp_path, monkeypatch):
+def test_nothing_is_measured_between_the_intervals(tmp_path, monkeypatch):
     from gclip_mm.engine.telemetry.module_probe import ModuleProbe
 
     calls = []
@@ -86,7 +85,7 @@ def test_nothing_is_watched_between_the_intervals(tmp_path, monkeypatch):
     assert len(calls) == 2, 'iterations 10 and 20 of 24'
 
 
-def test_accumulation_waits_for_the_step(tmp_path):
+def test_report_follows_the_accumulated_step(tmp_path):
     rows = run(
         tmp_path,
         dict(interval=4, loss_intervals=2),
@@ -97,7 +96,7 @@ def test_accumulation_waits_for_the_step(tmp_path):
     assert [row['step'] for row in rows][:4] == [6, 9, 12, 18]
 
 
-def test_watching_changes_nothing(tmp_path):
+def test_monitor_leaves_training_unchanged(tmp_path):
     plain = run_toy(tmp_path / 'a', NORM, custom_hooks=[]).model.state_dict()
     watched = run_toy(
         tmp_path / 'b', NORM, custom_hooks=[dict(type='GClipMonitorHook', interval=1)]
@@ -105,7 +104,7 @@ def test_watching_changes_nothing(tmp_path):
     assert all(torch.equal(plain[key], watched[key]) for key in plain)
 
 
-def test_loss_intervals():
+def test_loss_intervals_match_hand_computed_groups():
     losses = np.array([5.0, 1.0, 3.0, 2.0, 4.0, 6.0, np.nan])
     norms = np.array([50.0, 10.0, 30.0, 20.0, 40.0, 60.0, 1.0])
     assert loss_interval_scalars(losses, norms, 3) == {
@@ -119,7 +118,7 @@ def test_loss_intervals():
     assert loss_interval_scalars(losses, norms, 4) == {}, 'too few steps to tell'
 
 
-def test_loss_intervals_in_a_run(tmp_path):
+def test_last_loss_interval_shows_the_spoiled_image(tmp_path):
     """A spoiled image has a large loss and a large gradient: the last group shows it."""
     rows = run(
         tmp_path,
@@ -157,20 +156,20 @@ def warnings_of(tmp_path, monkeypatch, hook, **changes) -> list[str]:
     return [text for text in seen if 'GClipMonitorHook' in text]
 
 
-def test_a_module_without_gradient_is_dead(tmp_path, monkeypatch):
+def test_module_without_gradient_is_reported_dead(tmp_path, monkeypatch):
     found = warnings_of(tmp_path, monkeypatch, dict(patience=3), model__uses_head=False)
-    assert len(found) == 1, 'once, not at every watched step'
+    assert len(found) == 1, 'once, not at every measured step'
     assert 'iteration 12' in found[0] and 'dead' in found[0] and 'head' in found[0]
     assert 'backbone' not in found[0]
 
 
-def test_a_vanishing_gradient(tmp_path, monkeypatch):
+def test_vanishing_gradient_is_reported(tmp_path, monkeypatch):
     found = warnings_of(tmp_path, monkeypatch, dict(vanishing=1e6, patience=2))
     assert len(found) == 1 and 'vanishing' in found[0]
     assert 'backbone.0' in found[0] and 'head' in found[0]
 
 
-def test_a_healthy_run_is_not_warned_of(tmp_path, monkeypatch):
+def test_healthy_run_has_no_warning(tmp_path, monkeypatch):
     assert not warnings_of(tmp_path, monkeypatch, dict(patience=1))
 
 
@@ -178,14 +177,14 @@ def test_histograms_count_every_value():
     values = torch.tensor([0.0, 1e-30, 1e-6, 0.02, 0.02, 1e30, float('inf'), float('nan')])
     histogram = log_histograms({'a': values, 'b': values[:3]})['a']
     assert histogram.counts.sum() == len(values)
-    assert histogram.counts[0] == 2 and histogram.counts[-1] == 3, 'outside values at the ends'
+    assert histogram.counts[0] == 2 and histogram.counts[-1] == 3, 'outside values in outer bins'
     at = np.searchsorted(histogram.edges, np.log10(0.02)) - 1
     assert histogram.counts[at] == 2
     assert histogram.edges[0] == LOW and histogram.edges[-1] == HIGH
     assert log_histograms({}) == {}
 
 
-def test_the_local_backend_gets_pictures(tmp_path):
+def test_local_backend_gets_images(tmp_path):
     run(tmp_path, dict(histogram_interval=8, depth=1), clip_grad=NORM)
     pictures = sorted(path.name for path in tmp_path.glob('*/vis_data/vis_image/*.png'))
     assert pictures == sorted(
@@ -197,7 +196,7 @@ def test_the_local_backend_gets_pictures(tmp_path):
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
 
 
-def test_a_row_of_the_picture_is_dark_where_the_values_are():
+def test_image_row_is_dark_at_its_values():
     picture = draw('x', log_histograms({'low': torch.full((9,), 1e-8), 'high': torch.ones(9)}))
     dark = (picture[:, 260:].sum(2) < 300) & (np.ptp(picture[:, 260:], axis=2) > 20)
     rows = [np.flatnonzero(dark[y]) for y in (40, 62)]
@@ -205,7 +204,7 @@ def test_a_row_of_the_picture_is_dark_where_the_values_are():
     assert rows[0].max() < rows[1].min()
 
 
-def test_tensorboard_and_wandb_get_histograms_of_their_own():
+def test_tensorboard_and_wandb_get_histograms():
     calls = []
 
     class WandbVisBackend:
@@ -229,7 +228,7 @@ def test_tensorboard_and_wandb_get_histograms_of_their_own():
     assert raw['sum'] == pytest.approx(-1 - 1 + 1, abs=0.5)
 
 
-def test_each_member_of_a_dict_of_wrappers_has_its_observer():
+def test_each_wrapper_member_has_its_own_observer():
     model = nn.ModuleDict({'a': nn.Linear(2, 2), 'b': nn.Linear(2, 2)})
     members = {
         name: GClipOptimWrapper(torch.optim.SGD(model[name].parameters(), lr=0.1), clip_grad=NORM)
@@ -256,6 +255,6 @@ def test_each_member_of_a_dict_of_wrappers_has_its_observer():
 @pytest.mark.parametrize(
     ('key', 'value'), [('interval', 0), ('depth', 0), ('loss_intervals', -1), ('patience', 0)]
 )
-def test_values_that_make_no_sense(key, value):
+def test_value_out_of_range_is_refused(key, value):
     with pytest.raises(ClipConfigError, match=f'GClipMonitorHook: {key}'):
         GClipMonitorHook(**{key: value})

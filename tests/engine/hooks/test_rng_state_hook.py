@@ -1,4 +1,4 @@
-"""Random state: what is saved, what is put back, and what is warned of."""
+"""Random state: saving, restoring and warnings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import torch
 
 from gclip_mm.engine.checkpoints.rng_state import capture_rng_state, restore_rng_state
 from gclip_mm.engine.hooks import rng_state_hook
-
-from .toy_task import RULES, run_toy
+from tests.engine.toy_task import RULES, run_toy
 
 RULE = RULES['NormClip']
 
@@ -27,7 +26,7 @@ def warnings(monkeypatch) -> list[str]:
 
 
 def draw() -> list:
-    # Gaussian numbers are drawn in pairs, and the second of a pair is part of the state.
+    # Gaussian numbers are drawn in pairs; the state holds the second one of a pair.
     return [
         random.random(),
         random.gauss(0, 1),
@@ -38,7 +37,7 @@ def draw() -> list:
     ]
 
 
-def test_round_trip_through_a_file(tmp_path):
+def test_state_survives_a_file(tmp_path):
     draw()
     torch.save(capture_rng_state(), tmp_path / 'state.pth')
     expected = [draw() for _ in range(3)]
@@ -46,7 +45,7 @@ def test_round_trip_through_a_file(tmp_path):
     assert [draw() for _ in range(3)] == expected
 
 
-def test_the_state_in_a_checkpoint_is_that_at_the_moment_of_saving(tmp_path, monkeypatch):
+def test_checkpoint_holds_the_state_at_the_time_of_saving(tmp_path, monkeypatch):
     states = []
     before_save = rng_state_hook.GClipRNGStateHook.before_save_checkpoint
 
@@ -66,8 +65,8 @@ def weights(runner) -> torch.Tensor:
 
 
 @pytest.mark.parametrize('with_hook', [True, False])
-def test_the_toy_needs_the_hook(tmp_path, with_hook):
-    """Without it the resumed run ends elsewhere, or the tests of this folder prove nothing."""
+def test_toy_task_needs_the_hook_to_resume(tmp_path, with_hook):
+    """Without the hook the resumed run differs; otherwise these tests would prove nothing."""
     hooks = dict(custom_hooks=[dict(type='GClipRNGStateHook')] if with_hook else [])
     straight = weights(run_toy(tmp_path / 'a', RULE, **hooks))
     run_toy(tmp_path / 'b', RULE, **hooks, train_cfg__max_iters=10)
@@ -75,7 +74,7 @@ def test_the_toy_needs_the_hook(tmp_path, with_hook):
     assert torch.equal(straight, resumed) == with_hook
 
 
-def test_validation_leaves_no_trace(tmp_path):
+def test_validation_leaves_the_state_unchanged(tmp_path):
     common = dict(train_cfg__max_iters=12)
     validation = dict(
         val_dataloader=dict(
@@ -94,7 +93,7 @@ def test_validation_leaves_no_trace(tmp_path):
     assert torch.equal(without, with_it)
 
 
-def test_load_from_starts_afresh(tmp_path, warnings):
+def test_load_from_restores_no_random_state(tmp_path, warnings):
     run_toy(tmp_path / 'a', RULE, train_cfg__max_iters=5)
     random.seed(0)
     fresh = weights(run_toy(tmp_path / 'b', RULE, load_from=str(tmp_path / 'a' / 'iter_5.pth')))
@@ -103,13 +102,13 @@ def test_load_from_starts_afresh(tmp_path, warnings):
     assert not warnings
 
 
-def test_a_checkpoint_without_random_state(tmp_path, warnings):
+def test_checkpoint_without_random_state_is_warned_of(tmp_path, warnings):
     run_toy(tmp_path, RULE, custom_hooks=[], train_cfg__max_iters=5)
     run_toy(tmp_path, RULE, resume=True)
     assert any('holds no random state' in text for text in warnings)
 
 
-def test_another_number_of_processes(tmp_path, warnings):
+def test_other_number_of_processes_is_warned_of(tmp_path, warnings):
     run_toy(tmp_path, RULE, train_cfg__max_iters=5)
     path = tmp_path / 'iter_5.pth'
     checkpoint = torch.load(path, weights_only=True)
@@ -125,7 +124,7 @@ EPOCHS = dict(
 )
 
 
-def test_resuming_from_the_middle_of_an_epoch_is_warned_of(tmp_path, warnings):
+def test_resume_within_an_epoch_is_warned_of(tmp_path, warnings):
     saving = dict(
         default_hooks__checkpoint__interval=7, default_hooks__checkpoint__max_keep_ckpts=-1
     )
@@ -161,9 +160,9 @@ train('cut', resume=True)
 """
 
 
-def test_two_processes_each_get_their_own_state_back(tmp_path):
+def test_each_process_gets_its_own_state_back(tmp_path):
     script = tmp_path / 'two.py'
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     script.write_text(
         TWO.format(folder=str(folder), root=str(folder.parents[1]), out=str(tmp_path))
     )

@@ -1,4 +1,4 @@
-"""Log keys: in the message hub, in MMEngine's files, and how often the host waits for them."""
+"""Log keys in the message hub and in MMEngine's files, and the device reads for them."""
 
 import copy
 import importlib.util
@@ -19,7 +19,13 @@ from mmengine.runner import Runner
 
 from gclip_mm.clipping import LOG_KEYS
 from gclip_mm.clipping.step.record import make_record
-from gclip_mm.engine.hub.record_log import RecordLog, record_log
+from gclip_mm.engine.hub import (
+    RecordLog,
+    drop_records,
+    record_log,
+    train_history,
+    train_scalars,
+)
 from tests.engine.door_task import door_config, history, read_scalars, run_door
 
 SGD = dict(type='SGD', lr=0.02, momentum=0.9)
@@ -34,13 +40,13 @@ def hub(request):
 
 def add(log, *norms):
     for norm in norms:
-        log.append(make_record(CPU, norm, norm / 2, 0.5, 1.0, 1.0, 0.0))
+        log.append_record(make_record(CPU, norm, norm / 2, 0.5, 1.0, 1.0, 0.0))
 
 
 # -- the buffers -------------------------------------------------------------------------------
 
 
-def test_values_are_those_of_a_plain_buffer(hub):
+def test_values_equal_those_of_a_plain_buffer(hub):
     log = record_log(hub)
     plain = HistoryBuffer()
     for norm in (3.0, 1.0, 2.0, 5.0):
@@ -54,7 +60,7 @@ def test_values_are_those_of_a_plain_buffer(hub):
     assert ours.data[0].tolist() == [3.0, 1.0, 2.0, 5.0] and ours.data[1].tolist() == [1.0] * 4
 
 
-def test_one_read_for_all_steps_and_all_keys(hub):
+def test_one_device_read_for_all_steps_and_keys(hub):
     log = record_log(hub)
     add(log, *range(10))
     with mock.patch.object(torch, 'stack', wraps=torch.stack) as stack:
@@ -69,15 +75,15 @@ def test_one_read_for_all_steps_and_all_keys(hub):
         assert stack.call_count == 2
 
 
-def test_nobody_looks_for_a_long_time(hub):
-    """The records do not pile up on the device, and none is lost."""
+def test_unread_records_are_flushed_and_none_is_lost(hub):
+    """The number of records on the device is bounded."""
     log = record_log(hub)
     add(log, *range(3000))
     assert len(log._pending) < 1100
     assert hub.get_scalar('train/grad_norm').data[0].tolist() == list(range(3000))
 
 
-def test_somebody_else_may_write_to_the_key(hub):
+def test_other_writers_may_use_the_key(hub):
     log = record_log(hub)
     add(log, 1.0, 2.0)
     hub.update_scalar('train/grad_norm', 9.0)
@@ -85,13 +91,13 @@ def test_somebody_else_may_write_to_the_key(hub):
     assert hub.get_scalar('train/grad_norm').data[0].tolist() == [1.0, 2.0, 9.0, 3.0]
 
 
-def test_what_was_there_before_is_kept(hub):
+def test_earlier_history_is_kept(hub):
     hub.update_scalar('train/grad_norm', 7.0)
     add(record_log(hub), 8.0)
     assert hub.get_scalar('train/grad_norm').data[0].tolist() == [7.0, 8.0]
 
 
-def test_a_long_history_is_cut_as_a_plain_one(hub):
+def test_long_history_is_truncated_like_a_plain_one(hub):
     log = record_log(hub)
     add(log, 1.0)
     buffer = hub.get_scalar('train/grad_norm')
@@ -110,7 +116,7 @@ def test_a_long_history_is_cut_as_a_plain_one(hub):
     ],
     ids=['deepcopy', 'copy', 'pickle', 'torch.save, weights_only'],
 )
-def test_a_copy_is_a_plain_buffer_with_all_values(clone, hub):
+def test_copy_is_a_plain_buffer_with_all_values(clone, hub):
     log = record_log(hub)
     add(log, 1.0, 2.0)
     twin = clone(hub.get_scalar('train/grad_norm'))
@@ -129,12 +135,12 @@ def _through_a_file(value):
     return torch.load(file, weights_only=True)
 
 
-def test_a_pickled_buffer_names_no_class_of_this_package(hub):
+def test_pickled_buffer_names_no_class_of_this_package(hub):
     add(record_log(hub), 1.0)
     assert b'gclip' not in pickle.dumps(hub.get_scalar('train/grad_norm'))
 
 
-def test_the_hubs_state_goes_through_a_checkpoint(hub):
+def test_hub_state_survives_a_checkpoint(hub):
     log = record_log(hub)
     add(log, 1.0, 2.0)
     state = _through_a_file(hub.state_dict())
@@ -144,7 +150,7 @@ def test_the_hubs_state_goes_through_a_checkpoint(hub):
     assert hub.get_scalar('train/grad_norm').data[0].tolist() == [1.0, 2.0, 3.0]
 
 
-def test_one_log_for_a_hub_and_a_prefix():
+def test_record_log_is_shared_per_hub_and_prefix():
     a, b = (MessageHub.get_instance(f'test_one_log {name}') for name in 'ab')
     assert record_log(a) is record_log(a)
     assert record_log(a) is not record_log(b) and record_log(a) is not record_log(a, 'gen.')
@@ -156,7 +162,7 @@ def test_one_log_for_a_hub_and_a_prefix():
 
 
 @pytest.mark.parametrize('door', ['wrapper', 'hook'])
-def test_every_key_is_in_the_json_and_in_the_text(door, tmp_path):
+def test_json_and_text_log_hold_every_key(door, tmp_path):
     runner = run_door(door, tmp_path, NORM, SGD, log_level='INFO')
     lines = read_scalars(tmp_path)
     assert [line['step'] for line in lines] == [2, 4, 6, 8, 10, 12]
@@ -174,7 +180,7 @@ def test_every_key_is_in_the_json_and_in_the_text(door, tmp_path):
         assert all(f'{key}: ' in line for line in logged)
 
 
-def test_tensorboard_gets_them_too(tmp_path):
+def test_tensorboard_gets_every_key(tmp_path):
     pytest.importorskip('tensorboard')
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     run_door(
@@ -190,8 +196,8 @@ def test_tensorboard_gets_them_too(tmp_path):
     assert set(LOG_KEYS) <= set(events.Tags()['scalars'])
 
 
-def test_wandb_gets_them_too(tmp_path, monkeypatch):
-    """The backend hands the same dict to ``wandb.log``; the module is stood in for."""
+def test_wandb_gets_every_key(tmp_path, monkeypatch):
+    """The backend passes the same dict to ``wandb.log``; a stub replaces the module."""
     seen = []
     wandb = types.ModuleType('wandb')
     wandb.init = lambda **kwargs: None
@@ -214,7 +220,7 @@ def test_wandb_gets_them_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('interval', [1, 3, 4])
-def test_values_reach_the_host_once_in_a_log_interval(interval, tmp_path):
+def test_values_are_read_once_per_log_interval(interval, tmp_path):
     counts = []
     flush = RecordLog.flush
 
@@ -228,7 +234,7 @@ def test_values_reach_the_host_once_in_a_log_interval(interval, tmp_path):
     assert counts == [interval] * (12 // interval)
 
 
-def test_a_resumed_run_goes_on_in_the_same_history(tmp_path):
+def test_resumed_run_continues_the_history(tmp_path):
     saving = dict(
         default_hooks__checkpoint=dict(type='CheckpointHook', interval=6, by_epoch=False),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=6),
@@ -244,8 +250,8 @@ def test_a_resumed_run_goes_on_in_the_same_history(tmp_path):
         assert history(again, f'train/{key}') == history(whole, f'train/{key}')
 
 
-def test_a_checkpoint_opens_without_this_package(tmp_path):
-    """By torch's safe loader, and the history is MMEngine's."""
+def test_checkpoint_loads_without_this_package(tmp_path):
+    """torch's safe loader reads it, and the history is MMEngine's class."""
     run_door(
         'wrapper',
         tmp_path,
@@ -258,7 +264,7 @@ def test_a_checkpoint_opens_without_this_package(tmp_path):
     buffer = checkpoint['message_hub']['log_scalars']['train/grad_norm']
     assert type(buffer) is HistoryBuffer and len(buffer.data[0]) == 12
     assert checkpoint['optimizer']['gclip']['routes'][0]['rule'] == 'AdaGC'
-    # No class of ours in it; the config text names the type, as any config does.
+    # No class of this package; only the config text names the type.
     pickled = pickle_classes(path)
     assert not [name for name in pickled if 'gclip' in name]
 
@@ -279,7 +285,7 @@ def pickle_classes(path):
 
 @pytest.fixture
 def analyze_logs(monkeypatch):
-    """mmdet's script; of seaborn it needs the style of the plot only."""
+    """mmdet's script; it uses seaborn only for the style of the plot."""
     mmdet = pytest.importorskip('mmdet')
     folder = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'analysis_tools'
     if not (folder / 'analyze_logs.py').is_file():
@@ -294,7 +300,7 @@ def analyze_logs(monkeypatch):
 
 
 @pytest.mark.parametrize('door', ['wrapper', 'hook'])
-def test_mmdets_analyze_logs_plots_every_key(door, analyze_logs, tmp_path, monkeypatch):
+def test_mmdet_analyze_logs_plots_every_key(door, analyze_logs, tmp_path, monkeypatch):
     clip_grad = dict(type='AGC', clip_factor=0.02, nonfinite='skip')
     run_door(door, tmp_path, clip_grad, SGD)
     (path,) = tmp_path.rglob('scalars.json')
@@ -314,8 +320,8 @@ def test_mmdets_analyze_logs_plots_every_key(door, analyze_logs, tmp_path, monke
     assert drawn == {key: [line[key] for line in lines] for key in LOG_KEYS}
 
 
-def test_a_bad_step_in_the_log(tmp_path):
-    """Skipped, but seen: json with NaN, as stock MMEngine writes it."""
+def test_nonfinite_step_is_logged_as_nan(tmp_path):
+    """The json holds NaN, as stock MMEngine writes it."""
     data = dict(dataset=dict(type='RandomData', spoiled={'images/003.jpg': math.inf}))
     runner = Runner.from_cfg(door_config('wrapper', tmp_path, NORM, SGD, train_dataloader=data))
     runner.train()
@@ -326,10 +332,10 @@ def test_a_bad_step_in_the_log(tmp_path):
     assert any(line['nonfinite'] > 0 for line in lines)
 
 
-# -- a run that is resumed in the process that has gone beyond its checkpoint -------------------
+# -- a resume in a process that has trained beyond the checkpoint -------------------------------
 
 
-def test_what_was_outstanding_before_a_resume_is_of_the_past(hub):
+def test_resume_drops_outstanding_records(hub):
     log = RecordLog(hub, '')
     add(log, 1.0, 2.0)
     saved = copy.deepcopy(hub.state_dict())
@@ -338,3 +344,24 @@ def test_what_was_outstanding_before_a_resume_is_of_the_past(hub):
     add(log, 5.0)
     assert hub.get_scalar('train/grad_norm').data[0].tolist() == [1.0, 2.0, 5.0]
     assert hub.get_scalar('train/nonfinite').data[1].tolist() == [1, 1, 1]
+
+
+# -- reading and dropping histories ---------------------------------------------------------------
+
+
+def test_train_history_gives_the_numbers_of_a_train_key(hub):
+    for value in (1.0, 2.0):
+        hub.update_scalar('train/loss_a', value)
+    hub.update_scalar('val/loss_b', 3.0)
+    assert train_scalars(hub) == ['loss_a']
+    assert list(train_history(hub, 'loss_a')) == [1.0, 2.0]
+    assert list(train_history(hub, 'loss_b')) == []
+
+
+def test_drop_records_removes_only_the_records_of_a_prefix(hub):
+    for prefix in ('', 'gen.'):
+        add(record_log(hub, prefix), 1.0)
+    hub.update_scalar('train/loss', 1.0)
+    drop_records(hub, 'gen.')
+    assert not any(key.startswith('gen.') for key in train_scalars(hub))
+    assert {'grad_norm', 'loss'} <= set(train_scalars(hub))

@@ -1,4 +1,4 @@
-"""The second door: a hook on whatever the runner trains with."""
+"""GClipHook on the optimizer of a runner."""
 
 import copy
 
@@ -14,7 +14,7 @@ from tests.engine.door_task import door_config, history, run_door, weights
 SGD = dict(type='SGD', lr=0.02, momentum=0.9)
 NORM = dict(type='norm', max_norm=0.5)
 STATEFUL = dict(type='AdaGC', warmup_steps=2, beta=0.9, rel=1.01)
-#: Six iterations and a checkpoint of MMEngine's own at the end.
+#: Six iterations, and a checkpoint by MMEngine's hook at the end.
 SAVING = dict(
     default_hooks__checkpoint=dict(type='CheckpointHook', interval=6, by_epoch=False),
     train_cfg=dict(type='IterBasedTrainLoop', max_iters=6),
@@ -26,23 +26,23 @@ SAVING = dict(
     [
         (dict(type='OptimWrapper', clip_grad=dict(max_norm=35)), 'OptimWrapper'),
         (dict(type='GClipOptimWrapper', clip_grad=dict(max_norm=35)), 'GClipOptimWrapper'),
-        # A rule that needs no keys clips all the same.
+        # A rule without keys.
         (dict(type='GClipOptimWrapper', clip_grad=dict(type='AGC')), 'GClipOptimWrapper'),
     ],
 )
-def test_a_wrapper_that_clips_already_is_refused(wrapper, name, tmp_path):
+def test_clipping_wrapper_is_refused(wrapper, name, tmp_path):
     with pytest.raises(ClipConfigError, match=f'the {name} clips already.*not both'):
         run_door('hook', tmp_path, NORM, SGD, wrapper=wrapper)
 
 
-def test_an_optimizer_that_is_clipped_already_is_refused(tmp_path):
+def test_clipped_optimizer_is_refused(tmp_path):
     cfg = door_config('hook', tmp_path, NORM, SGD)
     cfg.custom_hooks.insert(0, dict(type='AttachHook', clip_grad=NORM, priority='HIGHEST'))
     with pytest.raises(ClipConfigError, match='clips already'):
         Runner.from_cfg(cfg).train()
 
 
-def test_bad_input_is_found_when_the_runner_is_built(tmp_path):
+def test_invalid_clip_grad_is_refused_when_the_runner_is_built(tmp_path):
     for clip_grad, message in [
         (dict(type='AGCC'), 'unknown type'),
         ({}, 'empty dict'),
@@ -58,7 +58,7 @@ def test_bad_input_is_found_when_the_runner_is_built(tmp_path):
         Runner.from_cfg(cfg).train()
 
 
-def test_the_config_is_copied():
+def test_hook_copies_its_config():
     clip_grad = dict(type='AGC', exclude=['a'], nonfinite='zero')
     before = copy.deepcopy(clip_grad)
     hook = GClipHook(clip_grad)
@@ -67,8 +67,8 @@ def test_the_config_is_copied():
     assert hook.clip_grad == before
 
 
-def test_a_runner_that_only_tests_builds_no_optimizer(tmp_path):
-    """``tools/test.py`` takes the training config, hooks and all."""
+def test_runner_that_only_tests_works_with_the_hook(tmp_path):
+    """``tools/test.py`` uses the training config with its hooks."""
     changes = dict(
         val_cfg=dict(type='ValLoop'),
         val_dataloader=dict(
@@ -88,7 +88,7 @@ def test_a_runner_that_only_tests_builds_no_optimizer(tmp_path):
     assert Runner.from_cfg(cfg).val() == metrics
 
 
-def test_nothing_is_left_on_the_optimizer_after_the_run(tmp_path):
+def test_optimizer_is_clean_after_the_run(tmp_path):
     runner = run_door('hook', tmp_path, NORM, dict(SGD, fused=True))
     optimizer = runner.optim_wrapper.optimizer
     assert GradClipEngine.on(optimizer) is None
@@ -96,7 +96,7 @@ def test_nothing_is_left_on_the_optimizer_after_the_run(tmp_path):
     assert not hasattr(optimizer, 'grad_scale') and not hasattr(optimizer, 'found_inf')
 
 
-def test_a_run_that_broke_off_may_be_started_again(tmp_path, monkeypatch):
+def test_failed_run_may_be_started_again(tmp_path, monkeypatch):
     runner = Runner.from_cfg(door_config('hook', tmp_path, NORM, SGD))
     with monkeypatch.context() as patch:
         patch.setattr(type(runner.model), 'train_step', lambda *args, **kwargs: 1 / 0)
@@ -108,7 +108,7 @@ def test_a_run_that_broke_off_may_be_started_again(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize(('first', 'second'), [('wrapper', 'hook'), ('hook', 'wrapper')])
-def test_either_door_resumes_what_the_other_has_begun(first, second, fused, tmp_path):
+def test_hook_and_wrapper_resume_each_other(first, second, fused, tmp_path):
     optimizer = dict(SGD, fused=fused)
     whole = run_door(second, tmp_path / 'whole', STATEFUL, optimizer, resumable=True)
     run_door(first, tmp_path / 'first', STATEFUL, optimizer, resumable=True, **SAVING)
@@ -129,7 +129,7 @@ def test_either_door_resumes_what_the_other_has_begun(first, second, fused, tmp_
     assert equal(weights(again), weights(whole))
 
 
-def test_load_from_starts_the_rule_afresh(tmp_path):
+def test_load_from_does_not_restore_rule_state(tmp_path):
     run_door('hook', tmp_path / 'a', STATEFUL, SGD, **SAVING)
     path = str(tmp_path / 'a' / 'iter_6.pth')
     cfg = door_config('hook', tmp_path / 'b', STATEFUL, SGD, load_from=path, **SAVING)
@@ -139,11 +139,11 @@ def test_load_from_starts_the_rule_afresh(tmp_path):
     assert state['steps'] == 6
 
 
-def test_a_checkpoint_of_another_rule_is_refused_on_resume(tmp_path):
+def test_resume_refuses_checkpoint_of_another_rule(tmp_path):
     run_door('hook', tmp_path / 'a', STATEFUL, SGD, **SAVING)
     path = str(tmp_path / 'a' / 'iter_6.pth')
     for door in ('hook', 'wrapper'):
         with pytest.raises(ValueError, match=r"\['AdaGC'\].*this run has.*\['AutoClip'\]"):
             run_door(door, tmp_path / door, dict(type='AutoClip'), SGD, load_from=path, resume=True)
-    # Stock MMEngine goes on without it.
+    # Stock MMEngine ignores the state.
     run_door('stock', tmp_path / 'c', None, SGD, load_from=path, resume=True)

@@ -1,4 +1,4 @@
-"""What counts as a spike, against the formula written out."""
+"""The detector's verdicts compared with the documented formula."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def reference(norms, z, ratio, window, history):
     return thresholds
 
 
-def test_against_the_formula():
+def test_verdicts_match_the_formula():
     generator = np.random.default_rng(0)
     norms = generator.lognormal(2.0, 0.7, 300)
     norms[[40, 111, 200]] = [5e4, np.nan, np.inf]
@@ -55,7 +55,7 @@ def test_against_the_formula():
 
 
 @pytest.mark.parametrize('sigma', [0.01, 0.3, 1.0])
-def test_no_false_alarm_whatever_the_spread(sigma):
+def test_no_false_alarm_at_any_spread(sigma):
     norms = np.random.default_rng(1).lognormal(0.0, sigma, 3000)
     assert not any(feed(SpikeDetector(), norms))
     norms[2000] *= np.exp(10 * max(sigma, 0.3))
@@ -63,18 +63,18 @@ def test_no_false_alarm_whatever_the_spread(sigma):
     assert verdicts[2000].cause == 'norm' and sum(v is not None for v in verdicts) == 1
 
 
-def test_a_higher_level_stops_being_a_spike():
+def test_permanently_higher_level_stops_being_a_spike():
     norms = [1.0] * 100 + [50.0] * 100
     verdicts = feed(SpikeDetector(window=40), norms)
     assert all(verdicts[100:115]) and not any(verdicts[130:])
 
 
-def test_norms_that_never_vary_and_norms_of_zero():
+def test_constant_norms_and_zero_norms_are_no_spikes():
     assert not any(feed(SpikeDetector(), [2.0] * 50 + [5.9] + [0.0] * 20))
     assert feed(SpikeDetector(), [2.0] * 50 + [6.1])[-1].cause == 'norm'
 
 
-def test_a_small_coefficient_is_a_spike_on_request():
+def test_small_coefficient_is_a_spike_with_min_coef():
     detector = SpikeDetector(min_coef=0.1)
     assert detector(1.0, 0.2, False) is None
     assert detector(1.0, 0.05, False).cause == 'clip_coef'
@@ -82,7 +82,7 @@ def test_a_small_coefficient_is_a_spike_on_request():
 
 
 @given(st.lists(st.floats(0, 1e300), max_size=60), st.floats(1e-300, 1e300))
-def test_no_norm_breaks_it(norms, last):
+def test_any_norm_gets_a_verdict(norms, last):
     detector = SpikeDetector(window=20, min_history=2)
     feed(detector, norms)
     verdict = detector(last, 1.0, False)
@@ -93,6 +93,6 @@ def test_no_norm_breaks_it(norms, last):
     ('key', 'value'),
     [('z_threshold', 0), ('min_ratio', 0.5), ('window', 1), ('min_history', 101), ('min_coef', 2)],
 )
-def test_values_that_make_no_sense(key, value):
+def test_value_out_of_range_is_refused(key, value):
     with pytest.raises(ClipConfigError, match=f'SpikeDetector: {key}'):
         SpikeDetector(**{key: value})

@@ -1,4 +1,4 @@
-"""Norms, updates and clipped units of a watched step, against what autograd and a copy tell."""
+"""Norms, updates and clipped units of a measured step, compared with autograd and a copy."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def watched_step(clip_grad, fused=False, optimizer=torch.optim.SGD, arm=True, **
 
 
 def module_norms(tensors: dict) -> list[float]:
-    """By hand: the norm of all that belongs to each module."""
+    """The norm of all tensors of each module, computed directly."""
     found = dict.fromkeys(NAMES, 0.0)
     for name, tensor in tensors.items():
         found[name.rpartition('.')[0] or '(root)'] += tensor.double().square().sum().item()
@@ -68,7 +68,7 @@ RULES = [
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('rule', RULES, ids=lambda rule: '-'.join(map(str, rule.values())))
-def test_norms_and_updates(rule, fused):
+def test_norms_and_updates_match_autograd(rule, fused):
     net, probe, grads, before = watched_step(rule, fused)
     assert probe.has_seen
     stats, units = probe.read(with_units=True)
@@ -87,14 +87,14 @@ def test_norms_and_updates(rule, fused):
 
 
 @pytest.mark.parametrize('fused', [False, True])
-def test_a_global_coefficient_clips_every_unit(fused):
+def test_global_coefficient_counts_every_unit_as_clipped(fused):
     stats, _ = watched_step(dict(type='NormClip', max_norm=0.5), fused)[1].read()
     assert stats.clipped.tolist() == [1, 8, 7, 4, 0]
     stats, _ = watched_step(dict(type='NormClip', max_norm=1e6), fused)[1].read()
     assert not stats.clipped.any()
 
 
-def test_units_that_agc_clips_are_those_over_its_bound():
+def test_agc_clips_the_units_above_its_bound():
     _, probe, grads, before = watched_step(dict(type='AGC', clip_factor=1.0))
     stats, _ = probe.read()
     expected = dict.fromkeys(NAMES, 0)
@@ -106,18 +106,18 @@ def test_units_that_agc_clips_are_those_over_its_bound():
     assert stats.clipped.tolist() == list(expected.values())
 
 
-def test_an_exempt_module_is_not_clipped():
+def test_exempt_module_is_not_clipped():
     stats, _ = watched_step(dict(type='NormClip', max_norm=0.1, exclude=['head']))[1].read()
     assert stats.clipped[NAMES.index('head')] == 0
     assert stats.clipped[NAMES.index('backbone.layer2')] == 7
 
 
-def test_nothing_happens_unless_armed():
+def test_unarmed_probe_does_nothing():
     _, probe, _, _ = watched_step(RULES[0], arm=False)
     assert not probe.has_seen and not probe._before and probe._norms is None
 
 
-def test_a_step_skipped_as_not_finite_is_not_taken_for_a_watched_one():
+def test_skipped_nonfinite_step_is_not_measured():
     torch.manual_seed(0)
     net = Net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -133,7 +133,7 @@ def test_a_step_skipped_as_not_finite_is_not_taken_for_a_watched_one():
     assert np.isfinite(probe.read()[0].update).all()
 
 
-def test_the_loss_scale_is_taken_off():
+def test_norms_are_without_the_loss_scale():
     torch.manual_seed(0)
     net = Net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, fused=True)
@@ -152,7 +152,7 @@ def test_the_loss_scale_is_taken_off():
     torch.testing.assert_close(units['head'].grad[:3], expected[0].norm(dim=1))
 
 
-def test_grouped_by_depth():
+def test_modules_are_grouped_by_depth():
     _, probe, _, _ = watched_step(RULES[0])
     stats, _ = probe.read()
     shallow = stats.grouped(1)

@@ -1,4 +1,4 @@
-"""At any moment of a run there is a whole checkpoint on the disk."""
+"""A complete checkpoint exists at any moment of a run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from mmengine.fileio import get_file_backend
 
 from gclip_mm.engine.checkpoints.atomic_backend import AtomicLocalBackend
 from gclip_mm.engine.checkpoints.resume import ResumeError, check_checkpoint
+from tests.engine.toy_task import RULES, run_toy
 
-from .toy_task import RULES, run_toy
 
-
-def test_the_old_checkpoint_goes_after_the_new_one_is_there(tmp_path, monkeypatch):
+def test_oldest_checkpoint_is_deleted_after_the_newest_is_written(tmp_path, monkeypatch):
     seen = []
     put = AtomicLocalBackend.put
 
@@ -27,7 +26,7 @@ def test_the_old_checkpoint_goes_after_the_new_one_is_there(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize('keep', [-1, 2])
-def test_as_many_checkpoints_as_the_stock_hook_keeps(tmp_path, keep):
+def test_same_number_of_checkpoints_as_the_stock_hook(tmp_path, keep):
     names = []
     for kind in ('GClipCheckpointHook', 'CheckpointHook'):
         run_toy(
@@ -40,7 +39,7 @@ def test_as_many_checkpoints_as_the_stock_hook_keeps(tmp_path, keep):
     assert names[0] == names[1]
 
 
-def test_resume_passes_over_a_damaged_checkpoint(tmp_path):
+def test_resume_skips_a_damaged_checkpoint(tmp_path):
     keep = dict(default_hooks__checkpoint__max_keep_ckpts=2)
     runner = run_toy(tmp_path, RULES['NormClip'], **keep)
     weights = runner.model.state_dict()
@@ -51,7 +50,7 @@ def test_resume_passes_over_a_damaged_checkpoint(tmp_path):
     assert check_checkpoint(last) is None
 
 
-def test_resume_without_a_whole_checkpoint_does_not_start_over(tmp_path):
+def test_resume_without_a_complete_checkpoint_raises(tmp_path):
     run_toy(tmp_path, RULES['NormClip'])
     last = tmp_path / 'iter_24.pth'
     last.write_bytes(last.read_bytes()[:1000])
@@ -59,7 +58,7 @@ def test_resume_without_a_whole_checkpoint_does_not_start_over(tmp_path):
         run_toy(tmp_path, RULES['NormClip'], resume=True)
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     backend = get_file_backend(backend_args={'backend': 'gclip_local'})
     path = tmp_path / 'new' / 'file.pth'
     backend.put(b'old', path)

@@ -1,4 +1,4 @@
-"""Advice from statistics whose answer can be worked out by hand."""
+"""Advice from statistics with a hand-computed answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gclip_mm.clipping.step.parameters import RoutedView
 
 
 def record(model, steps, optimizer=None, make_grads=None):
-    """Statistics of steps whose gradients a function sets."""
+    """Statistics of steps whose gradients ``make_grads`` sets."""
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
     recorder = GradientRecorder(optimizer, model)
     params = [p for group in optimizer.param_groups for p in group['params']]
@@ -51,7 +51,7 @@ def stats(net):
     return record(net, 12, make_grads=make_grads)
 
 
-def test_what_is_recorded(net):
+def test_recorder_matches_hand_computed_statistics(net):
     generator = torch.Generator().manual_seed(1)
     grads = []
 
@@ -79,15 +79,15 @@ def test_what_is_recorded(net):
     assert stats.unit_param.tolist() == [0] * 10 + [2] * 4
 
 
-def test_norms_after_a_clamp(stats, net):
-    """From the histogram, within the width of its bins, of what torch's own clamp leaves."""
+def test_norms_after_a_clamp_match_torch(stats, net):
+    """The histogram gives the norm within the width of its bins."""
     p = net[0].weight
     for clip_value in (0.05, 0.5, 3.0):
         expected = p.grad.clamp(-clip_value, clip_value).norm().item()
         assert stats.value_clipped(clip_value)[-1, 0] == pytest.approx(expected, rel=0.06)
 
 
-def test_a_missing_gradient_counts_as_zero(net):
+def test_missing_gradient_counts_as_zero(net):
     def make_grads(step):
         net[0].weight.grad = torch.ones_like(net[0].weight)
         net[1].weight.grad = None
@@ -97,7 +97,7 @@ def test_a_missing_gradient_counts_as_zero(net):
     assert not stats.unit_ratio[:, 10:].any()
 
 
-def test_round_trip_through_a_file(stats, tmp_path):
+def test_state_survives_a_file(stats, tmp_path):
     save_stats(stats, tmp_path / 'stats.npz')
     again = load_stats(tmp_path / 'stats.npz')
     assert again.names == stats.names
@@ -107,14 +107,14 @@ def test_round_trip_through_a_file(stats, tmp_path):
         load_stats(tmp_path / 'other.npz')
 
 
-def test_norm_bound_is_where_nineteen_units_in_twenty_keep_to_the_ratio(stats):
+def test_norm_bound_keeps_95_percent_of_units_within_the_ratio(stats):
     bound = norm_bound(stats, 0.1)
     after = stats.unit_ratio * (bound / stats.norm)[:, None]
-    # Of an even number of steps the median of the inverse is not the inverse of the median.
+    # For an even number of steps the median of the inverse differs from the inverse of the median.
     assert np.median(np.quantile(after, 0.95, axis=1)) == pytest.approx(0.1, rel=0.02)
 
 
-def test_value_bound_is_where_nine_units_in_ten_keep_to_the_ratio(stats):
+def test_value_bound_keeps_90_percent_of_units_within_the_ratio(stats):
     bound = value_bound(stats, 0.1)
     kept = stats.value_clipped(bound) / stats.grad
     after = stats.unit_ratio * kept[:, stats.unit_param]
@@ -126,8 +126,8 @@ def by_name(*args, **kwargs):
     return {advice.name: advice for advice in advise(*args, **kwargs)}
 
 
-def test_a_step_reaches_as_far_as_it_is_said_to(net, stats):
-    """AGC's factor, by torch: a unit clipped by it, with momentum, moves by 5% of its weights."""
+def test_clipped_step_has_the_stated_reach(net, stats):
+    """A unit clipped by AGC's factor, with momentum, moves by 5% of its weights."""
     factor = by_name(stats, lr=0.5, momentum=0.9)['agc'].clip_grad['clip_factor']
     assert factor == pytest.approx(0.05 * 0.1 / 0.5)
     before = net[1].weight.detach().clone()
@@ -136,29 +136,29 @@ def test_a_step_reaches_as_far_as_it_is_said_to(net, stats):
     net[1].weight.grad = torch.ones_like(before) * 100
     optimizer.step()
     for _ in range(300):
-        # The one gradient, until momentum has forgotten it.
+        # One gradient, then zeros until momentum has decayed.
         net[1].weight.grad = torch.zeros_like(before)
         optimizer.step()
     moved = (net[1].weight - before).norm(dim=1) / before.norm(dim=1)
     torch.testing.assert_close(moved, torch.full_like(moved, 0.05), rtol=1e-3, atol=0)
 
 
-def test_thresholds_fall_as_one_over_the_rate(stats):
+def test_thresholds_are_inverse_to_the_learning_rate(stats):
     slow, fast = by_name(stats, 1.0, 0.9), by_name(stats, 10.0, 0.9)
     for name, key in (('norm', 'max_norm'), ('agc', 'clip_factor'), ('zclip', 'max_norm')):
         ratio = slow[name].clip_grad[key] / fast[name].clip_grad[key]
         assert ratio == pytest.approx(10, rel=0.05)
-    # Clamping bites harder the more elements it reaches, so its bound falls at least as fast.
+    # A clamp changes more elements as its bound falls, so the bound falls at least as fast.
     assert slow['value'].clip_grad['clip_value'] >= 9 * fast['value'].clip_grad['clip_value']
 
 
-def test_momentum_counts(stats):
+def test_momentum_lowers_the_thresholds(stats):
     with_it, without = by_name(stats, 1.0, 0.9), by_name(stats, 1.0, 0.0)
     ratio = without['agc'].clip_grad['clip_factor'] / with_it['agc'].clip_grad['clip_factor']
     assert ratio == pytest.approx(10)
 
 
-def test_at_a_low_rate_clipping_is_for_spikes_alone(stats):
+def test_low_learning_rate_clips_only_spikes(stats):
     low = by_name(stats, 1e-6, 0.9)
     assert low['norm'].clip_grad['max_norm'] == two_digits(2 * stats.norm.max())
     assert low['norm'].clipped == 0
@@ -168,15 +168,15 @@ def test_at_a_low_rate_clipping_is_for_spikes_alone(stats):
     assert 'spikes alone' in low['value'].reason
 
 
-def test_a_clamp_makes_an_explosion_harmless(stats):
+def test_clamp_limits_an_explosion(stats):
     clip_value = by_name(stats, 1e-6, 0.9)['value'].clip_grad['clip_value']
-    # Each step's elements, a thousand times as large: a bin's elements all have its middle's size.
+    # Each step's elements times 1000; all elements of a bin have the size of its middle.
     sizes = np.minimum(1000 * octave_sizes(), clip_value)
     lengths = np.sqrt((stats.elements * sizes**2).sum(axis=(1, 2)))
     assert np.median(lengths) == pytest.approx(2 * stats.norm.max(), rel=0.1)
 
 
-def test_an_optimizer_that_divides_by_the_gradients_size(stats):
+def test_adaptive_optimizer_gets_other_advice(stats):
     one, other = by_name(stats, 1e-4, 0.9, False), by_name(stats, 1.0, 0.9, False)
     assert [a.clip_grad for a in one.values()] == [a.clip_grad for a in other.values()]
     assert one['norm'].clipped == pytest.approx(0.1, abs=0.1)
@@ -184,7 +184,7 @@ def test_an_optimizer_that_divides_by_the_gradients_size(stats):
 
 
 @pytest.mark.parametrize('proportional', [True, False])
-def test_every_config_can_be_built(stats, proportional):
+def test_every_advised_config_builds(stats, proportional):
     advices = advise(stats, 0.1, 0.9, proportional)
     assert [a.name for a in advices] == ['value', 'norm', 'agc', 'zclip']
     for advice in advices:
@@ -197,12 +197,12 @@ def test_every_config_can_be_built(stats, proportional):
 
 
 @pytest.mark.parametrize(('lr', 'momentum', 'reach'), [(0, 0, 1), (1, 1, 1), (1, 0, 0)])
-def test_numbers_that_make_no_sense(stats, lr, momentum, reach):
+def test_input_out_of_range_is_refused(stats, lr, momentum, reach):
     with pytest.raises(ValueError, match='must be above 0'):
         advise(stats, lr, momentum, reach=reach)
 
 
-def test_statistics_that_say_nothing(stats):
+def test_empty_statistics_are_refused(stats):
     with pytest.raises(ValueError, match='no recorded step'):
         advise(stats._replace(grad=np.zeros_like(stats.grad)), 0.1)
     with pytest.raises(ValueError, match='no weights with units'):
