@@ -1,12 +1,12 @@
-# Every target does all the set-up it needs; the first command ever typed may be any of them.
+# Every target runs the set-up that it needs, so any target works on a fresh checkout.
 #
-#   FAMILY=mm|onedl   which OpenMMLab packages: upstream (default) or the maintained onedl-* forks
-#   PYTHON=...        which interpreter the environment is built with (3.10 to 3.13)
+#   FAMILY=mm|onedl   OpenMMLab packages: upstream (default) or the maintained onedl-* forks
+#   PYTHON=...        interpreter to build the environment with (3.10 to 3.13)
 
 FAMILY ?= mm
 VENV := $(if $(filter mm,$(FAMILY)),.venv,.venv-$(FAMILY))
 PY := $(VENV)/bin/python
-# setup.sh leaves a file of variables that what runs there needs.
+# setup.sh writes the environment variables that commands in the environment need to this file.
 RUN = env $$(cat $(VENV)/.setup/env) $(PY)
 
 CONFIG ?= configs/quickstart/faster-rcnn_tiny_shapescenes.py
@@ -22,12 +22,12 @@ help:
 	@echo '             (CONFIG=..., WORK_DIR=..., ARGS="--resume" or any other flag of tools/train.py)'
 	@echo 'make test    ruff, then the whole test suite (ARGS="-k resume" or any other flag of pytest)'
 	@echo 'make lint    ruff check and ruff format --check'
-	@echo 'make format  let ruff rewrite what it can'
-	@echo 'make setup   build $(VENV) and nothing else'
+	@echo 'make format  apply the fixes and the format of ruff'
+	@echo 'make setup   only build $(VENV)'
 	@echo 'make clean   remove the environments and the tool caches; data/ and work_dirs/ stay'
 	@echo
-	@echo 'Each sets up what it needs. FAMILY=onedl uses the maintained forks in .venv-onedl;'
-	@echo 'PYTHON=/path/to/python3.11 chooses the interpreter.'
+	@echo 'Every target runs the set-up that it needs. FAMILY=onedl uses the maintained forks in'
+	@echo '.venv-onedl; PYTHON=/path/to/python3.11 selects the interpreter.'
 
 setup:
 	@FAMILY='$(FAMILY)' VENV='$(VENV)' PYTHON='$(PYTHON)' sh scripts/setup.sh
