@@ -53,8 +53,8 @@ class UnitReduction:
         for k, (spec, info, layout) in enumerate(zip(specs, infos, layouts, strict=True)):
             if spec is not None and None in spec.dims:
                 raise ClipConfigError(
-                    f'clip_grad: a rule by units (AGC) cannot find the units of {info.name}: FSDP1 '
-                    'lays it out flat. Shard with FSDP2 (torch.distributed.fsdp.fully_shard), or take '
+                    f'clip_grad: a rule by units (AGC) cannot find the units of {info.name}: '
+                    'FSDP1 lays it out flat. Shard with FSDP2 (fully_shard), or take '
                     'NormClip or ParamNormClip'
                 )
             for group, dim in () if spec is None else zip(spec.groups, spec.dims, strict=True):
