@@ -1,8 +1,8 @@
 """The buffers of the model: running statistics of batch norm, counters, queues.
 
 The forward pass updates them before anyone knows whether the step is finite, and one infinite pixel
-turns running statistics into NaN for good. A step that is left out gets the buffers of the last step
-that was taken back. They are put back after the backward pass, because autograd saves some of them.
+turns running statistics into NaN for good. A step that is left out puts back the buffers of the
+last step that was taken: after the backward pass, because autograd saves some of them.
 """
 
 from __future__ import annotations
