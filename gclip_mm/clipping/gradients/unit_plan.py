@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..host import host, np
 from .norms import accumulate_dtype, tensor_norms
+from .scaling import scale_one
 from .units import UnitLayout
 
 
@@ -113,4 +114,4 @@ class UnitPlan:
             touched = [k for k, yes in zip(touched, clipped.tolist(), strict=True) if yes]
         for k in touched:
             i = self.order[k]
-            self.layouts[i].split(tensors[i]).mul_(cut[k].to(tensors[i].device))
+            scale_one(self.layouts[i].split(tensors[i]), cut[k])
