@@ -59,7 +59,8 @@ def check_number(
     """Raise :class:`ClipConfigError` unless ``value`` is a finite number in the given range.
 
     NumPy scalars are numbers. ``allow_inf`` is for an upper bound that may be infinite: then
-    nothing is clipped, but logged. ``where`` begins the message: the part of the config that the key belongs to.
+    nothing is clipped, but logged. ``where`` begins the message: the part of the config that the
+    key belongs to.
     """
     if value is None and allow_none:
         return
