@@ -1,5 +1,6 @@
 """The engine's life on an optimizer: exceptions, closures, parameters that come and go."""
 
+import contextlib
 import copy
 import gc
 import math
@@ -63,6 +64,11 @@ def compare_next_step(params, optimizer, fused):
     assert_clean(optimizer)
 
 
+def fails_unless_left_out(spoil):
+    """A step that is left out runs no code of the optimizer and no later hook, so none can fail."""
+    return pytest.raises(Failure) if spoil is None else contextlib.nullcontext()
+
+
 @pytest.mark.parametrize('spoil', [None, math.nan])
 @pytest.mark.parametrize('fused', [False, True])
 def test_a_later_hook_that_fails(fused, spoil):
@@ -72,7 +78,7 @@ def test_a_later_hook_that_fails(fused, spoil):
     attach(optimizer, CONFIG)
     set_grads(params, gradients(0, spoil))
     hook = optimizer.register_step_pre_hook(fail)
-    with pytest.raises(Failure):
+    with fails_unless_left_out(spoil):
         optimizer.step()
     hook.remove()
     compare_next_step(params, optimizer, fused)
@@ -87,13 +93,13 @@ def test_a_kernel_that_fails(fused, spoil, monkeypatch):
     set_grads(params, gradients(0, spoil))
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.SGD, '_init_group', fail)
-        with pytest.raises(Failure):
+        with fails_unless_left_out(spoil):
             optimizer.step()
     compare_next_step(params, optimizer, fused)
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.SGD, '_init_group', fail)
         set_grads(params, gradients(0, spoil))
-        with pytest.raises(Failure):
+        with fails_unless_left_out(spoil):
             optimizer.step()
     handle.remove()
     assert_clean(optimizer)
@@ -103,11 +109,13 @@ def test_a_kernel_that_fails(fused, spoil, monkeypatch):
 def test_gradients_made_after_a_broken_step_win_over_those_put_away():
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1)
+    step = optimizer.step
     attach(optimizer, CONFIG)
     hook = optimizer.register_step_pre_hook(fail)
     set_grads(params, gradients(0, math.nan))
-    with pytest.raises(Failure):
-        optimizer.step()
+    # A reference from before attaching bypasses the guard, so that gradients are hidden.
+    with pytest.warns(UserWarning, match='Attach first'), pytest.raises(Failure):
+        step()
     hook.remove()
     before = params[0].detach().clone()
     optimizer.zero_grad()

@@ -67,13 +67,21 @@ class BufferKeeper:
         for group in self._groups:
             torch._foreach_copy_(group.buffers, group.saved)
 
-    def settle(self, taken: Tensor) -> None:
-        """:meth:`keep` where ``taken`` (0-d bool, on the device) is True, else :meth:`put_back`."""
+    def settle(self, skipped: bool | Tensor) -> None:
+        """A step is over.
+
+        Args:
+            skipped: whether it is left out; a 0-d tensor, True or not 0 if so, where only the
+                device knows.
+        """
+        if not isinstance(skipped, Tensor):
+            (self.put_back if skipped else self.keep)()
+            return
         if self._refresh():
             return
         for group in self._groups:
             now = torch.cat([buffer.reshape(-1) for buffer in group.buffers])
-            torch.where(taken.to(now.device), now, group.flat, out=group.flat)
+            torch.where((skipped == 0).to(now.device), now, group.flat, out=group.flat)
             torch._foreach_copy_(group.buffers, group.saved)
 
     def _refresh(self) -> bool:
