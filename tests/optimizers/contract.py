@@ -341,4 +341,3 @@ def is_blind(entry: Entry) -> bool:
     last = clipped_run(entry)[-1]
     bare = oracle[AFTER + 1]['parameters']
     return all(torch.allclose(x, y, rtol=1e-6) for x, y in zip(bare, last, strict=True))
-

@@ -1,6 +1,6 @@
 """Print how many optimizers of each package pass the contract, are refused, or differ.
 
-    python -m tests.optimizers.table [--verbose] [PACKAGE ...]
+python -m tests.optimizers.table [--verbose] [PACKAGE ...]
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def judge(entry: Entry, doors: list[str]) -> dict[str, str]:
             except Exception as error:
                 found = f'{type(error).__name__}: {error}'
             if found:
-                return found if found.startswith('refused') else f'{"/".join(map(str, case))} {found}'
+                return (
+                    found if found.startswith('refused') else f'{"/".join(map(str, case))} {found}'
+                )
         return ''
 
     skip = first(check_skip, [(door, pattern) for door in doors for pattern in PATTERNS])
