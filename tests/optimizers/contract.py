@@ -336,7 +336,7 @@ def check_clip(entry: Entry, door: str) -> str:
 
 
 def is_blind(entry: Entry) -> bool:
-    """Whether clipping changes nothing for it: it takes signs, or divides by the norm."""
+    """Whether its first steps are the same clipped and unclipped, as with an optimizer of signs."""
     oracle = finite_run(entry)
     last = clipped_run(entry)[-1]
     bare = oracle[AFTER + 1]['parameters']

@@ -63,7 +63,7 @@ def main() -> None:
         if door not in ('wrapper', 'hook') or importlib.util.find_spec('mmengine')
     ]
     print(f'doors: {", ".join(doors)}; {len(PATTERNS)} patterns of skipped steps\n')
-    print('| package | optimizers |', ' | '.join(COLUMNS), '| blind to norm clipping |')
+    print('| package | optimizers |', ' | '.join(COLUMNS), '| same steps without clipping |')
     print('|---' * (len(COLUMNS) + 3) + '|')
     for package in args.packages:
         if importlib.util.find_spec(package) is None:

@@ -162,7 +162,7 @@ def test_step_saved_before_attach_is_clipped_and_skips():
 
 @pytest.mark.parametrize('fused', [False, True])
 def test_scaler_calls_a_step_that_is_skipped(fused):
-    """The scaler's own check is off: its ``unscale_`` was called while the gradients were finite."""
+    """Its own check passed: ``unscale_`` was called while the gradients were finite."""
     p = parameter()
     optimizer = torch.optim.SGD([p], lr=1.0, fused=fused)
     gclip_mm.attach(optimizer, NEVER)
@@ -202,7 +202,7 @@ def test_skip_inside_an_outer_optimizer_skips_the_attached_one_only():
     assert outer.count == 2
 
 
-# -- wrappers that hold the optimizer ---------------------------------------------------------------
+# -- wrappers that hold the optimizer -------------------------------------------------------------
 def _wrappers():
     def accelerated(optimizer):
         pytest.importorskip('accelerate')
@@ -258,7 +258,7 @@ def test_optimizer_inside_a_wrapper_is_clipped(wrap, attribute, first):
         assert take(p, wrapper.step, float('nan')) == pytest.approx(before - 0.5)
 
 
-# -- closures ---------------------------------------------------------------------------------------
+# -- closures -------------------------------------------------------------------------------------
 class Sharpness(Optimizer):
     """A minimal SAM: moves along the gradient, calls its closure there, moves back and steps."""
 
