@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import numpy as np
 
-matplotlib.use('Agg')  # no display is needed, nor looked for
+from ..run_files import Scalars
+from .backend import Axes, plt
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from run_files import Scalars  # noqa: E402
-
-# Width in pixels that an image is drawn at; small ones are enlarged so that labels can be read.
+# Least width of a drawn image in pixels; smaller images are enlarged to keep labels readable.
 DRAWN_WIDTH = 320
 
 LOSS_COLOR, PRE_COLOR, POST_COLOR, THRESHOLD_COLOR = '#1b1b1b', '#d1495b', '#00798c', '#8d99ae'
@@ -26,15 +23,15 @@ def _finite(steps: Sequence[int], values: Sequence[float]) -> tuple[np.ndarray, 
     return np.asarray(steps)[keep], np.asarray(values, float)[keep]
 
 
-def draw_loss(ax: plt.Axes, scalars: Scalars, color: str = LOSS_COLOR, label: str = 'loss') -> None:
-    """Draw the training loss; where the run is lost, say so."""
+def draw_loss(ax: Axes, scalars: Scalars, color: str = LOSS_COLOR, label: str = 'loss') -> None:
+    """Draw the training loss, and mark the step from which the run is lost."""
     steps, values = scalars.series('loss')
     steps, values = _finite(steps, values)
     diverged = scalars.lost_from()
     if diverged is not None:
         label = f'{label}: lost from step {diverged}'
         ax.axvline(diverged, color=color, ls=':', lw=1.4)
-        # A run may diverge so early that there is no line to see, only its points.
+        # A run may diverge so early that its line has one point only.
         ax.plot(steps, values, 'x', color=color, ms=6)
     ax.plot(steps, values, color=color, lw=1.4, label=label)
     ax.set_xlabel('step')
@@ -42,8 +39,12 @@ def draw_loss(ax: plt.Axes, scalars: Scalars, color: str = LOSS_COLOR, label: st
     ax.grid(alpha=0.25)
 
 
-def draw_norms(ax: plt.Axes, scalars: Scalars) -> bool:
-    """Draw the gradient norm before and after clipping on a log axis; False if none was logged."""
+def draw_norms(ax: Axes, scalars: Scalars) -> bool:
+    """Draw the gradient norm before and after clipping on a log axis.
+
+    Returns:
+        Whether any norm was logged.
+    """
     drawn = False
     members = scalars.members()
     runs = {f' ({name})': scalars.member(name) for name in members} or {'': scalars}
@@ -97,7 +98,7 @@ def save_curves(scalars: Scalars, path: Path, title: str) -> Path:
 def detections(
     config: Path | str, checkpoint: Path | str, num_images: int, device: str
 ) -> tuple[list[np.ndarray], list[Any], dict[str, Any]]:
-    """Run a trained detector over images of its test split, spread evenly.
+    """Run a trained detector over evenly spaced images of its test split.
 
     Returns:
         tuple: RGB images (height, width, 3); data samples with ``gt_instances`` and
@@ -110,8 +111,6 @@ def detections(
     from mmengine.config import Config
     from mmengine.dataset import pseudo_collate
     from mmengine.registry import init_default_scope
-
-    import gclip_mm  # noqa: F401  registers what a config of this package names
 
     cfg = Config.fromfile(str(config))
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -134,7 +133,7 @@ def paint(
     truth: bool,
     score_thr: float,
 ) -> np.ndarray:
-    """Draw either the ground truth or the detections of one image, enlarged if it is small."""
+    """Draw the ground truth or the detections of one RGB image (H, W, 3), enlarged if small."""
     import mmcv
     from mmdet.visualization import DetLocalVisualizer
 

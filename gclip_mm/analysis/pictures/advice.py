@@ -1,23 +1,15 @@
-"""The picture of what the advisor saw: distributions of the gradient, and the thresholds."""
+"""The distributions of the gradient, with the advised thresholds."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-# A checkout works without being installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import numpy as np
 
-import matplotlib  # noqa: E402
-
-matplotlib.use('Agg')  # no display is needed, nor looked for
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-
-from gclip_mm.analysis.advice import Advice  # noqa: E402
-from gclip_mm.analysis.gradient_stats import GradientStats, octave_sizes  # noqa: E402
-from gclip_mm.engine.telemetry.module_probe import cut_name  # noqa: E402
+from ...engine.telemetry.module_probe import cut_name
+from ..advice import Advice
+from ..gradient_stats import GradientStats, octave_sizes
+from .backend import Axes, plt
 
 BAR, LINE, LOSS = '#0072B2', '#D55E00', '#999999'
 
@@ -35,7 +27,7 @@ def save_distributions(stats: GradientStats, advices: list[Advice], path: Path, 
     plt.close(figure)
 
 
-def _steps(axes: plt.Axes, stats: GradientStats, max_norm: float) -> None:
+def _steps(axes: Axes, stats: GradientStats, max_norm: float) -> None:
     steps = np.arange(1, len(stats.norm) + 1)
     axes.plot(steps, stats.norm, '.-', color=BAR, label='gradient norm')
     axes.axhline(max_norm, color=LINE, ls='--', label=f'max_norm={max_norm:g}')
@@ -50,7 +42,7 @@ def _steps(axes: plt.Axes, stats: GradientStats, max_norm: float) -> None:
     axes.grid(alpha=0.25)
 
 
-def _modules(axes: plt.Axes, stats: GradientStats, depth: int = 2) -> None:
+def _modules(axes: Axes, stats: GradientStats, depth: int = 2) -> None:
     groups: dict[str, np.ndarray] = {}
     for i, name in enumerate(stats.names):
         key = cut_name(name.rpartition('.')[0] or '(root)', depth)
@@ -68,7 +60,7 @@ def _modules(axes: plt.Axes, stats: GradientStats, depth: int = 2) -> None:
     axes.grid(alpha=0.25, axis='x')
 
 
-def _units(axes: plt.Axes, stats: GradientStats, factor: float) -> None:
+def _units(axes: Axes, stats: GradientStats, factor: float) -> None:
     ratios = stats.unit_ratio[stats.unit_ratio > 0]
     low, high = np.floor(np.log10(np.percentile(ratios, 0.1))), np.ceil(np.log10(ratios.max()))
     axes.hist(np.clip(ratios, 10.0**low, None), np.logspace(low, high, 80), color=BAR)
@@ -80,7 +72,7 @@ def _units(axes: plt.Axes, stats: GradientStats, factor: float) -> None:
     )
 
 
-def _elements(axes: plt.Axes, stats: GradientStats, clip_value: float) -> None:
+def _elements(axes: Axes, stats: GradientStats, clip_value: float) -> None:
     counts, sizes = stats.elements.sum(axis=(0, 1)), octave_sizes()
     total = np.cumsum(counts) / counts.sum()
     first, last = np.searchsorted(total, 1e-3), np.flatnonzero(counts).max()
@@ -91,7 +83,7 @@ def _elements(axes: plt.Axes, stats: GradientStats, clip_value: float) -> None:
     axes.set(title='Elements', xlabel='absolute value', ylabel='elements, over all steps')
 
 
-def _mark(axes: plt.Axes, at: float, label: str) -> None:
+def _mark(axes: Axes, at: float, label: str) -> None:
     axes.axvline(at, color=LINE, ls='--', label=label)
     axes.set_xscale('log')
     axes.legend(fontsize=8)

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')  # no display is needed, nor looked for
-
-import matplotlib.pyplot as plt
 import numpy as np
 
-from gclip_mm.analysis.sweep_grid import DIVERGED, NONE, TRAINED, Results, group
+from ..sweep_grid import DIVERGED, NONE, TRAINED, Results, group
+from .backend import Axes, plt
 
-#: Of Okabe and Ito, told apart by everybody; no clipping is black.
+#: From the palette of Okabe and Ito, which is safe for colour-blind readers; no clipping is black.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#8C6D31', '#666666')
 MARKERS = 'osD^vP*h'
 
@@ -28,13 +24,15 @@ def save_sweep(
     title: str,
     path: Path,
 ) -> None:
-    """Draw the means with a bar from the worst to the best seed, and the diverged trainings.
+    """Draw the mean of each rule over the learning rate, and which trainings diverged.
+
+    A bar reaches from the worst to the best seed.
 
     Args:
         results: the cells that are done.
         rules: the lines, in order.
         lrs: the learning rates, rising.
-        bound: where a training begins to count; NaN: not drawn.
+        bound: the metric from which a training counts; NaN: not drawn.
         metric: name of the metric.
         title: headline.
         path: PNG to write.
@@ -43,8 +41,8 @@ def save_sweep(
         2, 1, figsize=(9.5, 6.4), sharex=True, height_ratios=[5, 0.6 + 0.28 * len(rules)],
         layout='constrained',
     )  # fmt: skip
-    # Side by side at each rate, so that bars do not hide one another; rates that are far apart are
-    # no reason to move them far from theirs.
+    # The rules stand side by side at each rate, so that their bars do not overlap. The shift is
+    # limited, because a point far from its rate would be misread.
     step = min(np.log10(lrs[-1] / lrs[0]) / (len(lrs) - 1), 0.6) if len(lrs) > 1 else 0.6
     offsets = np.linspace(-0.13, 0.13, len(rules)) * step if len(rules) > 1 else [0.0]
     others = [r for r in rules if r != NONE]
@@ -60,7 +58,7 @@ def save_sweep(
         mean = np.array([g.mean for _, g in groups])
         low = mean - [min(g.metrics) for _, g in groups]
         high = np.array([max(g.metrics) for _, g in groups]) - mean
-        # Rounding can leave a bar of minus a few 1e-17.
+        # Rounding can make a bar slightly negative, which Matplotlib rejects.
         bars = np.maximum([low, high], 0)
         axes.errorbar(
             x, mean, yerr=bars, color=color, marker=marker, ms=6, capsize=3, lw=1.6,
@@ -74,7 +72,7 @@ def save_sweep(
             va='bottom', fontsize=8, color='0.4',
         )  # fmt: skip
     axes.set(xscale='log', ylabel=f'{metric}, mean and range of the seeds', title=title)
-    # A little below 0, where what diverged lies.
+    # A little below 0, where diverged trainings lie.
     axes.set_ylim(-0.03 * axes.get_ylim()[1], None)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=9, ncols=2)
@@ -90,7 +88,7 @@ def save_sweep(
 
 
 def _outcomes(
-    axes: plt.Axes, results: Results, rule: str, row: int, lrs: Sequence[float], color: str
+    axes: Axes, results: Results, rule: str, row: int, lrs: Sequence[float], color: str
 ) -> None:
     for lr in lrs:
         found = [o for c, o in results.items() if c.rule == rule and c.lr == lr]

@@ -1,28 +1,34 @@
-"""What a process of the stability sweep does. Imported before it forks, so it starts at once."""
+"""The child processes of a sweep.
+
+The fork server imports this module once, so that each child starts without further imports.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 import traceback
 from pathlib import Path
 
-import mmdet.apis  # noqa: F401  what every training imports
 import torch
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
-import gclip_mm  # noqa: F401  registers what a config of this package names
-from gclip_mm.analysis.gradient_stats import save_stats
-from gclip_mm.analysis.record import record_gradients
-from gclip_mm.analysis.sweep_cell import run_cell
+from .gradient_stats import save_stats
+from .record import record_gradients
+from .sweep_cell import run_cell
+
+with contextlib.suppress(ImportError):
+    # Every training of a detector needs it.
+    import mmdet.apis  # noqa: F401
 
 
 def train(
     cfg: Config, folder: Path, patience: int, slot: int, threads: int, keep_checkpoints: bool
 ) -> None:
-    """Train a cell, all output into its folder, and save the outcome."""
+    """Train a cell with all output in its folder, and save the outcome."""
     _set_up(cfg, folder / 'output.log', slot, threads)
     outcome = run_cell(cfg, patience)
     outcome.save(folder / 'outcome.json')
@@ -46,7 +52,12 @@ def record(cfg: Config, path: Path, threads: int) -> None:
 
 
 def clear(folder: Path, everything: bool) -> None:
-    """Make the folder of a cell; leave what an interrupted training wrote, if that is to go on."""
+    """Make the folder of a cell.
+
+    Args:
+        folder: the folder.
+        everything: delete its content; otherwise an interrupted training can be resumed from it.
+    """
     if everything and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,12 +71,12 @@ def _set_up(cfg: Config, log: Path, slot: int, threads: int) -> None:
     os.environ['CUDA_VISIBLE_DEVICES'] = _device(slot)
     torch.set_num_threads(threads)
     if cfg.get('custom_imports'):
-        # Reading the file did this in the process that started us.
+        # The parent did this when it read the file.
         import_modules_from_strings(**cfg.custom_imports)
 
 
 def _device(slot: int) -> str:
-    """The GPU of a slot, among those that we may see."""
+    """The GPU of a slot, among the visible ones."""
     seen = os.environ.get('CUDA_VISIBLE_DEVICES')
     names = seen.split(',') if seen else [str(i) for i in range(torch.cuda.device_count())]
     return names[slot % len(names)] if names else ''
