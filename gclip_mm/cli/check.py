@@ -1,9 +1,7 @@
-"""Put a clipping recipe on every stock config of the installed MMDetection and say what came of it.
+"""``gclip check``: put a recipe on every stock config of the installed MMDetection.
 
-Each config is loaded, given the recipe by ``gclip_mm.apply_clip``, and its optimizer wrapper is
-built on a toy model. Example::
-
-    python tools/analysis/check_stock_configs.py --clip agc --out docs/stock_configs.md
+Each config is loaded, gets the recipe by :func:`gclip_mm.apply_clip`, and its optimizer wrapper is
+built on a toy model.
 """
 
 from __future__ import annotations
@@ -15,23 +13,22 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import mmdet
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.utils import ProgressBar
+from torch import nn
 
-import mmdet  # noqa: E402
-from mmdet.utils import register_all_modules  # noqa: E402
-from mmengine.config import Config  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
-from mmengine.optim import build_optim_wrapper  # noqa: E402
-from mmengine.utils import ProgressBar  # noqa: E402
-from torch import nn  # noqa: E402
-
-import gclip_mm  # noqa: E402
+from ..engine import apply_clip
+from .arguments import new_parser
 
 ROOT = Path(mmdet.__file__).parent / '.mim' / 'configs'
 
 
 class ToyModel(nn.Module):
-    """Has the module names that constructors with layer-wise settings look for."""
+    """A model with the module names that layer-wise optimizer constructors expect."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,10 +42,10 @@ def stock_configs(family: str = '**') -> list[Path]:
 
 
 def check(path: Path, recipe: str) -> str:
-    """``'clips'``, or why this config cannot be clipped: it does not load, or it trains nothing.
+    """``'clips'``, or why the config cannot be clipped: it does not load, or trains nothing.
 
     Raises:
-        Exception: whatever goes wrong although the config loads and has an optimizer.
+        Exception: any error of a config that loads and has an optimizer.
     """
     try:
         cfg = Config.fromfile(str(path))
@@ -58,7 +55,7 @@ def check(path: Path, recipe: str) -> str:
         return f'does not load: {missing}'
     if not cfg.get('optim_wrapper'):
         return 'has no optim_wrapper: a fragment, or a config for testing only'
-    gclip_mm.apply_clip(cfg, recipe)
+    apply_clip(cfg, recipe)
     wrapper = build_optim_wrapper(ToyModel(), cfg.optim_wrapper)
     if wrapper.engine is None:
         raise RuntimeError(f'{path} lost its clipping')
@@ -75,17 +72,30 @@ def report(recipe: str, rows: list[tuple[str, str]]) -> Iterator[str]:
     yield from (f'| `{name}` | {outcome} |' for name, outcome in rows if outcome != 'clips')
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+def parse_args(argv: list[str] | None = None, prog: str = 'gclip check') -> argparse.Namespace:
+    """Parse the arguments."""
+    parser = new_parser(
+        prog,
+        'Put a clipping recipe on every stock config of the installed MMDetection, and report '
+        'which are clipped.',
+        'gclip check --clip agc --family retinanet',
+        'gclip check --clip agc --out docs/stock_configs.md',
+    )
     parser.add_argument('--clip', default='agc', help='the recipe (default: agc)')
     parser.add_argument('--family', default='**', help='only this folder of mmdet configs')
     parser.add_argument('--out', type=Path, help='write a Markdown page instead of printing it')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if not stock_configs(args.family):
+        parser.error(f'no stock config in {args.family!r}')
+    return args
+
+
+def main(argv: list[str] | None = None, prog: str = 'gclip check') -> int:
+    """Run the command; returns the exit code."""
+    args = parse_args(argv, prog)
     register_all_modules()
     MMLogger.get_current_instance().setLevel(logging.ERROR)
     paths = stock_configs(args.family)
-    if not paths:
-        parser.error(f'no stock config in {args.family!r}')
     bar, rows = ProgressBar(len(paths), file=sys.stderr), []
     for path in paths:
         rows.append((path.relative_to(ROOT).as_posix(), check(path, args.clip)))
@@ -93,9 +103,7 @@ def main() -> None:
     text = '\n'.join(report(args.clip, rows)) + '\n'
     if args.out:
         args.out.write_text(text)
+        print(f'\nSaved {args.out}')
     else:
         print(f'\n{text}')
-
-
-if __name__ == '__main__':
-    main()
+    return 0

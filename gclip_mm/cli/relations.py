@@ -1,13 +1,4 @@
-"""Draw images of a scene-graph data set with their boxes, relations and scene.
-
-SOURCE is a config, whose data set is drawn as its pipeline leaves it (flipped, cropped, as the
-model is given it), or an annotation file.
-
-Example:
-    python tools/analysis/browse_relations.py configs/scene_graph/my_config.py --split train
-    python tools/analysis/browse_relations.py data/vg150/train.json --images data/vg150/VG_100K \\
-        --predicate riding --num 10 --out work_dirs/riding
-"""
+"""``gclip relations``: draw images of a scene-graph data set with boxes, relations and scene."""
 
 from __future__ import annotations
 
@@ -21,17 +12,19 @@ from typing import Any
 import mmcv
 import numpy as np
 from mmdet.registry import DATASETS
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from tqdm import tqdm
 
-# A checkout works without being installed, and before an installed copy.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from ..scene_graph.visualization.drawing import draw
+from ..scene_graph.visualization.graph import build_graph
+from .arguments import add_cfg_options, new_parser
 
-import gclip_mm  # noqa: E402, F401
-from gclip_mm.scene_graph.visualization.drawing import draw  # noqa: E402
-from gclip_mm.scene_graph.visualization.graph import build_graph  # noqa: E402
+DESCRIPTION = """\
+Draw images of a scene-graph data set with their boxes, relations and scene.
 
+SOURCE is a config, whose data set is drawn after its pipeline (flipped and cropped, as the model
+gets it), or an annotation file."""
 PIPELINE = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadSceneGraphAnnotations'),
@@ -43,7 +36,7 @@ def build_dataset(args: argparse.Namespace) -> Any:
     """The data set of a config, or of an annotation file.
 
     Raises:
-        ValueError: If the config has no such split, or its data set has no relations.
+        ValueError: the config has no such split, or its data set has no relations.
     """
     init_default_scope('mmdet')
     if args.source.suffix == '.json':
@@ -68,10 +61,10 @@ def build_dataset(args: argparse.Namespace) -> Any:
 
 
 def choose(dataset: Any, predicate: str | None) -> list[int]:
-    """Indices of the images that have the predicate; all without one.
+    """Indices of the images that have the predicate; without one, of all images.
 
     Raises:
-        ValueError: If there is no such predicate, or no image has it.
+        ValueError: the predicate does not exist, or no image has it.
     """
     names = dataset.metainfo['predicates']
     if predicate is None:
@@ -90,10 +83,10 @@ def choose(dataset: Any, predicate: str | None) -> list[int]:
 
 
 def picture(packed: dict, meta: dict, predicate: str | None, max_relations: int) -> np.ndarray:
-    """Draw a packed image.
+    """Draw a packed image; returns (H, W, 3) RGB.
 
     Raises:
-        ValueError: If the pipeline does not pack relations.
+        ValueError: the pipeline does not pack relations.
     """
     sample = packed.get('data_samples')
     if sample is None or 'gt_relations' not in sample:
@@ -118,15 +111,20 @@ def count_table(dataset: Any, indices: Sequence[int]) -> str:
     return '\n'.join(f'{names[label]:<{width}} {counts[label]:>9}' for label in rows)
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parse_args(argv: list[str] | None = None, prog: str = 'gclip relations') -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = new_parser(
+        prog,
+        DESCRIPTION,
+        'gclip relations configs/scene_graph/my_config.py --split train',
+        'gclip relations data/vg150/train.json --images data/vg150/VG_100K \\\n'
+        '      --predicate riding --num 10 --out work_dirs/riding',
     )
     parser.add_argument('source', type=Path, help='config (.py) or annotation file (.json)')
     parser.add_argument(
         '--images',
         type=Path,
-        help='folder of the images of an annotation file (default: the one that the file is in)',
+        help='folder of the images of an annotation file (default: the folder of the file)',
     )
     parser.add_argument(
         '--split', choices=('train', 'val', 'test'), default='train', help='data set of a config'
@@ -147,7 +145,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--max-relations', type=int, default=20, help='most relations in a picture (default: 20)'
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config')
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     if args.num < 1 or args.max_relations < 0:
         parser.error('--num must be at least 1 and --max-relations at least 0')
@@ -156,8 +154,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Count the relations and draw the images.
+
+    Raises:
+        ValueError, OSError: the source has no such images.
+    """
     dataset = build_dataset(args)
     indices = choose(dataset, args.predicate)
     print(f'{len(indices)} images; relations in them:\n{count_table(dataset, indices)}')
@@ -175,8 +177,12 @@ def main(argv: list[str] | None = None) -> None:
     print(f'pictures are in {args.out}')
 
 
-if __name__ == '__main__':
+def main(argv: list[str] | None = None, prog: str = 'gclip relations') -> int:
+    """Run the command; returns the exit code."""
+    args = parse_args(argv, prog)
     try:
-        main()
+        run(args)
     except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    return 0

@@ -1,28 +1,18 @@
-"""What clipping costs past the machines at hand: 8 to 1024 GPUs, 1B to 100B parameters.
+"""A model of what clipping costs on 8 to 1024 GPUs, for 1B to 100B parameters.
 
-Counts, for each rule, the bytes that a GPU reads and writes, the all-reduces and their bytes, the
-kernel launches and the state in memory, and puts a time on them with the hardware figures below,
-which are assumptions and can be set. Prints the table of ``docs/scaling.md``.
-
-Example::
-
-    python tools/benchmark/cost_model.py
-    python tools/benchmark/cost_model.py --hbm 2.0e12 --sizes 7 --gpus 16 --rules NormClip AGC
-    python tools/benchmark/cost_model.py --check results/benchmark/faster-rcnn_r50_cpu.csv
+For each rule it counts the bytes that a GPU reads and writes, the all-reduces and their bytes, the
+kernel launches and the state in memory, and turns them into a time with the figures of
+:class:`Hardware`, which are assumptions.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from gclip_mm import CLIPPERS  # noqa: E402
+from ...clipping import CLIPPERS
 
 #: Layers and width of a decoder-only Transformer, by billions of parameters.
 MODELS = {
@@ -34,7 +24,7 @@ MODELS = {
     100: (96, 9216),
 }
 VOCABULARY = 32_000
-#: A number that crosses the network, or lies in a rule's state: float64.
+#: Bytes of a number in a message or in the state of a rule: float64.
 WIDE = 8
 #: torch's multi-tensor kernels: most tensors, and most chunks of 65536 elements, in one launch.
 TENSORS_A_LAUNCH, CHUNKS_A_LAUNCH, CHUNK = 110, 320, 65536
@@ -55,6 +45,7 @@ class Model(NamedTuple):
 
     @property
     def tensors(self) -> int:
+        """Number of tensors."""
         return self.matrices + self.vectors
 
 
@@ -65,7 +56,7 @@ class Cost(NamedTuple):
         read: bytes read from memory; every element is clipped (the worst case).
         written: bytes written.
         messages: bytes of each all-reduce, for each sharded mesh dimension.
-        passes: how often the multi-tensor kernels walk through the gradients.
+        passes: how often the multi-tensor kernels traverse the gradients.
         state: bytes that the rule keeps between steps.
     """
 
@@ -123,7 +114,7 @@ def cost(rule: str, model: Model, shards: int, bytes_each: int = 4, folds: bool 
     """
     own = model.weights / shards
     grads, each = own * bytes_each, model.tensors * WIDE
-    # A float32 maximum crosses as it is.
+    # A maximum is sent as float32.
     tops = model.tensors * 4
     walk = Cost(grads, 0, (each,), 1, 0)
     scaled = Cost(2 * grads, grads, (each,), 2, 0)
@@ -162,14 +153,14 @@ def cost(rule: str, model: Model, shards: int, bytes_each: int = 4, folds: bool 
 
 
 def launches(model: Model, shards: int, passes: int) -> int:
-    """Multi-tensor kernels of a step on a GPU, the small ones for the coefficients left out."""
+    """Multi-tensor kernels of a step on a GPU, without the small ones for the coefficients."""
     by_size = math.ceil(model.weights / shards / (CHUNK * CHUNKS_A_LAUNCH))
     by_number = math.ceil(model.tensors / TENSORS_A_LAUNCH)
     return passes * max(by_size, by_number)
 
 
 def exchange_seconds(message: int, gpus: int, hardware: Hardware) -> float:
-    """An all-reduce of a small message: latency of a tree there and back, and its bytes twice."""
+    """Seconds of an all-reduce of a small message: a tree up and down, and its bytes twice."""
     nodes = math.ceil(gpus / hardware.node)
     near = 2 * math.ceil(math.log2(min(gpus, hardware.node))) * hardware.hop
     far = 2 * math.ceil(math.log2(nodes)) * hardware.far_hop
@@ -184,12 +175,12 @@ def seconds(rule: str, model: Model, gpus: int, hardware: Hardware, shard: bool 
     memory = (one.read + one.written) / hardware.hbm
     starts = launches(model, shards, one.passes) * hardware.launch
     crossing = sum(exchange_seconds(m, gpus, hardware) for m in one.messages) if shard else 0.0
-    # The host is ahead of the device: kernels are launched while others run.
+    # The host launches kernels while earlier ones run.
     return max(memory, starts) + crossing
 
 
 def training_seconds(model: Model, hardware: Hardware) -> float:
-    """The step that it is a part of: six operations a parameter and token."""
+    """Time of the whole training step: six operations per parameter and token."""
     return 6 * model.weights * hardware.tokens / hardware.flops
 
 
@@ -203,6 +194,7 @@ def human(size: float) -> str:
 
 
 def row(rule: str, billions: int, gpus: int, hardware: Hardware) -> str:
+    """A line of the table."""
     model = transformer(billions)
     one = cost(rule, model, gpus)
     # Weights, gradients and two moments, in float32.
@@ -238,10 +230,10 @@ def table(
 
 
 def check_table(file: Path) -> list[str]:
-    """The bytes of each rule over those of the gradients, beside times that were measured on a CPU.
+    """The bytes that each rule moves, relative to the gradients, beside measured times of a CPU.
 
     Args:
-        file: a CSV of ``benchmark_clipping.py``; its times are over that of reading once.
+        file: a CSV of ``gclip benchmark``, whose times are relative to one reading of the memory.
     """
     model = Model(1 << 20, 1, 0)
     lines = [
@@ -256,70 +248,3 @@ def check_table(file: Path) -> list[str]:
                 measured = float(entry['clip_alone_over_read_once'])
                 lines.append(f'| {entry["name"]} | {moved:.1f} | {measured:.1f} |')
     return lines
-
-
-#: One of each kind: global, per tensor, per unit, elementwise without and with state.
-SHOWN = ['NormClip', 'AdaGC', 'AGC', 'ValueClip', 'SpikeClip']
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    known = ', '.join(map(str, MODELS))
-    parser.add_argument(
-        '--sizes',
-        nargs='+',
-        type=int,
-        choices=MODELS,
-        default=[1, 13, 100],
-        metavar='N',
-        help=f'billions of parameters (default: 1 13 100; known: {known})',
-    )
-    parser.add_argument(
-        '--gpus',
-        nargs='+',
-        type=int,
-        default=[8, 64, 1024],
-        metavar='N',
-        help='GPUs that the parameters are spread over (default: 8 64 1024)',
-    )
-    parser.add_argument(
-        '--rules',
-        nargs='+',
-        choices=list(CLIPPERS),
-        default=SHOWN,
-        metavar='RULE',
-        help=f'rules (default: {" ".join(SHOWN)}; known: {", ".join(CLIPPERS)})',
-    )
-    for field, value in Hardware._field_defaults.items():
-        text = Hardware.__doc__.partition(f'{field}: ')[2].partition('.\n')[0].replace('\n', ' ')
-        parser.add_argument(
-            f'--{field.replace("_", "-")}',
-            type=type(value),
-            default=value,
-            metavar='X',
-            help=f'{" ".join(text.split())} (default: {value:g})',
-        )
-    parser.add_argument(
-        '--check',
-        type=Path,
-        metavar='CSV',
-        help='instead: the bytes of each rule beside the times that benchmark_clipping.py measured',
-    )
-    args = parser.parse_args(argv)
-    if args.check is not None:
-        if not args.check.is_file():
-            parser.error(f'--check: {args.check} is not there')
-        print('\n'.join(check_table(args.check)))
-        return
-    if min(args.gpus) < 1:
-        parser.error('--gpus: at least 1')
-    hardware = Hardware(**{field: getattr(args, field) for field in Hardware._fields})
-    if min(hardware) <= 0:
-        parser.error('the figures of the hardware must be above 0')
-    print('\n'.join(table(args.sizes, args.gpus, args.rules, hardware)))
-
-
-if __name__ == '__main__':
-    main()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import nn
 
@@ -16,7 +14,7 @@ def build_model(config: str) -> nn.Module:
     from mmdet.utils import register_all_modules
     from mmengine.config import Config
 
-    from gclip_mm.engine.launch import find_config
+    from ...engine.launch import find_config
 
     register_all_modules()
     cfg = Config.fromfile(find_config(config)).model
@@ -33,13 +31,17 @@ def many_tensors(count: int, numel: int) -> nn.Module:
 
 
 def random_gradients(params: list[nn.Parameter]) -> None:
-    """A gradient of standard normal numbers for each parameter."""
+    """Set the gradient of each parameter to standard normal numbers."""
     for p in params:
         p.grad = torch.randn_like(p)
 
 
 def model_gradients(model: nn.Module, params: list[nn.Parameter]) -> None:
-    """The gradients of one backward pass of a detector over one drawn image with random boxes."""
+    """Set the gradients of one backward pass of a detector, over one image with random boxes.
+
+    Raises:
+        ValueError: a gradient is not finite.
+    """
     from mmdet.testing import demo_mm_inputs
 
     model.train()
@@ -51,4 +53,4 @@ def model_gradients(model: nn.Module, params: list[nn.Parameter]) -> None:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
     if not all(torch.isfinite(p.grad).all() for p in params):
-        sys.exit('--gradients model: the backward pass of this config is not finite')
+        raise ValueError('--gradients model: the backward pass of this config is not finite')

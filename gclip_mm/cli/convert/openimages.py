@@ -1,21 +1,4 @@
-"""Convert Open Images visual relationships (arXiv 1811.00982) to scene-graph JSON.
-
-"csv" reads the official files of the 2018 and 2019 challenges and of Open Images V4 to V7, all
-splits at once, so that they share their classes: one CSV of relationships a split
-(challenge-2018-train-vrd.csv, oidv6-train-annotations-vrd.csv, ...) and the class descriptions.
-The boxes are the ones that are related; equal ones with equal classes are one object. Rows with
-the relationship "is" give an object an attribute, not another object: they are left out.
-
-"json" reads the processed files of Zhang et al. (arXiv 1903.02728) and code after them:
-vrd-{train,val,test}-anno.json and categories_dict.json.
-
-Example:
-    python tools/dataset_converters/openimages_vrd.py csv --images data/openimages \\
-        --vrd train=oidv6-train-annotations-vrd.csv val=validation-annotations-vrd.csv \\
-        --classes oidv6-class-descriptions-boxable.csv --out data/openimages_vrd
-    python tools/dataset_converters/openimages_vrd.py json --categories categories_dict.json \\
-        --vrd train=vrd-train-anno.json test=vrd-test-anno.json --out data/openimages_vrd
-"""
+"""``gclip convert openimages``: convert Open Images visual relationships (arXiv 1811.00982) to scene-graph JSON."""
 
 from __future__ import annotations
 
@@ -29,11 +12,22 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-# A checkout works without being installed, and before an installed copy.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from ...scene_graph.datasets.json_file import read_json
+from ...scene_graph.datasets.writer import SceneGraphWriter
+from ..arguments import new_parser
 
-from gclip_mm.scene_graph.datasets.json_file import read_json  # noqa: E402
-from gclip_mm.scene_graph.datasets.writer import SceneGraphWriter  # noqa: E402
+DESCRIPTION = """\
+Convert Open Images visual relationships (arXiv 1811.00982) to scene-graph JSON.
+
+"csv" reads the official files of the 2018 and 2019 challenges and of Open Images V4 to V7, all
+splits at once, so that they share their classes: one CSV of relationships a split
+(challenge-2018-train-vrd.csv, oidv6-train-annotations-vrd.csv, ...) and the class descriptions.
+The boxes are the ones that are related; equal ones with equal classes are one object. Rows with
+the relationship "is" give an object an attribute, not another object: they are left out.
+
+"json" reads the processed files of Zhang et al. (arXiv 1903.02728) and code after them:
+vrd-{train,val,test}-anno.json and categories_dict.json."""
+
 
 ATTRIBUTE = 'is'
 # The challenge files and the later releases name the last column differently.
@@ -180,9 +174,18 @@ def new_writer(split: str, classes: list[str], predicates: list[str]) -> SceneGr
     return SceneGraphWriter(classes, predicates, info=info)
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parse_args(
+    argv: list[str] | None = None, prog: str = 'gclip convert openimages'
+) -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = new_parser(
+        prog,
+        DESCRIPTION,
+        'gclip convert openimages csv --images data/openimages \\\n'
+        '      --vrd train=oidv6-train-annotations-vrd.csv val=validation-annotations-vrd.csv \\\n'
+        '      --classes oidv6-class-descriptions-boxable.csv --out data/openimages_vrd',
+        'gclip convert openimages json --categories categories_dict.json \\\n'
+        '      --vrd train=vrd-train-anno.json test=vrd-test-anno.json --out data/openimages_vrd',
     )
     formats = parser.add_subparsers(dest='format', required=True)
     official = formats.add_parser('csv', help='the official CSV files')
@@ -225,8 +228,13 @@ def _splits(parser: argparse.ArgumentParser, values: list[str]) -> Mapping[str, 
     return splits
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Convert and write the files; a bad input leaves none of them behind.
+
+    Raises:
+        ValueError: the input is malformed.
+        OSError: a file is missing, or one of the targets exists.
+    """
     targets = {split: args.out / f'{split}.json' for split in args.vrd}
     present = [str(path) for path in targets.values() if path.exists()]
     if present and not args.overwrite:
@@ -239,8 +247,12 @@ def main(argv: list[str] | None = None) -> None:
         print(writer.write(targets[split], args.overwrite))
 
 
-if __name__ == '__main__':
+def main(argv: list[str] | None = None, prog: str = 'gclip convert openimages') -> int:
+    """Run the command; returns the exit code."""
+    args = parse_args(argv, prog)
     try:
-        main()
+        run(args)
     except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    return 0

@@ -1,4 +1,4 @@
-"""Write the proposal files that a config of R-CNN or Fast R-CNN asks for, by segmentation."""
+"""``gclip convert proposals``: write the proposal files of R-CNN and Fast R-CNN configs."""
 
 from __future__ import annotations
 
@@ -7,37 +7,39 @@ import copy
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
-# A checkout works without being installed, and before an installed copy.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import cv2
+import numpy as np
+from mmengine.config import Config
+from tqdm import tqdm
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-from gclip_mm.engine.launch import LaunchError, find_config  # noqa: E402
-from gclip_mm.models.felzenszwalb import felzenszwalb_boxes, require_felzenszwalb  # noqa: E402
-from gclip_mm.models.proposal_boxes import MODES  # noqa: E402
-from gclip_mm.models.selective_search import require_selective_search, selective_search  # noqa: E402
+from ...engine.launch import LaunchError, find_config
+from ...models.felzenszwalb import felzenszwalb_boxes, require_felzenszwalb
+from ...models.proposal_boxes import MODES
+from ...models.selective_search import require_selective_search, selective_search
+from ..arguments import add_cfg_options, new_parser
 
 SPLITS = ('train', 'val', 'test')
 METHODS = ('selective_search', 'felzenszwalb')
 
 
 class MakeProposalsError(Exception):
-    """Something that the user can put right."""
+    """A mistake that the user can correct; the message is one line."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description='Write the proposal files that the data sets of a config name, '
-        "in MMDetection's format: {'folder/image.jpg': {'bboxes': (n, 4), 'scores': (n,)}}. "
-        'A killed run goes on where it was.'
+def build_parser(prog: str = 'gclip convert proposals') -> argparse.ArgumentParser:
+    """The parser."""
+    parser = new_parser(
+        prog,
+        'Write the proposal files that the data sets of a config name, in the format of\n'
+        "MMDetection: {'folder/image.jpg': {'bboxes': (n, 4), 'scores': (n,)}}. A killed run\n"
+        'continues where it was.',
+        'gclip convert proposals configs/rcnn/rcnn_r18_tiny_shapescenes.py',
+        'gclip convert proposals CONFIG --method felzenszwalb --max-width 320',
     )
     parser.add_argument('config', help='config whose data sets have a proposal_file')
     parser.add_argument(
@@ -66,30 +68,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--workers', type=int, default=os.cpu_count() or 1, help='processes (default: all cores)'
     )
-    parser.add_argument(
-        '--overwrite', action='store_true', help='make files anew that are there already'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config, as key=value',
-    )
+    parser.add_argument('--overwrite', action='store_true', help='replace existing files')
+    add_cfg_options(parser)
     return parser
 
 
 def datasets_of(
     config: str, splits: list[str], options: dict[str, Any] | None = None
 ) -> dict[Path, tuple[str, list[str]]]:
-    """Where proposals are wanted: file -> (the split that names it, paths of its images).
+    """The proposal files to write: file -> (the split that names it, paths of its images).
 
     Raises:
         MakeProposalsError: no data set has a ``proposal_file``.
     """
     from mmdet.registry import DATASETS
     from mmdet.utils import register_all_modules
-
-    import gclip_mm  # noqa: F401  registers the data sets of the project
 
     cfg = Config.fromfile(find_config(config))
     if options:
@@ -107,7 +100,7 @@ def datasets_of(
             path = Path(dataset_cfg.get('data_root') or '') / path
         if path in wanted:
             continue
-        # MMDetection asks for a proposal of every image, also of those it leaves out later.
+        # MMDetection looks up every image, those that it filters out later included.
         dataset_cfg.update(filter_cfg=None, test_mode=True, pipeline=[], lazy_init=True)
         dataset = DATASETS.build(dataset_cfg)
         wanted[path] = (split, [info['img_path'] for info in dataset.load_data_list()])
@@ -147,7 +140,7 @@ def _one_thread() -> None:
 def write_proposals(
     out: Path, images: list[str], options: dict[str, Any], workers: int = 1, label: str = ''
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Search all images and write ``out``; what a killed run left beside it is used.
+    """Search all images and write ``out``; the partial file of a killed run is used.
 
     Args:
         out: the pickle to write.
@@ -173,7 +166,8 @@ def write_proposals(
     partial = out.with_name(out.name + '.partial')
     found = dict(_read_partial(partial, options))
     found = {key: found[key] for key in keys if key in found}
-    # Rewritten, since the last record of a killed run may be cut off; beside it, to lose nothing.
+    # The last record of a killed run may be truncated, so the partial file is rewritten. The new
+    # copy is written beside it, so that another kill loses nothing.
     fresh = out.with_name(out.name + '.new')
     with fresh.open('wb') as stream:
         pickle.dump(options, stream)
@@ -189,7 +183,7 @@ def write_proposals(
                 pickle.dump((key, proposals), stream)
                 stream.flush()
                 bar.update()
-    # In the order of the images, so that the file does not depend on which came first.
+    # In the order of the images, so that the file does not depend on the order of completion.
     result = {key: found[key] for key in keys}
     fresh.write_bytes(pickle.dumps(result))
     fresh.replace(out)
@@ -201,11 +195,11 @@ class _pool:
     """``imap_unordered`` of a pool of processes, or plain ``map`` for a single one."""
 
     def __init__(self, workers: int) -> None:
-        # Forking spares each process the imports; where there is none, the default start method.
+        # A forked process needs no imports. Where fork is missing, use the default start method.
         context = get_context('fork' if 'fork' in get_all_start_methods() else None)
         self.pool = context.Pool(workers, _one_thread) if workers > 1 else None
 
-    def __enter__(self):
+    def __enter__(self) -> Callable[..., Iterable[Any]]:
         return self.pool.imap_unordered if self.pool else map
 
     def __exit__(self, *_: Any) -> None:
@@ -229,8 +223,9 @@ def _read_partial(
             return
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+def main(argv: list[str] | None = None, prog: str = 'gclip convert proposals') -> int:
+    """Run the command; exits with 1 and one line for a mistake."""
+    args = build_parser(prog).parse_args(argv)
     try:
         if args.method == 'selective_search':
             require_selective_search()
@@ -251,8 +246,5 @@ def main(argv: list[str] | None = None) -> None:
             mean = sum(len(p['bboxes']) for p in proposals.values()) / max(len(proposals), 1)
             print(f'{path}: {len(proposals)} images, {mean:.0f} boxes each on average')
     except (MakeProposalsError, LaunchError, ImportError, FileNotFoundError, ValueError) as error:
-        sys.exit(f'make_proposals.py: {error}')
-
-
-if __name__ == '__main__':
-    main()
+        sys.exit(f'{prog}: {error}')
+    return 0

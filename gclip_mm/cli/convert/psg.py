@@ -1,13 +1,4 @@
-"""Convert PSG, Panoptic Scene Graphs (Yang et al., arXiv 2207.11247), to scene-graph JSON.
-
-Reads psg.json and writes train.json and test.json: the boxes of things and stuff with the
-relations among them. As published, images without relations are left out, test images are those
-in "test_image_ids", and a triplet that is annotated twice for a pair counts once. Crowd segments
-are ordinary boxes, for PSG relates them too.
-
-Example:
-    python tools/dataset_converters/psg.py --psg psg.json --out data/psg
-"""
+"""``gclip convert psg``: convert PSG, Panoptic Scene Graphs (Yang et al., arXiv 2207.11247), to scene-graph JSON."""
 
 from __future__ import annotations
 
@@ -20,11 +11,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-# A checkout works without being installed, and before an installed copy.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from ...scene_graph.datasets.json_file import read_json
+from ...scene_graph.datasets.writer import SceneGraphWriter
+from ..arguments import new_parser
 
-from gclip_mm.scene_graph.datasets.json_file import read_json  # noqa: E402
-from gclip_mm.scene_graph.datasets.writer import SceneGraphWriter  # noqa: E402
+DESCRIPTION = """\
+Convert PSG, Panoptic Scene Graphs (Yang et al., arXiv 2207.11247), to scene-graph JSON.
+
+Reads psg.json and writes train.json and test.json: the boxes of things and stuff with the
+relations among them. As published, images without relations are left out, test images are those
+in "test_image_ids", and a triplet that is annotated twice for a pair counts once. Crowd segments
+are ordinary boxes, for PSG relates them too."""
+
 
 XYXY, XYWH = 0, 1  # Detectron2's BoxMode, which "bbox_mode" is
 _KEYS = {
@@ -89,9 +87,14 @@ def image_boxes(image: Mapping[str, Any], num_things: int) -> tuple[np.ndarray, 
     return np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64)
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parse_args(
+    argv: list[str] | None = None, prog: str = 'gclip convert psg'
+) -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = new_parser(
+        prog,
+        DESCRIPTION,
+        'gclip convert psg --psg psg.json --out data/psg',
     )
     parser.add_argument('--psg', type=Path, required=True, help='psg.json')
     parser.add_argument('--out', type=Path, required=True, help='folder to write to')
@@ -99,8 +102,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Convert and write the files; a bad input leaves none of them behind.
+
+    Raises:
+        ValueError: the input is malformed.
+        OSError: a file is missing, or one of the targets exists.
+    """
     targets = {split: args.out / f'{split}.json' for split in ('train', 'test')}
     present = [str(path) for path in targets.values() if path.exists()]
     if present and not args.overwrite:
@@ -153,8 +161,12 @@ def main(argv: list[str] | None = None) -> None:
         print(writer.write(targets[split], args.overwrite))
 
 
-if __name__ == '__main__':
+def main(argv: list[str] | None = None, prog: str = 'gclip convert psg') -> int:
+    """Run the command; returns the exit code."""
+    args = parse_args(argv, prog)
     try:
-        main()
+        run(args)
     except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    return 0

@@ -1,4 +1,22 @@
-"""Convert Visual Genome VG150 to scene-graph JSON.
+"""``gclip convert vg150``: convert Visual Genome VG150 to scene-graph JSON."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ...scene_graph.datasets.json_file import read_json
+from ...scene_graph.datasets.writer import SceneGraphWriter
+from ...scene_graph.evaluation.matching import box_iou
+from ..arguments import new_parser
+
+DESCRIPTION = """\
+Convert Visual Genome VG150 to scene-graph JSON.
 
 Reads the files of Xu et al. (arXiv 1701.02426), in the form that most scene-graph code uses:
 
@@ -11,29 +29,8 @@ arXiv 1711.06640): images without relations are left out, then the first 5000 of
 split become the validation split; the test split has 26446 images. Relations that are annotated
 several times stay so.
 
-Needs h5py (pip install h5py).
+Needs h5py (pip install h5py)."""
 
-Example:
-    python tools/dataset_converters/vg150.py --h5 VG-SGG-with-attri.h5 \\
-        --dicts VG-SGG-dicts-with-attri.json --image-data image_data.json --out data/vg150
-"""
-
-from __future__ import annotations
-
-import argparse
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-from tqdm import tqdm
-
-# A checkout works without being installed, and before an installed copy.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from gclip_mm.scene_graph.datasets.json_file import read_json  # noqa: E402
-from gclip_mm.scene_graph.datasets.writer import SceneGraphWriter  # noqa: E402
-from gclip_mm.scene_graph.evaluation.matching import box_iou  # noqa: E402
 
 # Images of Visual Genome that the h5 file has no row for: their files were unreadable.
 MISSING_IMAGES = (1592, 1722, 4616, 4617)
@@ -218,9 +215,15 @@ def check_image(folder: Path, image: dict) -> None:
         image['width'], image['height'] = file.size
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parse_args(
+    argv: list[str] | None = None, prog: str = 'gclip convert vg150'
+) -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = new_parser(
+        prog,
+        DESCRIPTION,
+        'gclip convert vg150 --h5 VG-SGG-with-attri.h5 --dicts VG-SGG-dicts-with-attri.json \\\n'
+        '      --image-data image_data.json --out data/vg150',
     )
     parser.add_argument('--h5', type=Path, required=True, help='VG-SGG-with-attri.h5')
     parser.add_argument('--dicts', type=Path, required=True, help='VG-SGG-dicts-with-attri.json')
@@ -250,8 +253,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Convert and write the files; a bad input leaves none of them behind.
+
+    Raises:
+        ValueError: the input is malformed.
+        OSError: a file is missing, or one of the targets exists.
+    """
     targets = {split: args.out / f'{split}.json' for split in ('train', 'val', 'test')}
     present = [str(path) for path in targets.values() if path.exists()]
     if present and not args.overwrite:
@@ -291,8 +299,12 @@ def main(argv: list[str] | None = None) -> None:
         print(writer.write(targets[split], args.overwrite))
 
 
-if __name__ == '__main__':
+def main(argv: list[str] | None = None, prog: str = 'gclip convert vg150') -> int:
+    """Run the command; returns the exit code."""
+    args = parse_args(argv, prog)
     try:
-        main()
+        run(args)
     except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    return 0
