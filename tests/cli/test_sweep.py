@@ -10,18 +10,23 @@ import subprocess
 import sys
 
 import pytest
-from mmengine.config import Config
-from mmengine.registry import MODELS
 
-from gclip_mm.analysis.sweep_cell import cell_config, run_cell
-from gclip_mm.analysis.sweep_grid import Cell
+from gclip_mm.analysis.sweep import read_rule
+from gclip_mm.cli import sweep as tool
+from gclip_mm.cli import train as train_command
 
-from .conftest import ROOT, TOY, load_tool
+from .conftest import ROOT, TOY
 
 TOOL = ROOT / 'tools' / 'analysis' / 'stability_sweep.py'
+
+
 #: At 50 the toy is lost without clipping; a step of at most 0.01 * 50 it survives.
 GRID = ['--lr', '0.02', '50', '--clip', 'none', 'norm', 'tight:type=ParamNormClip,max_norm=0.01']
+
+
 GRID += ['--seeds', '0', '--patience', '3', '--metric', 'toy/score']
+
+
 OPTIONS = ['--cfg-options', 'optim_wrapper.optimizer.type=SGD', 'train_cfg.max_iters=80']
 
 
@@ -71,12 +76,12 @@ def test_the_advice_is_that_of_each_rate(swept):
     assert fast < slow
 
 
-def test_numbers_that_are_written_out_are_kept(tool):
-    assert tool.read_rule('norm', True)[2] and not tool.read_rule('norm', False)[2]
-    assert tool.read_rule('mine:norm', True)[::2] == ('mine', True)
-    label, clip_grad, advised = tool.read_rule('mine:type=NormClip,max_norm=2.0', True)
+def test_numbers_that_are_written_out_are_kept():
+    assert read_rule('norm', True)[2] and not read_rule('norm', False)[2]
+    assert read_rule('mine:norm', True)[::2] == ('mine', True)
+    label, clip_grad, advised = read_rule('mine:type=NormClip,max_norm=2.0', True)
     assert (label, clip_grad['max_norm'], advised) == ('mine', 2.0, False)
-    assert not tool.read_rule('adagc', True)[2]
+    assert not read_rule('adagc', True)[2]
 
 
 def test_a_wider_grid_trains_only_what_is_new(swept):
@@ -91,62 +96,8 @@ def test_a_wider_grid_trains_only_what_is_new(swept):
 
 
 @pytest.fixture
-def tool(monkeypatch):
-    """The tool in this process, where it is not to train."""
-    monkeypatch.syspath_prepend(str(TOY))
-    monkeypatch.syspath_prepend(str(TOOL.parent))
-    monkeypatch.setenv('PYTHONPATH', '')
-    return load_tool(TOOL)
-
-
-@pytest.fixture
-def report(tool):
+def report():
     return lambda out, *args: tool.main([str(TOY / 'toy_validated.py'), '--out', str(out), *args])
-
-
-def test_a_cell_interrupted_after_its_last_checkpoint_is_validated(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(TOY))
-    base = Config.fromfile(TOY / 'toy_validated.py')
-    base.train_cfg.update(max_iters=8, val_interval=8)
-    base.default_hooks.checkpoint = dict(type='CheckpointHook', interval=8, by_epoch=False)
-    results = []
-    for name in 'ab':
-        # MMEngine keeps one message hub an experiment.
-        base.experiment_name = f'{tmp_path.name}_{name}'
-        results.append(run_cell(cell_config(base, Cell(0.02, 'none', 0), tmp_path), 20))
-    first, again = results
-    assert (first.status, again.status, again.iterations) == ('trained', 'trained', 8)
-    assert again.metrics['toy/score'] == pytest.approx(first.metrics['toy/score'])
-
-
-def test_without_clipping_means_without_a_hook_that_clips(tmp_path):
-    base = Config(dict(
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1)),
-        custom_hooks=[dict(type='GClipHook', clip_grad=dict(max_norm=1e-4)), dict(type='EMAHook')],
-    ))  # fmt: skip
-    for rule in (None, dict(max_norm=3)):
-        cfg = cell_config(base, Cell(0.02, 'x', 0, rule), tmp_path)
-        assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook']
-    assert len(base.custom_hooks) == 2
-
-
-@pytest.mark.parametrize(('lost', 'status'), [(True, 'diverged'), (False, 'failed')])
-def test_an_error_of_weights_that_are_no_numbers_is_divergence(tmp_path, monkeypatch, lost, status):
-    """Before any loss was seen that is none: it is the loss that refuses its input."""
-    monkeypatch.syspath_prepend(str(TOY))
-    base = Config.fromfile(TOY / 'toy_validated.py')
-    base.experiment_name = f'{tmp_path.name}_{status}'
-    cfg = cell_config(base, Cell(0.02, 'none', 0), tmp_path)
-    kind = MODELS.get(base.model.type)
-
-    def refuse(self, *args, **kwargs):
-        if lost:
-            next(self.parameters()).data.fill_(float('nan'))
-        raise RuntimeError('input should be between 0 and 1')
-
-    monkeypatch.setattr(kind, 'train_step', refuse)
-    outcome = run_cell(cfg, 20)
-    assert outcome.status == status and 'between 0 and 1' in outcome.error
 
 
 def test_a_report_trains_nothing(swept, report, capsys):
@@ -167,12 +118,12 @@ def test_an_unknown_metric_loses_nothing(swept, report, capsys):
     assert len(list(swept[0].rglob('outcome.json'))) >= 6
 
 
-def test_the_command_of_a_row_trains_the_same(swept, tmp_path, train_tool, monkeypatch):
+def test_the_command_of_a_row_trains_the_same(swept, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(TOY))
     row = rows(swept[0])['tight', '50']
     python, tool, *arguments = shlex.split(row['command'])
     assert (python, tool) == ('python', 'tools/train.py')
-    train_tool.main([*arguments, f'experiment_name={tmp_path.name}', f'work_dir={tmp_path}'])
+    train_command.main([*arguments, f'experiment_name={tmp_path.name}', f'work_dir={tmp_path}'])
     scalars = next(tmp_path.rglob('scalars.json')).read_text().splitlines()
     scores = [json.loads(line)['toy/score'] for line in scalars if 'toy/score' in line]
     assert scores[-1] == pytest.approx(float(row['metric']), abs=1e-4)

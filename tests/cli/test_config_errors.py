@@ -8,13 +8,10 @@ import mmdet
 import pytest
 from mmengine.config import Config
 
-from gclip_mm.engine.launch import (
-    LaunchError,
-    check_clipping,
-    explain_missing_data,
-    find_config,
-    load_config,
-)
+from gclip_mm.cli import test as test_command
+from gclip_mm.cli import train as train_command
+from gclip_mm.cli.launch import check_clipping, explain_missing_data
+from gclip_mm.engine.launch import LaunchError, find_config, load_config
 
 
 @pytest.fixture
@@ -88,17 +85,17 @@ def test_work_dir_flag_beats_the_config_beats_the_name(tmp_path):
     assert load_config(str(path), None, 'from_flag', 'none').work_dir == 'from_flag'
 
 
-def test_tools_print_one_line(train_tool, test_tool, tmp_path):
+def test_tools_print_one_line(tmp_path):
     with pytest.raises(SystemExit) as caught:
-        train_tool.main([str(tmp_path / 'no.py')])
-    assert str(caught.value).startswith('train.py: error: config ')
+        train_command.main([str(tmp_path / 'no.py')])
+    assert str(caught.value).startswith('gclip train: error: config ')
     assert '\n' not in str(caught.value)
     config = tmp_path / 'c.py'
     config.write_text('model = dict()\n')
-    with pytest.raises(SystemExit, match=r"^test.py: error: checkpoint 'no.pth' is not there$"):
-        test_tool.main([str(config), 'no.pth'])
-    with pytest.raises(SystemExit, match=r"^test.py: error: --out 'x.json' has to end in .pkl"):
-        test_tool.main([str(config), str(config), '--out', 'x.json'])
+    with pytest.raises(SystemExit, match=r"^gclip test: error: checkpoint 'no.pth' is not there$"):
+        test_command.main([str(config), 'no.pth'])
+    with pytest.raises(SystemExit, match=r"^gclip test: error: --out 'x.json' has to end in .pkl"):
+        test_command.main([str(config), str(config), '--out', 'x.json'])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +103,7 @@ def test_tools_print_one_line(train_tool, test_tool, tmp_path):
     ['type=AGCC', 'max_nrom=1', 'max_norm=-1', 'max_norm=nan', 'exclude="[no_such_layer]"'],
 )
 def test_a_wrong_clip_grad_is_one_line_too(train, clip_grad):
-    with pytest.raises(SystemExit, match=r'^train\.py: error: .*clip_grad') as caught:
+    with pytest.raises(SystemExit, match=r'^gclip train: error: .*clip_grad') as caught:
         train('wrong', '--cfg-options', f'optim_wrapper.clip_grad.{clip_grad}')
     assert '\n' not in str(caught.value)
 
@@ -178,7 +175,7 @@ def test_other_missing_files_keep_their_own_error(dataset):
         raise FileNotFoundError('weights')
 
 
-def test_train_names_the_missing_data(train_tool, tmp_path, monkeypatch):
+def test_train_names_the_missing_data(tmp_path, monkeypatch):
     """The whole way, through a stock data set that fails while the runner builds it."""
     monkeypatch.chdir(tmp_path)
     config = tmp_path / 'c.py'
@@ -188,4 +185,4 @@ def test_train_names_the_missing_data(train_tool, tmp_path, monkeypatch):
         "log_level = 'ERROR'\n"
     )
     with pytest.raises(SystemExit, match=r"train_dataloader\.dataset\.data_root 'data/coco/'"):
-        train_tool.main([str(config), '--work-dir', str(tmp_path)])
+        train_command.main([str(config), '--work-dir', str(tmp_path)])

@@ -1,6 +1,5 @@
 """browse_relations draws the relations of an annotation file and of a config."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,7 +9,13 @@ import pytest
 
 pytest.importorskip('mmdet')
 
-TOOL = Path(__file__).resolve().parents[3] / 'tools' / 'analysis' / 'browse_relations.py'
+from gclip_mm.cli import relations as tool
+
+
+def run(arguments):
+    tool.run(tool.parse_args(arguments))
+
+
 CONTENT = dict(
     images=[
         dict(id=i, file_name=f'{name}.png', width=60, height=40, scene=0)
@@ -32,14 +37,6 @@ CONTENT = dict(
 )
 
 
-@pytest.fixture(scope='module')
-def tool():
-    spec = importlib.util.spec_from_file_location('browse_relations', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / 'data.json').write_text(json.dumps(CONTENT))
@@ -52,8 +49,8 @@ def drawn(folder):
     return sorted(path.name for path in (folder / 'out').iterdir())
 
 
-def test_annotation_file(tool, folder, capsys):
-    tool.main([str(folder / 'data.json'), '--out', str(folder / 'out')])
+def test_annotation_file(folder, capsys):
+    run([str(folder / 'data.json'), '--out', str(folder / 'out')])
     assert drawn(folder) == ['000000_a.png', '000001_b.png', '000002_c.png']
     output = capsys.readouterr().out
     assert [line.split() for line in output.splitlines() if line.endswith(('0', '1', '2'))] == [
@@ -74,9 +71,9 @@ def test_annotation_file(tool, folder, capsys):
     assert arrows[1] == 0 < arrows[2] < arrows[0]
 
 
-def test_predicate_selects_images_and_relations(tool, folder):
+def test_predicate_selects_images_and_relations(folder):
     source = str(folder / 'data.json')
-    tool.main([source, '--out', str(folder / 'out'), '--predicate', 'left of'])
+    run([source, '--out', str(folder / 'out'), '--predicate', 'left of'])
     assert drawn(folder) == ['000000_a.png', '000002_c.png']
     dataset = tool.build_dataset(tool.parse_args([source]))
     packed = dataset[0]
@@ -87,18 +84,18 @@ def test_predicate_selects_images_and_relations(tool, folder):
     assert len(packed['data_samples'].gt_relations) == 1
 
 
-def test_num_and_shuffle(tool, folder):
+def test_num_and_shuffle(folder):
     source, out = str(folder / 'data.json'), str(folder / 'out')
-    tool.main([source, '--out', out, '--num', '1'])
+    run([source, '--out', out, '--num', '1'])
     assert drawn(folder) == ['000000_a.png']
     chosen = set()
     for seed in range(8):
-        tool.main([source, '--out', f'{out}{seed}', '--num', '1', '--shuffle', str(seed)])
+        run([source, '--out', f'{out}{seed}', '--num', '1', '--shuffle', str(seed)])
         chosen |= {path.name for path in Path(f'{out}{seed}').iterdir()}
     assert len(chosen) > 1
 
 
-def test_config_is_drawn_as_its_pipeline_leaves_it(tool, folder):
+def test_config_is_drawn_as_its_pipeline_leaves_it(folder):
     pipeline = [
         dict(type='LoadImageFromFile'),
         dict(type='LoadSceneGraphAnnotations'),
@@ -119,28 +116,28 @@ def test_config_is_drawn_as_its_pipeline_leaves_it(tool, folder):
     sample = tool.build_dataset(args)[0]['data_samples']
     assert sample.gt_relations.labels.tolist() == [2, 0]  # left of became right of
     out = str(folder / 'out')
-    tool.main([str(config), '--out', out])
+    run([str(config), '--out', out])
     assert len(drawn(folder)) == 3
     with pytest.raises(ValueError, match='has no val_dataloader'):
-        tool.main([str(config), '--split', 'val'])
+        run([str(config), '--split', 'val'])
     option = 'train_dataloader.dataset.type=CocoDataset'
     with pytest.raises(ValueError, match='the CocoDataset of .* has no relations'):
-        tool.main([str(config), '--out', out, '--cfg-options', option])
+        run([str(config), '--out', out, '--cfg-options', option])
     option = 'train_dataloader.dataset.pipeline.3.type=PackDetInputs'
     with pytest.raises(ValueError, match='must end in PackSceneGraphInputs'):
-        tool.main([str(config), '--out', out, '--cfg-options', option])
+        run([str(config), '--out', out, '--cfg-options', option])
 
 
-def test_mistakes_are_named(tool, folder, capsys):
+def test_mistakes_are_named(folder, capsys):
     source = str(folder / 'data.json')
     with pytest.raises(ValueError, match=r"no predicate 'under'; there are \['on', 'left of'"):
-        tool.main([source, '--predicate', 'under'])
+        run([source, '--predicate', 'under'])
     with pytest.raises(ValueError, match="no image has a relation 'right of'"):
-        tool.main([source, '--predicate', 'right of'])
+        run([source, '--predicate', 'right of'])
     for args, message in (
         ([source, '--num', '0'], '--num must be at least 1'),
         ([str(folder / 'missing.json')], r'missing.json does not exist'),
     ):
         with pytest.raises(SystemExit):
-            tool.main(args)
+            run(args)
         assert message in capsys.readouterr().err

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 
 import mmdet
 import pytest
 
-from .conftest import load_tool
+from gclip_mm.cli import test as test_command
+from gclip_mm.cli import train as train_command
 
+COMMANDS = {'train': train_command, 'test': test_command}
 MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
 
 
@@ -31,15 +34,18 @@ def flags(parser: argparse.ArgumentParser) -> dict[tuple[str, ...], tuple]:
 
 
 @pytest.mark.parametrize('name', ['train', 'test'])
-def test_flags_are_those_of_mmdetection(name, request, monkeypatch):
+def test_flags_are_those_of_mmdetection(name, monkeypatch):
     class Parsed(Exception):
         pass
 
     def stop(self, *args, **kwargs):
         raise Parsed(self)
 
-    ours = request.getfixturevalue(f'{name}_tool').build_parser()
-    theirs = load_tool(MMDET_TOOLS / f'{name}.py')
+    ours = COMMANDS[name].build_parser()
+    path = MMDET_TOOLS / f'{name}.py'
+    spec = importlib.util.spec_from_file_location(f'mmdet_{name}', path)
+    theirs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(theirs)
     monkeypatch.setattr(sys, 'argv', [name])
     monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
     with pytest.raises(Parsed) as caught:
@@ -51,8 +57,8 @@ def test_flags_are_those_of_mmdetection(name, request, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['train', 'test'])
-def test_help_describes_every_flag_but_the_launchers_own(name, request):
-    parser = request.getfixturevalue(f'{name}_tool').build_parser()
+def test_help_describes_every_flag_but_the_launchers_own(name):
+    parser = COMMANDS[name].build_parser()
     undescribed = [a.dest for a in parser._actions if not a.help]
     assert undescribed in ([], ['local_rank'])
 
@@ -60,10 +66,10 @@ def test_help_describes_every_flag_but_the_launchers_own(name, request):
 @pytest.mark.parametrize(
     'name', ['vfnet/vfnet_r50_fpn_1x_coco.py', 'retinanet/retinanet_r50_fpn_1x_coco.py']
 )
-def test_options_reach_the_recipe_whatever_the_config_says_of_clipping(name, train_tool):
+def test_options_reach_the_recipe_whatever_the_config_says_of_clipping(name):
     """The first of them says None, into which nothing can be merged."""
     words = [f'mmdet::{name}', '--clip', 'norm', '--cfg-options']
     words += ['optim_wrapper.clip_grad.max_norm=3', 'optim_wrapper.optimizer.lr=0.5']
-    cfg = train_tool.configure(train_tool.build_parser().parse_args(words))
+    cfg = train_command.configure(train_command.build_parser().parse_args(words))
     assert cfg.optim_wrapper.clip_grad.max_norm == 3
     assert cfg.optim_wrapper.optimizer.lr == 0.5

@@ -1,28 +1,21 @@
-"""The converters as modules."""
+"""Run a converter, and read what it wrote."""
 
-import importlib.util
 import json
-import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).resolve().parents[3] / 'tools' / 'dataset_converters'
-
 
 @pytest.fixture(scope='session')
 def converter():
-    """Load a converter by name."""
+    """Run a converter by name; errors are raised."""
 
-    def load(name):
-        module_name = f'dataset_converter_{name}'
-        if module_name not in sys.modules:
-            spec = importlib.util.spec_from_file_location(module_name, TOOLS / f'{name}.py')
-            sys.modules[module_name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(sys.modules[module_name])
-        return sys.modules[module_name]
+    def run(name, arguments):
+        module = import_module(f'gclip_mm.cli.convert.{name}')
+        module.run(module.parse_args(arguments))
 
-    return load
+    return run
 
 
 @pytest.fixture(scope='session')

@@ -66,7 +66,7 @@ def convert(converter, tmp_path):
         text = content if isinstance(content, str) else json.dumps(content)
         (tmp_path / 'psg.json').write_text(text)
         args = ['--psg', str(tmp_path / 'psg.json'), '--out', str(tmp_path / 'out'), *extra]
-        converter('psg').main(args)
+        converter('psg', args)
 
     return run
 

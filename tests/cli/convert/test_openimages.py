@@ -39,12 +39,13 @@ def convert(converter, folder):
         (folder / 'train.csv').write_text('\n'.join([header, *train]) + '\n')
         (folder / 'val.csv').write_text('\n'.join([header, *val]) + '\n')
         (folder / 'names.csv').write_text('\n'.join(names) + '\n')
-        converter('openimages_vrd').main(
+        converter(
+            'openimages',
             [
                 *('csv', '--vrd', f'train={folder}/train.csv', f'val={folder}/val.csv'),
                 *('--classes', f'{folder}/names.csv', '--images', f'{folder}/images'),
                 *('--out', f'{folder}/out', *extra),
-            ]
+            ],
         )
 
     return run
@@ -134,11 +135,10 @@ def test_nothing_is_overwritten_unasked(convert):
 
 
 def test_bad_arguments(converter, capsys):
-    main = converter('openimages_vrd').main
     for vrd in (['train'], ['=x'], ['train=x', 'train=y']):
         args = ['json', '--categories', 'c.json', '--out', 'o', '--vrd', *vrd]
         with pytest.raises(SystemExit):
-            main(args)
+            converter('openimages', args)
         assert '--vrd wants SPLIT=FILE' in capsys.readouterr().err
 
 
@@ -161,11 +161,12 @@ def convert_json(converter, tmp_path):
         text = entries if isinstance(entries, str) else json.dumps(entries)
         (tmp_path / 'anno.json').write_text(text)
         (tmp_path / 'categories.json').write_text(json.dumps(categories))
-        converter('openimages_vrd').main(
+        converter(
+            'openimages',
             [
                 *('json', '--vrd', f'test={tmp_path}/anno.json', '--out', f'{tmp_path}/out'),
                 *('--categories', f'{tmp_path}/categories.json'),
-            ]
+            ],
         )
 
     return run

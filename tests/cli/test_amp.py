@@ -8,8 +8,10 @@ from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
-from gclip_mm.engine import GClipAmpOptimWrapper, GClipOptimWrapper, launch
-from gclip_mm.engine.launch import LaunchError, explain_amp_on_cpu, use_amp
+from gclip_mm.cli import launch
+from gclip_mm.cli.launch import explain_amp_on_cpu, use_amp
+from gclip_mm.engine import GClipAmpOptimWrapper, GClipOptimWrapper
+from gclip_mm.engine.launch import LaunchError
 
 CLIP = dict(type='AGC', clip_factor=0.02)
 

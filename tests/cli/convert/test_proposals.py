@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
-import sys
 from pathlib import Path
 
 import cv2
@@ -13,25 +11,15 @@ import pytest
 from mmdet.registry import DATASETS
 from mmdet.utils import register_all_modules
 
-ROOT = Path(__file__).parents[3]
+from gclip_mm.cli.convert import proposals as tool
+
 needs_contrib = pytest.mark.skipif(
     not hasattr(cv2, 'ximgproc'), reason='OpenCV without its contrib modules'
 )
 
 
-@pytest.fixture(scope='module')
-def tool():
-    path = ROOT / 'tools' / 'dataset_converters' / 'make_proposals.py'
-    spec = importlib.util.spec_from_file_location('make_proposals', path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['make_proposals'] = module  # where its processes look their function up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules['make_proposals']
-
-
 @pytest.fixture
-def counted(tool, monkeypatch):
+def counted(monkeypatch):
     """A search that is quick, and remembers what it was asked for."""
     calls = []
 
@@ -79,7 +67,7 @@ def images(tmp_path, count=3, folder='images'):
     return paths
 
 
-def test_mmdetection_reads_the_file(tool, counted, config, data, tmp_path, capsys):
+def test_mmdetection_reads_the_file(counted, config, data, tmp_path, capsys):
     tool.main([str(config), '--workers', '1', '--max-num', '50'])
     assert counted == [dict(mode='fast', max_num=50, max_width=500)] * 6  # selective search
     printed = capsys.readouterr().out
@@ -91,7 +79,7 @@ def test_mmdetection_reads_the_file(tool, counted, config, data, tmp_path, capsy
     np.testing.assert_array_equal(dataset[2]['proposals'], [[1, 2, 3, 4], [0, 0, 64, 5]])
 
 
-def test_what_is_there_is_kept(tool, counted, config, capsys):
+def test_what_is_there_is_kept(counted, config, capsys):
     tool.main([str(config), '--workers', '1', '--splits', 'val'])
     tool.main([str(config), '--workers', '1', '--splits', 'val', 'test'])
     assert len(counted) == 2 and 'is there already' in capsys.readouterr().out
@@ -99,7 +87,7 @@ def test_what_is_there_is_kept(tool, counted, config, capsys):
     assert len(counted) == 4
 
 
-def test_a_killed_run_goes_on(tool, counted, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on(counted, tmp_path, monkeypatch):
     paths, out = images(tmp_path), tmp_path / 'out.pkl'
     search = tool.selective_search
 
@@ -123,7 +111,7 @@ def test_a_killed_run_goes_on(tool, counted, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['images', 'out.pkl']
 
 
-def test_other_options_start_afresh(tool, counted, tmp_path):
+def test_other_options_start_afresh(counted, tmp_path):
     paths, out = images(tmp_path), tmp_path / 'out.pkl'
     with (tmp_path / 'out.pkl.partial').open('wb') as stream:
         pickle.dump(dict(mode='quality'), stream)
@@ -132,7 +120,7 @@ def test_other_options_start_afresh(tool, counted, tmp_path):
     assert len(counted) == 3
 
 
-def test_two_images_of_one_name(tool, counted, tmp_path):
+def test_two_images_of_one_name(counted, tmp_path):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'b').mkdir()
     paths = images(tmp_path / 'a', 1) + images(tmp_path / 'b', 1)
@@ -140,7 +128,7 @@ def test_two_images_of_one_name(tool, counted, tmp_path):
         tool.write_proposals(tmp_path / 'out.pkl', paths, {})
 
 
-def test_unreadable_image(tool, counted, tmp_path):
+def test_unreadable_image(counted, tmp_path):
     path = tmp_path / 'broken.jpg'
     path.write_text('no image')
     with pytest.raises(tool.MakeProposalsError, match='broken.jpg'):
@@ -154,12 +142,12 @@ def test_unreadable_image(tool, counted, tmp_path):
         (['nowhere.py'], 'nowhere.py'),
     ],
 )
-def test_one_line_for_a_mistake(tool, counted, arguments, message):
+def test_one_line_for_a_mistake(counted, arguments, message):
     with pytest.raises(SystemExit, match=message):
         tool.main(arguments)
 
 
-def test_missing_contrib_is_one_line(tool, config, monkeypatch):
+def test_missing_contrib_is_one_line(config, monkeypatch):
     from gclip_mm.models import selective_search
 
     monkeypatch.delattr(selective_search.cv2, 'ximgproc', raising=False)
@@ -168,7 +156,7 @@ def test_missing_contrib_is_one_line(tool, config, monkeypatch):
 
 
 @needs_contrib
-def test_two_processes_give_what_one_gives(tool, config, data):
+def test_two_processes_give_what_one_gives(config, data):
     tool.main([str(config), '--workers', '2', '--splits', 'train'])
     path = Path(data['data_root']) / 'proposals' / 'train.pkl'
     several = pickle.loads(path.read_bytes())
@@ -179,7 +167,7 @@ def test_two_processes_give_what_one_gives(tool, config, data):
         np.testing.assert_array_equal(proposals['bboxes'], single[key]['bboxes'])
 
 
-def test_segmentation_alone_needs_no_contrib(tool, config, data, monkeypatch):
+def test_segmentation_alone_needs_no_contrib(config, data, monkeypatch):
     from gclip_mm.models import selective_search
 
     pytest.importorskip('skimage')

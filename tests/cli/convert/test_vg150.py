@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def arguments(folder, *extra):
 
 @pytest.fixture
 def convert(converter, tmp_path):
-    return lambda *extra: converter('vg150').main(arguments(tmp_path, *extra))
+    return lambda *extra: converter('vg150', arguments(tmp_path, *extra))
 
 
 def test_everything(convert, tmp_path, graphs):
@@ -265,9 +266,9 @@ def test_a_split_without_images_is_an_error(convert, tmp_path):
         convert()  # 5000 for validation leave nothing
 
 
-def test_command_line(tmp_path, converter):
+def test_command_line(tmp_path):
     write_files(tmp_path)
-    tool = converter('vg150').__file__
+    tool = Path(__file__).resolve().parents[3] / 'tools' / 'dataset_converters' / 'vg150.py'
     run = subprocess.run(
         [sys.executable, tool, *arguments(tmp_path, '--num-val', '1')],
         capture_output=True,
