@@ -1,4 +1,4 @@
-"""What a training run left in its work_dir: config, checkpoint, log and the numbers it logged."""
+"""Reads the work_dir of a training run: config, checkpoint, log and logged scalars."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: A mean over some steps may lie above the threshold of the last of them, but not so far.
+#: A mean over several steps may exceed the threshold of the last step by up to this factor.
 _MOST_ABOVE = 2.0
 
 
 class RunFilesError(Exception):
-    """A work_dir lacks a file that is needed; the message says which and what would help."""
+    """A work_dir lacks a file; the message names the file and a remedy."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Scalars:
         return {}
 
     def members(self) -> list[str]:
-        """The optimizers that log under their own names (``OptimWrapperDict``); empty: one."""
+        """Names of the optimizers of an ``OptimWrapperDict``; empty for a single optimizer."""
         keys = dict.fromkeys(key for row in self.train for key in row)
         return [key.removesuffix('.grad_norm') for key in keys if key.endswith('.grad_norm')]
 
     def member(self, name: str) -> Scalars:
-        """The same run as one of its optimizers has logged it, and what belongs to all."""
+        """The scalars of one optimizer, and those that belong to no optimizer."""
         own = f'{name}.'
         others = tuple(f'{other}.' for other in self.members() if other != name)
         train = [
@@ -58,10 +58,11 @@ class Scalars:
         return Scalars(train, self.val)
 
     def bounds_the_norm(self) -> bool:
-        """Whether ``clip_threshold`` is a bound on the norm of everything.
+        """Whether ``clip_threshold`` bounds the norm of the whole gradient.
 
-        That of ``ValueClip`` is one on single elements, and where other parameters have other rules
-        the outer rule's is one on some. Then the norm is far above it after clipping, too.
+        The threshold of ``ValueClip`` bounds single elements. With rules for some parameters, the
+        threshold of the outer rule bounds the others only. In both cases the norm after clipping
+        is far above the threshold.
         """
         ratios = [
             row['grad_norm_post'] / row['clip_threshold']
@@ -72,11 +73,11 @@ class Scalars:
         return not ratios or statistics.median(ratios) < _MOST_ABOVE
 
     def lost_from(self) -> int | None:
-        """The step from which on nothing was learnt up to the end of the log; None: it was.
+        """The step from which the run learned nothing until the end of the log; None if it did.
 
-        MMEngine logs the mean of the loss over its window, which is NaN for as long as one step in
-        it was. Where there is clipping, it is the step that is logged which counts: one that was
-        left out has no threshold. Of such steps there have to be two.
+        MMEngine logs the mean loss of a window, which is NaN for as long as one step in the window
+        is. With clipping, the logged step decides: a skipped step has no threshold. At least two
+        such steps are required.
         """
         if members := self.members():
             starts = [self.member(name).lost_from() for name in members]
@@ -94,11 +95,11 @@ class Scalars:
         return start if count >= least else None
 
     def nonfinite_steps(self) -> list[int]:
-        """Steps of the log lines that tell of a gradient that was not finite, each of them once."""
+        """Steps of the log lines that show a non-finite gradient, each of them once."""
         steps, before = [], 0.0
         for row in self.train:
             norm = row.get('grad_norm', 0.0)
-            # As the loss: the norm is a mean, and NaN for longer than the step was.
+            # The norm is a mean over a window, and stays NaN after the step itself.
             news = not math.isfinite(norm) and (math.isfinite(before) or 'nonfinite' not in row)
             if row.get('nonfinite', 0) > 0 or news:
                 steps.append(row['step'])
@@ -107,7 +108,7 @@ class Scalars:
 
 
 def main_metric(scalars: Scalars) -> float | None:
-    """The last mAP, of COCO where there is one and else of Pascal VOC."""
+    """The last mAP: that of COCO if there is one, otherwise that of Pascal VOC."""
     metrics = scalars.last_metrics()
     for wanted in ('bbox_mAP', 'mAP'):
         for name, value in metrics.items():
@@ -117,12 +118,12 @@ def main_metric(scalars: Scalars) -> float | None:
 
 
 def _timestamps(work_dir: Path) -> list[Path]:
-    """Folders of the runs in a work_dir, the oldest first; a resumed run has several."""
+    """Timestamp folders of a work_dir, the oldest first; a resumed run has several."""
     return sorted(path.parents[1] for path in work_dir.glob('*/vis_data/scalars.json'))
 
 
 def _scalar_files(path: Path) -> list[Path]:
-    """The JSON logs of a work_dir, of one timestamp in it, or the one that is named."""
+    """The JSON logs of a work_dir or of one of its timestamp folders, or the named file."""
     if path.is_file():
         return [path]
     for near in ('scalars.json', 'vis_data/scalars.json'):
@@ -132,13 +133,13 @@ def _scalar_files(path: Path) -> list[Path]:
 
 
 def read_scalars(work_dir: str | Path) -> Scalars:
-    """Read what was logged, a resumed run joined to the one that it goes on from.
+    """Read the logged scalars; a resumed run is joined to the run that it continues.
 
     Args:
-        work_dir: the work_dir of a run; or one timestamp's folder, or a ``scalars.json``, of it.
+        work_dir: the work_dir of a run, one of its timestamp folders, or a ``scalars.json``.
 
     Raises:
-        RunFilesError: Nothing was logged.
+        RunFilesError: nothing was logged.
     """
     work_dir = Path(work_dir)
     train: list[dict[str, Any]] = []
@@ -147,7 +148,7 @@ def read_scalars(work_dir: str | Path) -> Scalars:
         rows = _rows(file)
         new = [row for row in rows if _is_training(row)]
         if new:
-            # What comes after the point of resuming belongs to a future that was dropped.
+            # Rows after the point of resuming belong to the abandoned run.
             train = [row for row in train if row['step'] < new[0]['step']] + new
         val += [row for row in rows if not _is_training(row)]
     if not train and not val:
@@ -160,7 +161,7 @@ def read_scalars(work_dir: str | Path) -> Scalars:
 
 
 def _is_training(row: dict[str, Any]) -> bool:
-    """Only a training row has a learning rate; with several optimizers, one for each."""
+    """Whether a row is of training: only such a row has a learning rate."""
     return any(key.split('.')[-1] in ('lr', 'base_lr') for key in row)
 
 
@@ -170,7 +171,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            continue  # the last line of a run that was killed while it wrote
+            continue  # the run was killed while writing
     return rows
 
 
@@ -184,7 +185,7 @@ def find_config(work_dir: str | Path) -> Path:
     """The config that MMEngine saved in the work_dir.
 
     Raises:
-        RunFilesError: There is none.
+        RunFilesError: there is none.
     """
     configs = sorted(Path(work_dir).glob('*.py'), key=lambda path: path.stat().st_mtime)
     if not configs:
@@ -196,13 +197,13 @@ def find_checkpoint(work_dir: str | Path) -> Path:
     """The last checkpoint of a run.
 
     Raises:
-        RunFilesError: There is none.
+        RunFilesError: there is none.
     """
     work_dir = Path(work_dir)
     pointer = work_dir / 'last_checkpoint'
     if pointer.is_file():
         named = Path(pointer.read_text().strip())
-        # The path in it is as it was when the run was made; the folder may have moved since.
+        # The pointer holds the path at training time; the folder may have moved since.
         for path in (named, work_dir / named.name):
             if path.is_file():
                 return path

@@ -111,7 +111,7 @@ def make_cells(options: SweepOptions, cfg: Config) -> list[Cell]:
         for lr in options.lr:
             for label, clip_grad, advised in rules:
                 tuned = 'recipe' if clip_grad else ''
-                if advised:
+                if advised and clip_grad is not None:
                     name, key = ADVISED[rule_type(clip_grad)]
                     clip_grad = {**clip_grad, key: advice[lr][name][key]}
                     tuned = f'{key} from the advisor'
@@ -167,7 +167,7 @@ def command_of(cell: Cell, options: SweepOptions, clips: bool) -> str:
 
 
 # -- the trainings -------------------------------------------------------------------------------
-def context() -> multiprocessing.context.BaseContext:
+def context() -> Any:
     """Starts processes; where the system can fork, with everything imported."""
     _export_path()
     if 'forkserver' not in multiprocessing.get_all_start_methods():
@@ -316,8 +316,9 @@ class Sweep:
         rows = summarise(self.results, self.rules, self.options.lr, self.options.enough)
         bound = enough(self.results, self.options.enough)
         return (
-            f'{self.options.metric}, mean over {len(self.options.seeds)} seeds (a diverged one counts '
-            f'as 0); {len(self.results)} of {len(self.cells)} trainings done\n\n'
+            f'{self.options.metric}, mean over {len(self.options.seeds)} seeds '
+            f'(a diverged one counts as 0); {len(self.results)} of {len(self.cells)} trainings '
+            'done\n\n'
             f'{format_grid(self.results, self.rules, self.options.lr)}\n\n'
             f'{format_summary(rows, bound)}'
         )

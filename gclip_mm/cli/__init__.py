@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -105,4 +106,9 @@ def main(argv: list[str] | None = None, prog: str = 'gclip') -> int:
     """
     parser = build_parser(prog)
     parser.add_argument('--version', action='version', version=f'gclip_mm {__version__}')
-    return dispatch(parser, COMMANDS, __name__, sys.argv[1:] if argv is None else argv)
+    try:
+        return dispatch(parser, COMMANDS, __name__, sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:
+        # The reader, such as `head`, has ended. The interpreter must not flush stdout again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

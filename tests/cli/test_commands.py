@@ -68,14 +68,16 @@ def test_an_unknown_converter_exits_with_2_and_names_the_valid_ones(capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(['convert', 'coco'])
     assert caught.value.code == 2
-    assert all(name in capsys.readouterr().err for name in convert.CONVERTERS)
+    error = capsys.readouterr().err
+    assert all(name in error for name in convert.CONVERTERS)
 
 
 @pytest.mark.parametrize('arguments', [[], ['convert']])
 def test_no_command_exits_with_2_and_shows_the_list(arguments, capsys):
     assert cli.main(arguments) == 2
     names = convert.CONVERTERS if arguments else COMMANDS
-    assert all(name in capsys.readouterr().err for name in names)
+    error = capsys.readouterr().err
+    assert all(f'  {name} ' in error for name in names) and cli.EXIT_CODES in error
 
 
 def test_version_is_printed(capsys):

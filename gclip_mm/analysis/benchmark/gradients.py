@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -46,11 +48,12 @@ def model_gradients(model: nn.Module, params: list[nn.Parameter]) -> None:
 
     model.train()
     batch = demo_mm_inputs(1, [[3, SIDE, SIDE]], num_classes=20, with_mask=True)
-    batch = model.data_preprocessor(batch, True)
-    losses = model.loss(batch['inputs'], batch['data_samples'])
-    model.parse_losses(losses)[0].backward()
-    for p in params:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    if not all(torch.isfinite(p.grad).all() for p in params):
+    detector: Any = model
+    batch = detector.data_preprocessor(batch, True)
+    losses = detector.loss(batch['inputs'], batch['data_samples'])
+    detector.parse_losses(losses)[0].backward()
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+    for p, grad in zip(params, grads, strict=True):
+        p.grad = grad
+    if not all(grad.isfinite().all() for grad in grads):
         raise ValueError('--gradients model: the backward pass of this config is not finite')

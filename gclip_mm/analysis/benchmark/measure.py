@@ -1,4 +1,4 @@
-"""Measurements of one step function: time in turn with others, host reads, memory, launches."""
+"""Measurements of a step function: time, host reads, memory, kernel launches."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for a GPU; do nothing on a CPU."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
@@ -25,13 +27,13 @@ def synchronize(device: torch.device) -> None:
 def time_in_turn(
     steps: dict[str, Step], prepare: Callable[[], None], device: torch.device, rounds: int
 ) -> dict[str, list[float]]:
-    """Run every step once in each round, in rotating order, so that drift hits all of them alike.
+    """Run every step once in each round, in rotating order, so that drift affects all alike.
 
     Args:
-        steps: what to time.
-        prepare: restores the gradients before each run; not timed.
-        device: waited for before the clock is read.
-        rounds: how often; two more are run first and not counted.
+        steps: the steps to time, by name.
+        prepare: called before each run, not timed.
+        device: is synchronized before the clock is read.
+        rounds: number of timed rounds; two more run first.
 
     Returns:
         Seconds of each round, by name.
@@ -57,32 +59,32 @@ def time_in_turn(
 
 
 def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
-    """Median of the ratios round by round: both of a pair ran within the same second."""
+    """Median over the rounds of the ratio of two steps, which ran close together in time."""
     return statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
 
 
 class _ReadCounter(TorchDispatchMode):
-    """Counts the operations by which the host reads a value from a device."""
+    """Counts the operations by which the host reads a value of a device."""
 
     def __init__(self) -> None:
         super().__init__()
         self.reads = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.name() in ('aten::_local_scalar_dense', 'aten::item', 'aten::equal'):
             self.reads += 1
         return func(*args, **(kwargs or {}))
 
 
 def host_reads(step: Step) -> int:
-    """How often the host reads a value in one step."""
+    """Number of host reads of one step."""
     with _ReadCounter() as counter:
         step()
     return counter.reads
 
 
 def peak_extra_bytes(step: Step, device: torch.device) -> int:
-    """Most memory that a step holds at a time beyond what was there before it, in bytes."""
+    """Peak of the memory that a step allocates, in bytes."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -111,7 +113,7 @@ def peak_extra_bytes(step: Step, device: torch.device) -> int:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Keep what torch's profiler itself writes to the file behind ``sys.stderr`` off the screen."""
+    """Discard what the profiler of torch writes to file descriptor 2."""
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -125,7 +127,7 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def kernel_launches(step: Step, device: torch.device) -> int | None:
-    """Kernels that one step launches on a GPU; None on a CPU."""
+    """Number of kernels that one step launches on a GPU; None on a CPU."""
     if device.type != 'cuda':
         return None
     cuda = [torch.profiler.ProfilerActivity.CUDA]
@@ -136,6 +138,6 @@ def kernel_launches(step: Step, device: torch.device) -> int | None:
 
 
 def read_once(grads: list[Tensor]) -> Step:
-    """Reads as many bytes as the gradients hold, once: the limit that memory sets for a norm."""
+    """A step that reads the memory of the gradients once: the lower bound for a norm."""
     flat = torch.cat([grad.reshape(-1) for grad in grads])
     return lambda: flat.sum()

@@ -1,6 +1,6 @@
-"""What this package is measured against: other ways to clip and step, each as its users run it.
+"""The peers: other implementations of clipping and stepping, each as its users run it.
 
-A peer is made once for a set of parameters and returns the function that is timed: clip, then step.
+A peer is made once for a set of parameters. It returns the function that is timed: clip, then step.
 """
 
 from __future__ import annotations
@@ -13,14 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Step = Callable[[], None]
-VALUE = 0.1  # the clip_value of the recipe, for ValueClip as for its peer
-LR = 1e-9  # the weights must not wander off while the same gradients are applied again and again
+Step = Callable[[], object]
+VALUE = 0.1  # the clip_value of the recipe, for ValueClip and its peer
+LR = 1e-9  # small, because the same gradients are applied many times
+
+
+def gradients(params: list[nn.Parameter]) -> list[Tensor]:
+    """The gradients of the parameters."""
+    return [p.grad.detach() for p in params if p.grad is not None]
 
 
 def sgd(params: list[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
-    options = {'fused': True} if fused else {}
-    return torch.optim.SGD(params, lr=LR, momentum=0.9, weight_decay=1e-4, **options)
+    """The SGD of a detector, fused or as PyTorch makes it by default."""
+    return torch.optim.SGD(
+        params, lr=LR, momentum=0.9, weight_decay=1e-4, fused=True if fused else None
+    )
 
 
 def fused_step(params: list[nn.Parameter], model: nn.Module) -> Step:
@@ -29,12 +36,12 @@ def fused_step(params: list[nn.Parameter], model: nn.Module) -> Step:
 
 
 def adamw_step(params: list[nn.Parameter], model: nn.Module) -> Step:
-    """No clipping: what a rule that refuses SGD is compared with."""
+    """No clipping: the base of a rule that rejects SGD."""
     return torch.optim.AdamW(params, lr=LR, fused=True).step
 
 
 def default_step(params: list[nn.Parameter], model: nn.Module) -> Step:
-    """No clipping, and the optimizer that a stock config gets."""
+    """No clipping, and the optimizer of a stock config."""
     return sgd(params, fused=False).step
 
 
@@ -71,19 +78,19 @@ def mmengine_norm(params: list[nn.Parameter], model: nn.Module) -> Step:
 
 
 def agc_per_parameter(params: list[nn.Parameter], model: nn.Module) -> Step:
-    """AGC as timm does it: a loop over parameters with tensors as large as each of them.
+    """AGC as in timm: a loop over parameters, with temporaries of the size of each.
 
-    timm itself where it is installed, otherwise the same operations in the same order.
+    Uses timm if it is installed, and otherwise the same operations in the same order.
     """
     optimizer = sgd(params, fused=True)
     if find_spec('timm') is not None:
         from timm.utils.agc import adaptive_clip_grad
 
-        def step() -> None:
+        def timm_step() -> None:
             adaptive_clip_grad(params, clip_factor=0.01, eps=1e-3)
             optimizer.step()
 
-        return step
+        return timm_step
 
     def unit_norm(x: Tensor) -> Tensor:
         if x.ndim <= 1:
@@ -92,6 +99,8 @@ def agc_per_parameter(params: list[nn.Parameter], model: nn.Module) -> Step:
 
     def step() -> None:
         for p in params:
+            if p.grad is None:
+                continue
             weight, grad = p.detach(), p.grad.detach()
             most = unit_norm(weight).clamp_(min=1e-3).mul_(0.01)
             norm = unit_norm(grad)
@@ -103,12 +112,12 @@ def agc_per_parameter(params: list[nn.Parameter], model: nn.Module) -> Step:
 
 
 def autoclip_loop(params: list[nn.Parameter], model: nn.Module) -> Step:
-    """AutoClip as its paper's listing goes: a Python list of norms, one read for each tensor."""
+    """AutoClip as listed in its paper: a Python list of norms, one host read for each tensor."""
     optimizer = sgd(params, fused=True)
     history: deque[float] = deque(maxlen=1000)
 
     def step() -> None:
-        norm = sum(p.grad.detach().norm(2).item() ** 2 for p in params) ** 0.5
+        norm = sum(grad.norm(2).item() ** 2 for grad in gradients(params)) ** 0.5
         history.append(norm)
         torch.nn.utils.clip_grad_norm_(params, np.percentile(history, 10))
         optimizer.step()
@@ -117,12 +126,12 @@ def autoclip_loop(params: list[nn.Parameter], model: nn.Module) -> Step:
 
 
 def zclip_loop(params: list[nn.Parameter], model: nn.Module) -> Step:
-    """ZClip as its paper's algorithm goes: moments on the host, one read for each tensor."""
+    """ZClip as listed in its paper: moments on the host, one host read for each tensor."""
     optimizer = sgd(params, fused=True)
     state = {'mean': 0.0, 'var': 1.0}
 
     def step() -> None:
-        norm = sum(p.grad.detach().norm(2).item() ** 2 for p in params) ** 0.5
+        norm = sum(grad.norm(2).item() ** 2 for grad in gradients(params)) ** 0.5
         deviation = state['var'] ** 0.5
         z = (norm - state['mean']) / (deviation + 1e-6)
         target = norm if z <= 2.5 else state['mean'] + 2.5**2 / z * deviation
@@ -135,11 +144,11 @@ def zclip_loop(params: list[nn.Parameter], model: nn.Module) -> Step:
 
 
 def foreach_norm(params: list[nn.Parameter], model: nn.Module) -> Step:
-    """``torch._foreach_norm`` and a fused step: what merely knowing the norms costs."""
+    """``torch._foreach_norm`` and a fused step: the cost of the norms alone."""
     optimizer = sgd(params, fused=True)
 
     def step() -> None:
-        torch._foreach_norm([p.grad for p in params])
+        torch._foreach_norm(gradients(params))
         optimizer.step()
 
     return step
@@ -160,12 +169,12 @@ PEERS: dict[str, Callable[[list[nn.Parameter], nn.Module], Step]] = {
 
 
 def optax_clip(params: list[nn.Parameter], model: nn.Module) -> Step:
-    """``optax.clip_by_global_norm`` compiled by JAX; no step, which has no counterpart there."""
+    """``optax.clip_by_global_norm`` compiled by JAX, without a step."""
     import jax
     import optax
 
     clip = optax.clip_by_global_norm(1.0)
-    grads = [jax.numpy.asarray(p.grad.detach().numpy()) for p in params]
+    grads = [jax.numpy.asarray(grad.numpy()) for grad in gradients(params)]
     state = clip.init(grads)
     update = jax.jit(lambda g, s: clip.update(g, s))
     return lambda: jax.block_until_ready(update(grads, state)[0])

@@ -39,7 +39,9 @@ def rule_step(
         The function that clips and steps, and the handle of :func:`gclip_mm.attach`. A rule with
         state has seen enough steps to clip.
     """
-    clip_grad = {'type': name, **SETTINGS.get(name, CLIPPERS.get(name).example)}
+    kind: Any = CLIPPERS.get(name)
+    clip_grad = {'type': name, **SETTINGS.get(name, kind.example)}
+    optimizer: torch.optim.Optimizer
     if name in WITH_ADAMW:
         optimizer = torch.optim.AdamW(params, lr=LR, fused=True)
     else:

@@ -63,7 +63,7 @@ def _modules(axes: Axes, stats: GradientStats, depth: int = 2) -> None:
 def _units(axes: Axes, stats: GradientStats, factor: float) -> None:
     ratios = stats.unit_ratio[stats.unit_ratio > 0]
     low, high = np.floor(np.log10(np.percentile(ratios, 0.1))), np.ceil(np.log10(ratios.max()))
-    axes.hist(np.clip(ratios, 10.0**low, None), np.logspace(low, high, 80), color=BAR)
+    axes.hist(np.clip(ratios, 10.0**low, None), list(np.logspace(low, high, 80)), color=BAR)
     _mark(axes, factor, f'clip_factor={factor:g}')
     axes.set(
         title='Units: gradient relative to the weights',

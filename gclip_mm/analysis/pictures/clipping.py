@@ -118,7 +118,7 @@ def _finish(axes: Sequence[Axes], names: list[str], drawn: set[str]) -> None:
         _note(norm, 'no gradient norm was logged: the runs did not clip')
     share.set_ylabel('clipped share')
     share.set_ylim(-0.03, 1.03)
-    if not any(len(line.get_xdata()) for line in share.lines):
+    if not any(np.size(line.get_xdata()) for line in share.lines):
         _note(share, 'no share was logged: the runs clip by MMEngine itself, or not at all')
     skipped.set_ylabel('not finite')
     skipped.set_yticks(range(len(names)), names, fontsize=8)

@@ -95,7 +95,8 @@ def save_comparison(
         figsize=(5.2 + tile * columns, max(rows * tile * height / width, 4.2) + 0.6),
         layout='constrained',
     )
-    left, right = fig.subfigures(1, 2, width_ratios=[5.2, tile * columns])
+    panels: Any = fig.subfigures(1, 2, width_ratios=[5.2, tile * columns])
+    left, right = panels
     draw_curves(left.subplots(2, 1, sharex=True), runs)
     axes = right.subplots(rows, columns, squeeze=False)
     for row in range(rows):

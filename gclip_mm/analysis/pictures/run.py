@@ -25,8 +25,7 @@ def _finite(steps: Sequence[int], values: Sequence[float]) -> tuple[np.ndarray, 
 
 def draw_loss(ax: Axes, scalars: Scalars, color: str = LOSS_COLOR, label: str = 'loss') -> None:
     """Draw the training loss, and mark the step from which the run is lost."""
-    steps, values = scalars.series('loss')
-    steps, values = _finite(steps, values)
+    steps, values = _finite(*scalars.series('loss'))
     diverged = scalars.lost_from()
     if diverged is not None:
         label = f'{label}: lost from step {diverged}'

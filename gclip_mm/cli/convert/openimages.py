@@ -1,4 +1,4 @@
-"""``gclip convert openimages``: convert Open Images visual relationships (arXiv 1811.00982) to scene-graph JSON."""
+"""``gclip convert openimages``: convert Open Images visual relationships to scene-graph JSON."""
 
 from __future__ import annotations
 
@@ -80,19 +80,21 @@ def read_rows(path: Path) -> Iterator[tuple[str, Relation]]:
                 raise ValueError(f'{where}: {len(header)} values expected; is the file cut off?')
             if row[predicate_column] == ATTRIBUTE:
                 continue
-            ends = []
+            ends: list[Object] = []
             for end in '12':
                 try:
-                    box = tuple(float(row[k + end]) for k in ('XMin', 'YMin', 'XMax', 'YMax'))
+                    x1, y1, x2, y2 = (float(row[k + end]) for k in ('XMin', 'YMin', 'XMax', 'YMax'))
                 except ValueError as error:
                     raise ValueError(f'{where}: {error}') from error
-                if not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+                box = (x1, y1, x2, y2)
+                if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
                     raise ValueError(f'{where}: {box} is no box within [0, 1]')
                 ends.append((row[f'LabelName{end}'], box))
             yield row['ImageID'], (ends[0], ends[1], row[predicate_column])
 
 
 def convert_csv(args: argparse.Namespace) -> dict[str, SceneGraphWriter]:
+    """Read the official CSV files; returns a writer for each split."""
     names = read_descriptions(args.classes)
     splits: dict[str, dict[str, list[Relation]]] = {}
     for split, path in args.vrd.items():
@@ -130,15 +132,18 @@ def convert_csv(args: argparse.Namespace) -> dict[str, SceneGraphWriter]:
                 height,
                 np.array([o[1] for o in objects]) * [width, height, width, height],
                 np.array([class_ids.index(o[0]) for o in objects]),
-                [
-                    (objects.index(r[0]), objects.index(r[1]), predicates.index(r[2]))
-                    for r in triplets
-                ],
+                np.array(
+                    [
+                        (objects.index(r[0]), objects.index(r[1]), predicates.index(r[2]))
+                        for r in triplets
+                    ]
+                ),
             )
     return writers
 
 
 def convert_json(args: argparse.Namespace) -> dict[str, SceneGraphWriter]:
+    """Read ``vrd-*-anno.json``; returns a writer for each split."""
     categories = read_json(args.categories)
     for key in ('obj', 'rel'):
         if not isinstance(categories.get(key), list):
@@ -157,9 +162,11 @@ def convert_json(args: argparse.Namespace) -> dict[str, SceneGraphWriter]:
                 writer.repaired['images without relations left out'] += 1
                 continue
             try:
+                width, height = entry['img_size']
                 writer.add_image(
                     f'{args.prefix.format(split=split)}{entry["img_fn"]}.jpg',
-                    *entry['img_size'],
+                    width,
+                    height,
                     entry['bbox'],
                     entry['det_labels'],
                     entry['rel'],
@@ -170,6 +177,7 @@ def convert_json(args: argparse.Namespace) -> dict[str, SceneGraphWriter]:
 
 
 def new_writer(split: str, classes: list[str], predicates: list[str]) -> SceneGraphWriter:
+    """A writer for one split."""
     info = dict(description=f'Open Images visual relationships, {split}', convention='openimages')
     return SceneGraphWriter(classes, predicates, info=info)
 

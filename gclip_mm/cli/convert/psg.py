@@ -1,4 +1,4 @@
-"""``gclip convert psg``: convert PSG, Panoptic Scene Graphs (Yang et al., arXiv 2207.11247), to scene-graph JSON."""
+"""``gclip convert psg``: convert PSG, Panoptic Scene Graphs, to scene-graph JSON."""
 
 from __future__ import annotations
 

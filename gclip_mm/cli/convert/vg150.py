@@ -83,8 +83,15 @@ def read_h5(path: Path) -> RoiDB:
     except OSError as error:
         raise ValueError(f'{path} is not a readable HDF5 file, or cut off: {error}') from error
 
+    split, first_box, last_box, first_rel, last_rel = (
+        arrays[k].astype(np.int64).reshape(-1) for k in _INDEX_KEYS
+    )
     db = RoiDB(
-        *(arrays[k].astype(np.int64).reshape(-1) for k in _INDEX_KEYS),
+        split=split,
+        first_box=first_box,
+        last_box=last_box,
+        first_rel=first_rel,
+        last_rel=last_rel,
         boxes=arrays[_BOX_KEYS[0]].astype(np.float64),
         labels=arrays['labels'].astype(np.int64).reshape(-1),
         relations=arrays['relationships'].astype(np.int64),
