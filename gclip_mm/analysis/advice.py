@@ -6,8 +6,8 @@ times its weight norm moves by ``lr * r`` of the weights in one step, and by up 
 ``lr * r / (1 - momentum)`` before momentum has forgotten that step. This *reach* may be at most
 ``REACH`` of the weights. AGC bounds each unit by definition. The other rules keep the bound for
 most units, in the median step: nine in ten by value, nineteen in twenty by norm. The remaining
-units have very small weights and have to move far. So every threshold is inversely proportional to the
-learning rate.
+units have very small weights and have to move far. So every threshold is inversely proportional to
+the learning rate.
 
 By norm, nine in ten was enough for most detectors that were tried. For scene-graph models that
 bound is too loose: no run was lost to NaN, but the models learned little. A possible cause is that

@@ -33,7 +33,7 @@ class GradientStats(NamedTuple):
         has_scale: (P,) whether the parameter has several units.
         lr_mult: (P,) learning rate of the parameter over the base rate.
         weight: (S, P) norms of the weights before the step.
-        grad: (S, P) norms of the gradients; 0 where there is none.
+        grad: (S, P) norms of the gradients; 0 without a gradient.
         unit_ratio: (S, U) ``lr_mult * norm(grad) / max(norm(weight), 1e-3)`` of every unit.
         unit_param: (U,) the place of each unit's parameter among the P.
         elements: (S, P, OCTAVE_BINS) how many elements have ``log2(abs)`` in each half-octave;

@@ -89,7 +89,7 @@ def read_spikes(path: str | Path) -> list[Spike]:
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             if number == len(rows) and isinstance(error, json.JSONDecodeError):
                 continue  # the run was killed while writing
-            raise SpikesError(f'{path}, line {number} is no spike: {error!r}') from None
+            raise SpikesError(f'{path}, line {number} is malformed: {error!r}') from None
         spikes[spike.iter, spike.optimizer] = spike
     return sorted(spikes.values(), key=lambda spike: spike.iter)
 

@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None, prog: str = 'gclip plot') -> int:
         count = len(scalars.nonfinite_steps()) or 'none'
         print(
             f'{name}: {len(steps)} log lines, iterations {steps[0]} to {steps[-1]}; '
-            f'{count} of them tells of a gradient that is not finite{end}'
+            f'{count} of them with a non-finite gradient{end}'
         )
         hidden = sum(not math.isfinite(row.get('loss', 0.0)) for row in scalars.train)
         if hidden and lost is None:

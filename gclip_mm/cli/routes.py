@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None, prog: str = 'gclip routes') -> arg
     try:
         re.compile(args.match or '')
     except re.error as error:
-        parser.error(f'--match {args.match!r} is no regular expression: {error}')
+        parser.error(f'--match {args.match!r} is not a regular expression: {error}')
     return args
 
 

@@ -19,7 +19,7 @@ DESCRIPTION = """\
 Find how large a learning rate a config survives, with each clipping rule and without.
 
 Trains every combination of learning rate, rule and seed, each in a process of its own, several at
-once with --jobs (one for each GPU, where there are any). In --out, rewritten whenever a
+once with --jobs (one for each GPU, if there are any). In --out, rewritten whenever a
 training ends:
 
 sweep.csv

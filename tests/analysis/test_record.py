@@ -33,7 +33,7 @@ def test_steps_are_recorded_without_clipping(toy_config):
     assert 'step 12/12' in seen[-1]
 
 
-def test_a_rate_that_blows_up_is_lowered(toy_config):
+def test_recording_lowers_a_rate_that_blows_up(toy_config):
     said = []
     recording = record_gradients(toy(toy_config, lr=20.0), 30, progress=said.append)
     rates = [rate for rate, _ in recording.failed] + [recording.lr]
@@ -49,7 +49,7 @@ def test_accumulated_batches_make_one_step(toy_config):
     assert len(record_gradients(cfg, 10).stats.norm) == 10
 
 
-def test_of_the_hooks_only_those_that_prepare_a_run(toy_config):
+def test_recording_keeps_only_hooks_that_prepare_a_run(toy_config):
     ran = []
 
     class Prepares(Hook):
@@ -72,7 +72,7 @@ def test_of_the_hooks_only_those_that_prepare_a_run(toy_config):
     assert ran == ['prepares']
 
 
-def test_a_gradient_that_is_never_finite(toy_config, monkeypatch):
+def test_never_finite_gradient_is_an_error(toy_config, monkeypatch):
     # Whose import registers the model.
     cfg = toy(toy_config)
     kind = MODELS.get('ToyRegressor')
@@ -87,6 +87,6 @@ def test_a_gradient_that_is_never_finite(toy_config, monkeypatch):
         record_gradients(cfg, 10)
 
 
-def test_a_rate_that_never_serves(toy_config):
+def test_failure_at_every_rate_is_an_error(toy_config):
     with pytest.raises(AdviceError, match='at every rate that was tried: 1e'):
         record_gradients(toy(toy_config, lr=1e9), 30, attempts=2)

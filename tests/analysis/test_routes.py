@@ -51,7 +51,7 @@ def test_rows_agree_with_what_training_does(toy_config):
     assert by_name['net.2.bias'].route == r"exclude[0] 'net\\.2\\.bias'"
 
 
-def test_a_frozen_parameter_is_governed_by_nobody(toy_config, monkeypatch):
+def test_frozen_parameter_has_no_rule(toy_config, monkeypatch):
     kind = MODELS.get('ToyRegressor')
     init = kind.__init__
 
@@ -77,7 +77,7 @@ def test_a_frozen_parameter_is_governed_by_nobody(toy_config, monkeypatch):
         ),
     ],
 )
-def test_other_doors(toy_config, wrapper, hooks, rule, threshold):
+def test_stock_wrapper_and_hook_are_shown(toy_config, wrapper, hooks, rule, threshold):
     cfg = toy(toy_config, **wrapper)
     cfg.custom_hooks = hooks
     rows = route_table(cfg)
@@ -85,7 +85,7 @@ def test_other_doors(toy_config, wrapper, hooks, rule, threshold):
     assert {row.threshold for row in rows} == {threshold}
 
 
-def test_a_hook_beside_a_wrapper_that_clips(toy_config):
+def test_hook_and_clipping_wrapper_together_are_an_error(toy_config):
     cfg = toy(toy_config)
     cfg.custom_hooks = [dict(type='GClipHook', clip_grad=dict(max_norm=1))]
     with pytest.raises(ClipConfigError, match='clips already'):

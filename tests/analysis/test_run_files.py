@@ -24,7 +24,7 @@ def train_row(step: int, loss: float, **more: float) -> dict:
 METRICS = {'coco/bbox_mAP': 0.51, 'coco/bbox_mAP_50': 0.83, 'coco/bbox_mAP_75': 0.5, 'step': 30}
 
 
-def test_a_resumed_run_is_one_run(tmp_path):
+def test_resumed_run_is_read_as_one_run(tmp_path):
     log_rows(tmp_path, '20260101_000000', [train_row(s, 1.0) for s in (10, 20, 30)])
     # Resumed from a checkpoint of step 10: the rows after it are another run's past.
     log_rows(tmp_path, '20260102_000000', [*(train_row(s, 0.5) for s in (20, 30, 40)), METRICS])
@@ -35,7 +35,7 @@ def test_a_resumed_run_is_one_run(tmp_path):
     assert run_files.find_log(tmp_path).name == '20260102_000000.log'
 
 
-def test_nan_and_a_torn_last_line_are_read(tmp_path):
+def test_nan_and_truncated_last_line_are_read(tmp_path):
     rows = [train_row(10, 2.0, grad_norm=3.0), train_row(20, math.nan), train_row(30, math.inf)]
     log_rows(tmp_path, '20260101_000000', rows, tail='{"lr": 0.1, "lo')
     scalars = run_files.read_scalars(tmp_path)
@@ -44,7 +44,7 @@ def test_nan_and_a_torn_last_line_are_read(tmp_path):
     assert scalars.last_metrics() == {} and run_files.main_metric(scalars) is None
 
 
-def test_the_checkpoint_of_a_moved_work_dir_is_found(tmp_path):
+def test_checkpoint_of_moved_work_dir_is_found(tmp_path):
     (tmp_path / 'iter_20.pth').write_bytes(b'')
     (tmp_path / 'last_checkpoint').write_text('/elsewhere/iter_20.pth')
     assert run_files.find_checkpoint(tmp_path) == tmp_path / 'iter_20.pth'
@@ -65,14 +65,14 @@ def rows(steps, factor=1.0, **more):
     ]  # fmt: skip
 
 
-def test_a_run_that_only_skips_is_lost_although_its_loss_is_finite():
+def test_run_that_only_skips_is_lost_despite_a_finite_loss():
     data = rows(range(5, 65, 5))
     for row in data[3:]:
         row |= dict(LEFT_OUT, grad_norm=math.inf)
     assert Scalars(data, []).lost_from() == 20
 
 
-def test_the_largest_of_a_window_says_nothing_of_the_step():
+def test_window_maximum_of_nonfinite_does_not_mark_a_run_lost():
     """``nonfinite`` as docs/telemetry.md has it logged, with one skipped step in each window."""
     data = rows(range(10, 60, 10))
     for row in data[2:]:
@@ -81,7 +81,7 @@ def test_the_largest_of_a_window_says_nothing_of_the_step():
     assert Scalars(data, []).nonfinite_steps() == [30, 40, 50]
 
 
-def test_a_run_that_zeroes_its_gradients_and_learns_is_not_lost():
+def test_run_that_zeroes_gradients_and_learns_is_not_lost():
     data = rows(range(10, 60, 10))
     for row in data:
         row |= dict(nonfinite=1.0, grad_norm=math.inf)

@@ -13,7 +13,7 @@ from tests.analysis.spike_data import BOXES, HEIGHT, WIDTH, coco, config, voc
 
 @pytest.mark.parametrize('kind', [coco, voc])
 @pytest.mark.parametrize('wrapped', [False, True])
-def test_boxes_as_the_data_set_has_them(faulty_images, kind, wrapped):
+def test_boxes_equal_those_of_the_data_set(faulty_images, kind, wrapped):
     dataset = kind(faulty_images)
     if wrapped:
         inner = dict(type='ConcatDataset', datasets=[dataset])
@@ -29,12 +29,12 @@ def test_boxes_as_the_data_set_has_them(faulty_images, kind, wrapped):
     assert index.find(None, first).path.endswith('a.jpg')
 
 
-def test_a_config_without_training_data():
+def test_config_without_training_data_is_an_error():
     with pytest.raises(ValueError, match='train_dataloader'):
         AnnotationIndex(Config(dict()))
 
 
-def test_faults_of_boxes():
+def test_box_faults_are_named():
     boxes = np.array(
         [
             [0, 0, 60, 40],
@@ -52,7 +52,7 @@ def test_faults_of_boxes():
     assert faults[4].startswith('outside') and '1e+20' in faults[5] and faults[6] == 'not finite'
 
 
-def test_faults_of_pixels():
+def test_pixel_faults_are_named():
     image = np.random.default_rng(0).integers(20, 230, (20, 20, 3), np.uint8)
     assert pixel_fault(image) is None
     assert 'one colour' in pixel_fault(np.full_like(image, 7))
@@ -60,7 +60,7 @@ def test_faults_of_pixels():
     assert '75%' in pixel_fault(image)
 
 
-def test_reading(spiked_run):
+def test_spikes_are_read_and_images_ranked(spiked_run):
     spikes = read_spikes(spiked_run)
     assert [spike.iter for spike in spikes] == [7, 12, 30]
     assert np.isnan(spikes[1].grad_norm) and spikes[1].size == np.inf
@@ -76,9 +76,9 @@ def test_reading(spiked_run):
 
 @pytest.mark.parametrize(
     ('content', 'message'),
-    [(None, 'GClipSpikeHook writes it'), ('{}\n{}\n', 'line 1 is no spike'), ('x\n{}', 'line 1')],
+    [(None, 'GClipSpikeHook writes it'), ('{}\n{}\n', 'line 1 is malformed'), ('x\n{}', 'line 1')],
 )
-def test_reading_something_else(tmp_path, content, message):
+def test_malformed_spikes_file_is_an_error(tmp_path, content, message):
     if content is not None:
         (tmp_path / 'spikes.jsonl').write_text(content)
     with pytest.raises(SpikesError, match=message):

@@ -12,7 +12,7 @@ from gclip_mm.analysis.sweep_grid import Cell
 from .conftest import TOY
 
 
-def test_a_cell_interrupted_after_its_last_checkpoint_is_validated(tmp_path, monkeypatch):
+def test_cell_interrupted_after_its_last_checkpoint_is_validated(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(TOY))
     base = Config.fromfile(TOY / 'toy_validated.py')
     base.train_cfg.update(max_iters=8, val_interval=8)
@@ -27,7 +27,7 @@ def test_a_cell_interrupted_after_its_last_checkpoint_is_validated(tmp_path, mon
     assert again.metrics['toy/score'] == pytest.approx(first.metrics['toy/score'])
 
 
-def test_without_clipping_means_without_a_hook_that_clips(tmp_path):
+def test_unclipped_cell_has_no_clip_hook(tmp_path):
     base = Config(dict(
         optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1)),
         custom_hooks=[dict(type='GClipHook', clip_grad=dict(max_norm=1e-4)), dict(type='EMAHook')],
@@ -39,7 +39,7 @@ def test_without_clipping_means_without_a_hook_that_clips(tmp_path):
 
 
 @pytest.mark.parametrize(('lost', 'status'), [(True, 'diverged'), (False, 'failed')])
-def test_an_error_of_weights_that_are_no_numbers_is_divergence(tmp_path, monkeypatch, lost, status):
+def test_error_with_nan_weights_counts_as_diverged(tmp_path, monkeypatch, lost, status):
     """Before any loss was seen that is none: it is the loss that refuses its input."""
     monkeypatch.syspath_prepend(str(TOY))
     base = Config.fromfile(TOY / 'toy_validated.py')

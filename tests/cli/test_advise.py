@@ -16,7 +16,7 @@ from gclip_mm.cli import train as train_command
 SGD = ['optim_wrapper.optimizer.type=SGD', 'optim_wrapper.optimizer.lr=0.02']
 
 
-def test_what_is_printed_and_written(toy_config, tmp_path, capsys):
+def test_printed_and_written_advice_agree(toy_config, tmp_path, capsys):
     out = tmp_path / 'out'
     arguments = [toy_config, '--iterations', '12', '--out', str(out), '--cfg-options', *SGD]
     assert tool.main(arguments) == 0
@@ -35,7 +35,7 @@ def test_what_is_printed_and_written(toy_config, tmp_path, capsys):
     assert advice['grad_norm']['p100'] == pytest.approx(stats.norm.max())
 
 
-def test_another_rate_from_the_same_statistics(toy_config, tmp_path, capsys, monkeypatch):
+def test_reuse_advises_another_rate_without_training(toy_config, tmp_path, capsys, monkeypatch):
     out = tmp_path / 'out'
     common = [toy_config, '--iterations', '12', '--cfg-options', *SGD]
     assert tool.main([*common, '--out', str(out)]) == 0
@@ -53,7 +53,7 @@ def test_another_rate_from_the_same_statistics(toy_config, tmp_path, capsys, mon
 
 
 @pytest.mark.parametrize('rule', ['value', 'norm', 'agc', 'zclip'])
-def test_its_configs_train(toy_config, tmp_path, rule):
+def test_written_configs_train(toy_config, tmp_path, rule):
     out = tmp_path / 'out'
     # The toy's own clip_grad has another type and other keys, which must not be left over.
     assert tool.main([toy_config, '--iterations', '10', '--lr', '0.3', '--out', str(out)]) == 0
@@ -68,7 +68,7 @@ def test_its_configs_train(toy_config, tmp_path, rule):
     assert (tmp_path / rule / 'iter_12.pth').exists()
 
 
-def test_a_hook_that_clips_gives_way(toy_config, tmp_path):
+def test_written_config_drops_a_clip_hook(toy_config, tmp_path):
     hooked = tmp_path / 'hooked.py'
     hooked.write_text(
         f'_base_ = [{toy_config!r}]\n'
@@ -117,7 +117,7 @@ def _stats(toy_config, tmp_path):
         (['{toy}', '--cfg-options', 'optim_wrapper=None'], 'no optim_wrapper'),
     ],
 )
-def test_errors_in_one_line(toy_config, capsys, arguments, message):
+def test_errors_are_one_line(toy_config, capsys, arguments, message):
     assert tool.main([text.format(toy=toy_config) for text in arguments]) == 1
     error = capsys.readouterr().err
     assert message in error and 'Traceback' not in error
@@ -132,7 +132,7 @@ def test_errors_in_one_line(toy_config, capsys, arguments, message):
         (['x', '--reuse', 'a', '--record-lr', '1'], 'does nothing'),
     ],
 )
-def test_arguments_that_make_no_sense(capsys, arguments, message):
+def test_invalid_arguments_are_rejected(capsys, arguments, message):
     with pytest.raises(SystemExit):
         tool.main(arguments)
     assert message in capsys.readouterr().err

@@ -33,7 +33,7 @@ def wrapper(kind=None, **kwargs) -> dict:
     ],
 )
 @pytest.mark.parametrize('device', ['cuda', 'cpu'])
-def test_each_wrapper_becomes_its_twin(before, after, device, monkeypatch):
+def test_amp_replaces_wrapper_by_its_twin(before, after, device, monkeypatch):
     monkeypatch.setattr(launch, 'get_device', lambda: device)
     if device == 'cpu':
         # Stock MMEngine's refuses to train there.
@@ -50,14 +50,14 @@ def test_each_wrapper_becomes_its_twin(before, after, device, monkeypatch):
 
 
 @pytest.mark.parametrize('kind', ['AmpOptimWrapper', AmpOptimWrapper, 'GClipAmpOptimWrapper'])
-def test_a_mixed_precision_wrapper_stays_as_it_is(kind):
+def test_amp_keeps_a_mixed_precision_wrapper(kind):
     config = wrapper(kind, loss_scale=512.0, dtype='bfloat16')
     cfg = Config(dict(optim_wrapper=config))
     use_amp(cfg)
     assert cfg.optim_wrapper.to_dict() == config
 
 
-def test_members_are_converted_one_by_one(monkeypatch):
+def test_amp_converts_each_member_of_a_wrapper_dict(monkeypatch):
     monkeypatch.setattr(launch, 'get_device', lambda: 'cuda')
     cfg = Config(
         dict(
@@ -75,7 +75,7 @@ def test_members_are_converted_one_by_one(monkeypatch):
     assert cfg.optim_wrapper.constructor == 'Two'
 
 
-def test_an_unknown_wrapper_is_refused_by_name():
+def test_amp_rejects_unknown_wrapper_by_name():
     class CentralisedOptimWrapper(OptimWrapper):
         pass
 
@@ -86,7 +86,7 @@ def test_an_unknown_wrapper_is_refused_by_name():
     assert cfg.optim_wrapper.type == 'CentralisedOptimWrapper'
 
 
-def test_a_misspelt_wrapper_is_refused_by_name():
+def test_amp_rejects_misspelt_wrapper_by_name():
     cfg = Config(dict(optim_wrapper=wrapper('GclipOptimWraper')))
     with pytest.raises(LaunchError, match="'GclipOptimWraper'.* and GClipOptimWrapper"):
         use_amp(cfg)
@@ -115,7 +115,7 @@ def test_amp_trains_and_clips_on_a_cpu(train, dtype):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='what happens without a GPU')
-def test_an_operator_that_cannot_is_explained():
+def test_amp_explains_a_float32_only_operator():
     """The real operator, mmcv's NMS, with the 16-bit scores that autocast hands it."""
     from mmcv.ops import nms
 
@@ -129,7 +129,7 @@ def test_an_operator_that_cannot_is_explained():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='what happens without a GPU')
-def test_a_stock_wrapper_trains_on_a_cpu_as_well(train):
+def test_amp_trains_a_stock_wrapper_on_a_cpu(train):
     """By ours, and clipped as its config says."""
     options = ['optim_wrapper.type=OptimWrapper', 'optim_wrapper.clip_grad.type=norm']
     work_dir = train('stock', '--amp', '--cfg-options', *options, 'train_cfg.max_iters=2')

@@ -20,7 +20,7 @@ def run(*args):
     )
 
 
-def test_a_small_table(tmp_path):
+def test_table_has_all_rows_and_columns(tmp_path):
     out = tmp_path / 'folder' / 'table'
     rules = ['NormClip', 'ValueClip', 'AdaGC', 'GradientStabilizer', 'ParamNormClip']
     peers = ['torch clip_grad_norm_', 'torch clip_grad_value_', 'torch _foreach_norm only']

@@ -24,7 +24,7 @@ def configs(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_config_is_found(configs):
+def test_config_is_found_by_path(configs):
     assert find_config('configs/yolo/yolo_s.py') == 'configs/yolo/yolo_s.py'
     assert find_config(str(configs / 'mine/net_r50.py')) == str(configs / 'mine/net_r50.py')
 
@@ -38,20 +38,20 @@ def test_a_config_is_found(configs):
         ('mine/net_r5.py', 'mine/net_r50.py'),
     ],
 )
-def test_near_names_are_suggested(configs, wrong, right):
+def test_missing_config_suggests_similar_names(configs, wrong, right):
     with pytest.raises(LaunchError, match='is not there; did you mean') as caught:
         find_config(wrong)
     assert right in str(caught.value)
 
 
-def test_nothing_near_nothing_suggested(configs):
+def test_missing_config_without_similar_names_suggests_nothing(configs):
     with pytest.raises(LaunchError) as caught:
         find_config('configs/zzz.py')
     assert str(caught.value) == "config 'configs/zzz.py' is not there"
 
 
 @pytest.mark.parametrize('folder', ['', 'configs/'])
-def test_stock_config_by_package(folder):
+def test_stock_config_is_found_by_package(folder):
     stock = Path(mmdet.__file__).parent / '.mim/configs/retinanet/retinanet_r50_fpn_1x_coco.py'
     assert Path(find_config(f'mmdet::{folder}retinanet/retinanet_r50_fpn_1x_coco.py')) == stock
 
@@ -65,12 +65,12 @@ def test_stock_config_by_package(folder):
         ('json::a.py', "package 'json' ships no configs"),
     ],
 )
-def test_stock_config_that_is_not_there(name, message):
+def test_missing_stock_config_is_an_error(name, message):
     with pytest.raises(LaunchError, match=message):
         find_config(name)
 
 
-def test_stock_config_as_base(tmp_path):
+def test_stock_config_serves_as_base(tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text("_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\nx = 1\n")
     cfg = load_config(str(path), {'model.neck.num_outs': 4}, None, 'none')
@@ -78,14 +78,14 @@ def test_stock_config_as_base(tmp_path):
     assert cfg.work_dir == 'work_dirs/mine'
 
 
-def test_work_dir_flag_beats_the_config_beats_the_name(tmp_path):
+def test_work_dir_flag_precedes_config_precedes_name(tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text("work_dir = 'from_config'\n")
     assert load_config(str(path), None, None, 'none').work_dir == 'from_config'
     assert load_config(str(path), None, 'from_flag', 'none').work_dir == 'from_flag'
 
 
-def test_tools_print_one_line(tmp_path):
+def test_train_and_test_print_one_line_for_an_error(tmp_path):
     with pytest.raises(SystemExit) as caught:
         train_command.main([str(tmp_path / 'no.py')])
     assert str(caught.value).startswith('gclip train: error: config ')
@@ -102,7 +102,7 @@ def test_tools_print_one_line(tmp_path):
     'clip_grad',
     ['type=AGCC', 'max_nrom=1', 'max_norm=-1', 'max_norm=nan', 'exclude="[no_such_layer]"'],
 )
-def test_a_wrong_clip_grad_is_one_line_too(train, clip_grad):
+def test_invalid_clip_grad_is_one_line(train, clip_grad):
     with pytest.raises(SystemExit, match=r'^gclip train: error: .*clip_grad') as caught:
         train('wrong', '--cfg-options', f'optim_wrapper.clip_grad.{clip_grad}')
     assert '\n' not in str(caught.value)
@@ -119,13 +119,13 @@ def test_a_wrong_clip_grad_is_one_line_too(train, clip_grad):
         dict(grad_clip=dict(max_norm=35)),
     ],
 )
-def test_clipping_at_the_top_level_is_refused(config):
+def test_top_level_clipping_key_is_rejected(config):
     with pytest.raises(LaunchError, match=rf'{next(iter(config))!r}.*optim_wrapper\.clip_grad'):
         check_clipping(Config(config))
 
 
 @pytest.mark.parametrize('kind', ['OptimWrapper', 'AmpOptimWrapper', None])
-def test_a_rule_on_a_stock_wrapper_is_refused(kind):
+def test_rule_on_a_stock_wrapper_is_rejected(kind):
     config = dict(optimizer=dict(type='SGD', lr=0.1), clip_grad=dict(type='AGC'))
     if kind is not None:
         config['type'] = kind
@@ -136,7 +136,7 @@ def test_a_rule_on_a_stock_wrapper_is_refused(kind):
 @pytest.mark.parametrize(
     'clip_grad', [None, dict(max_norm=35, norm_type=2), dict(type='value', clip_value=0.1)]
 )
-def test_stock_clipping_passes(clip_grad):
+def test_stock_clipping_is_accepted(clip_grad):
     config = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1), clip_grad=clip_grad)
     check_clipping(Config(dict(optim_wrapper=config)))
     check_clipping(Config(dict(model=dict(type='X'))))
@@ -153,7 +153,7 @@ def explain(**dataset) -> str:
     return str(caught.value)
 
 
-def test_a_data_root_that_is_not_there(tmp_path, monkeypatch):
+def test_missing_data_root_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert explain(data_root='data/BCCD/').startswith(
         "val_dataloader.dataset.data_root 'data/BCCD/' is not there"
@@ -161,7 +161,7 @@ def test_a_data_root_that_is_not_there(tmp_path, monkeypatch):
     assert "ann_file '" in explain(data_root=str(tmp_path), ann_file='x.json')
 
 
-def test_it_is_found_inside_wrappers():
+def test_missing_data_root_inside_wrappers_is_named():
     nested = dict(type='RepeatDataset', dataset=dict(datasets=[dict(), dict(data_root='gone')]))
     assert "dataset.dataset.datasets[1].data_root 'gone'" in explain(**nested)
 
@@ -169,7 +169,7 @@ def test_it_is_found_inside_wrappers():
 @pytest.mark.parametrize(
     'dataset', [{}, dict(data_root='s3://bucket/x'), dict(data_root='x', backend_args=dict(a=1))]
 )
-def test_other_missing_files_keep_their_own_error(dataset):
+def test_other_missing_files_keep_their_error(dataset):
     cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
     with pytest.raises(FileNotFoundError, match='weights'), explain_missing_data(cfg):
         raise FileNotFoundError('weights')

@@ -104,7 +104,7 @@ def test_mmdetections_variables_reach_torchrun(tool, environment, expected, tmp_
 
 
 @pytest.mark.parametrize('tool', ['train', 'test'])
-def test_slurm_runs_one_torchrun_a_node(tool, tmp_path):
+def test_slurm_runs_one_torchrun_per_node(tool, tmp_path):
     python = script(tmp_path / 'python', 'for word; do echo "$word"; done')
     # Prints its own options, then runs the task as the second of the two nodes.
     script(
@@ -157,7 +157,7 @@ def test_slurm_runs_one_torchrun_a_node(tool, tmp_path):
     ]
 
 
-def test_slurm_refuses_gpus_that_do_not_fill_nodes(tmp_path):
+def test_slurm_rejects_gpus_that_do_not_fill_nodes(tmp_path):
     done = run('slurm_train.sh', 'p', 'n', 'c.py', 'w', GPUS='9', GPUS_PER_NODE='4')
     assert done.returncode == 2
     assert 'GPUS=9 is not a multiple of GPUS_PER_NODE=4' in done.stderr
@@ -173,7 +173,7 @@ def test_too_few_arguments_show_the_usage(name):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='what happens without a GPU')
-def test_launchers_that_cannot_work_say_so(monkeypatch):
+def test_launchers_without_gpu_or_torchrun_are_rejected(monkeypatch):
     assert not set_up_cpu_distributed(Config(dict(launcher='none')))
     with pytest.raises(LaunchError, match='--launcher slurm needs a GPU'):
         set_up_cpu_distributed(Config(dict(launcher='slurm')))

@@ -57,7 +57,7 @@ def test_flags_are_those_of_mmdetection(name, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['train', 'test'])
-def test_help_describes_every_flag_but_the_launchers_own(name):
+def test_help_describes_every_flag_except_local_rank(name):
     parser = COMMANDS[name].build_parser()
     undescribed = [a.dest for a in parser._actions if not a.help]
     assert undescribed in ([], ['local_rank'])
@@ -66,7 +66,7 @@ def test_help_describes_every_flag_but_the_launchers_own(name):
 @pytest.mark.parametrize(
     'name', ['vfnet/vfnet_r50_fpn_1x_coco.py', 'retinanet/retinanet_r50_fpn_1x_coco.py']
 )
-def test_options_reach_the_recipe_whatever_the_config_says_of_clipping(name):
+def test_cfg_options_apply_on_top_of_the_recipe(name):
     """The first of them says None, into which nothing can be merged."""
     words = [f'mmdet::{name}', '--clip', 'norm', '--cfg-options']
     words += ['optim_wrapper.clip_grad.max_norm=3', 'optim_wrapper.optimizer.lr=0.5']

@@ -61,13 +61,13 @@ def test_run_by_folder_timestamp_or_file(run, tmp_path, near, capsys):
     assert tool.main([str(run / near), '--out', str(out)]) == 0
     assert out.stat().st_size > 10_000
     text = capsys.readouterr().out
-    assert '1 of them tells of a gradient that is not finite' in text
+    assert '1 of them with a non-finite gradient' in text
     assert ('3 log lines' if near else '5 log lines') in text
 
 
 @pytest.mark.parametrize('first_nan', [0, 2])
 @pytest.mark.parametrize('clips', [False, True])
-def test_a_lost_run_says_from_where_on(tmp_path, capsys, first_nan, clips):
+def test_lost_run_is_labelled_with_its_first_lost_step(tmp_path, capsys, first_nan, clips):
     data = rows(range(10, 60, 10))
     for row in data[first_nan:]:
         row |= dict(loss=math.nan, grad_norm=math.nan, **LEFT_OUT)
@@ -85,7 +85,7 @@ def test_a_lost_run_says_from_where_on(tmp_path, capsys, first_nan, clips):
     assert f'lost from {step} on' in capsys.readouterr().out
 
 
-def test_a_run_that_a_skipped_step_has_saved_is_not_lost(tmp_path, capsys):
+def test_run_saved_by_a_skipped_step_is_not_lost(tmp_path, capsys):
     """MMEngine's means are NaN for the whole of its window, here to the end of the log."""
     data = rows(range(5, 65, 5))
     for row in data[1:]:
@@ -101,11 +101,11 @@ def test_a_run_that_a_skipped_step_has_saved_is_not_lost(tmp_path, capsys):
     assert Scalars(data, []).lost_from() == 55
     assert tool.main([str(file), '--out', str(tmp_path / 'x.png')]) == 0
     out = capsys.readouterr().out
-    assert '2 of them tells of a gradient' in out and 'lost' not in out
+    assert '2 of them with a non-finite gradient' in out and 'lost' not in out
     assert '11 lines have no loss to draw' in out and 'window_size' in out
 
 
-def test_several_optimizers_of_a_run(tmp_path, capsys):
+def test_several_optimizers_are_separate_lines(tmp_path, capsys):
     def renamed(name, factor):
         shared = ('step', 'iter', 'loss')
         return [
@@ -133,7 +133,7 @@ def test_several_optimizers_of_a_run(tmp_path, capsys):
     ('arguments', 'message'),
     [(['gone'], 'gone is not there'), (['.'], 'is it the work_dir of a run')],
 )
-def test_errors_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+def test_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert tool.main(arguments) == 1
     assert message in capsys.readouterr().err
@@ -148,7 +148,7 @@ def test_errors_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
         ([], 'WORK_DIR'),
     ],
 )
-def test_arguments_that_make_no_sense(capsys, arguments, message):
+def test_invalid_arguments_are_rejected(capsys, arguments, message):
     with pytest.raises(SystemExit):
         tool.main(arguments)
     assert message in capsys.readouterr().err

@@ -49,7 +49,7 @@ def drawn(folder):
     return sorted(path.name for path in (folder / 'out').iterdir())
 
 
-def test_annotation_file(folder, capsys):
+def test_annotation_file_is_drawn(folder, capsys):
     run([str(folder / 'data.json'), '--out', str(folder / 'out')])
     assert drawn(folder) == ['000000_a.png', '000001_b.png', '000002_c.png']
     output = capsys.readouterr().out
@@ -95,7 +95,7 @@ def test_num_and_shuffle(folder):
     assert len(chosen) > 1
 
 
-def test_config_is_drawn_as_its_pipeline_leaves_it(folder):
+def test_config_is_drawn_after_its_pipeline(folder):
     pipeline = [
         dict(type='LoadImageFromFile'),
         dict(type='LoadSceneGraphAnnotations'),
@@ -128,7 +128,7 @@ def test_config_is_drawn_as_its_pipeline_leaves_it(folder):
         run([str(config), '--out', out, '--cfg-options', option])
 
 
-def test_mistakes_are_named(folder, capsys):
+def test_mistakes_raise_named_errors(folder, capsys):
     source = str(folder / 'data.json')
     with pytest.raises(ValueError, match=r"no predicate 'under'; there are \['on', 'left of'"):
         run([source, '--predicate', 'under'])

@@ -35,7 +35,7 @@ METRICS = {'coco/bbox_mAP': 0.51, 'coco/bbox_mAP_50': 0.83, 'coco/bbox_mAP_75': 
 
 
 @pytest.mark.parametrize('missing', ['scalars', 'config', 'checkpoint'])
-def test_what_is_missing_is_named(tmp_path, capsys, missing):
+def test_missing_file_is_named(tmp_path, capsys, missing):
     if missing != 'scalars':
         log_rows(tmp_path, '20260101_000000', [train_row(10, 2.0)])
     if missing == 'checkpoint':
@@ -46,7 +46,7 @@ def test_what_is_missing_is_named(tmp_path, capsys, missing):
     assert error.startswith('error: ') and error.count('\n') == 1 and named in error
 
 
-def test_a_work_dir_that_is_not_there_is_named(tmp_path, capsys):
+def test_missing_work_dir_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         report.main([str(tmp_path / 'none')])
     assert 'none is not a folder' in capsys.readouterr().err
@@ -77,7 +77,7 @@ def picture(path: Path):
     return image
 
 
-def test_report_draws_and_says_where_everything_is(finished_run, tmp_path, capsys):
+def test_report_draws_and_prints_all_paths(finished_run, tmp_path, capsys):
     assert report.main([str(finished_run), '--num-images', '2', '--out', str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert 'mAP (coco/bbox_mAP) 0.510, mAP50 (coco/bbox_mAP_50) 0.830' in shown
@@ -101,7 +101,7 @@ def test_compare_draws_both_runs(finished_run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('runs', [[], ['--run', 'a=x'], ['--run', 'no_label', '--run', 'b=y']])
-def test_compare_says_how_runs_are_named(runs, capsys):
+def test_compare_rejects_malformed_runs(runs, capsys):
     with pytest.raises(SystemExit):
         compare.main(runs)
     assert '--run' in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A run that was cut off and resumed ends where an uninterrupted one does, to the bit."""
+"""A run that was cut off and resumed ends bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_resume_round_trip(train, cut_run, how):
     for part in ('optimizer', 'param_schedulers'):
         assert_same(resumed[part], straight[part])
     losses = [run['message_hub']['log_scalars']['train/loss'].data for run in (resumed, straight)]
-    assert (losses[0][0] == losses[1][0]).all(), 'the loss history goes on from before the cut'
+    assert (losses[0][0] == losses[1][0]).all(), 'the loss history continues'
 
 
-def test_half_a_checkpoint_is_passed_over(train, cut_run):
+def test_resume_skips_a_truncated_checkpoint(train, cut_run):
     straight = final(train('straight'))
     half = cut_run / 'iter_6.pth'
     half.write_bytes((cut_run / 'iter_4.pth').read_bytes()[:1000])
@@ -43,7 +43,7 @@ def test_half_a_checkpoint_is_passed_over(train, cut_run):
     assert len(resumed['message_hub']['log_scalars']['train/loss'].data[0]) == 12
 
 
-def test_nothing_but_half_a_checkpoint(train, tmp_path):
+def test_resume_with_only_a_truncated_checkpoint_is_an_error(train, tmp_path):
     (tmp_path / 'new').mkdir()
     half = tmp_path / 'new' / 'iter_4.pth'
     half.write_bytes(b'half')
@@ -52,7 +52,7 @@ def test_nothing_but_half_a_checkpoint(train, tmp_path):
         train('new', '--resume')
 
 
-def test_without_resume_the_run_starts_over(train, cut_run):
+def test_run_without_resume_starts_over(train, cut_run):
     again = final(train('cut'))
     assert len(again['message_hub']['log_scalars']['train/loss'].data[0]) == 12
 
@@ -61,7 +61,7 @@ def test_resume_in_an_empty_folder_starts_a_run(train):
     assert final(train('new', '--resume'))['meta']['iter'] == 12
 
 
-def test_a_checkpoint_that_is_not_there(train, tmp_path):
+def test_resume_from_a_missing_checkpoint_is_an_error(train, tmp_path):
     with pytest.raises(SystemExit, match=r'--resume: checkpoint .*gone\.pth. is not there'):
         train('new', '--resume', str(tmp_path / 'gone.pth'))
 

@@ -18,7 +18,7 @@ AGC = str(ROOT / 'configs' / 'bccd' / 'faster-rcnn_tiny_bccd_agc.py')
 TINY = str(ROOT / 'configs' / 'bccd' / 'faster-rcnn_tiny_bccd.py')
 
 
-def test_the_printed_table(capsys, tmp_path):
+def test_printed_table_and_csv_list_every_parameter(capsys, tmp_path):
     path = tmp_path / 'routes.csv'
     routes = "rules=[{'module':'BatchNorm2d','type':'NormClip','max_norm':3}]"
     recipe = f'type=AGC,clip_factor=0.02,exclude=[fc_cls],{routes}'
@@ -42,7 +42,7 @@ def test_the_printed_table(capsys, tmp_path):
     assert weights == sum(p.numel() for p in model.parameters())
 
 
-def test_a_part_of_the_table(capsys):
+def test_match_and_summary_shorten_the_table(capsys):
     assert tool.main([TINY, '--match', r'^rpn_head', '--clip', 'norm']) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith('rpn_head') for line in lines[2 : lines.index('')])
@@ -63,13 +63,13 @@ def test_a_part_of_the_table(capsys):
         ([TINY, '--match', 'nowhere', '--clip', 'norm'], "--match 'nowhere' is in no name"),
     ],
 )
-def test_errors_in_one_line(capsys, arguments, message):
+def test_errors_are_one_line(capsys, arguments, message):
     assert tool.main(arguments) == 1
     error = capsys.readouterr().err
     assert message.lower() in error.lower() and error.count('\n') == 1
 
 
-def test_a_pattern_that_is_no_regular_expression(capsys):
+def test_invalid_regular_expression_is_rejected(capsys):
     with pytest.raises(SystemExit):
         tool.main([TINY, '--match', '('])
-    assert 'no regular expression' in capsys.readouterr().err
+    assert 'not a regular expression' in capsys.readouterr().err

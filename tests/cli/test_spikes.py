@@ -22,7 +22,7 @@ def config_file(faulty_images, tmp_path):
     return str(path)
 
 
-def test_the_sheets_and_the_list(config_file, spiked_run, capsys):
+def test_sheets_are_drawn_and_images_listed(config_file, spiked_run, capsys):
     assert tool.main([config_file, str(spiked_run)]) == 0
     text = capsys.readouterr().out.splitlines()
     assert text[0].startswith('3 spikes')
@@ -34,7 +34,7 @@ def test_the_sheets_and_the_list(config_file, spiked_run, capsys):
     assert matplotlib.image.imread(spiked_run / 'spike_sheets' / sheets[0]).std() > 0.05
 
 
-def test_what_is_drawn(config_file, spiked_run):
+def test_sheet_shows_boxes_and_faults(config_file, spiked_run):
     looked = pictures.Looked(AnnotationIndex(Config.fromfile(config_file)))
     spike = read_spikes(spiked_run)[0]
     figure = pictures.draw_spike(spike, looked, {image.name: 1 for image in spike.images})
@@ -50,7 +50,7 @@ def test_what_is_drawn(config_file, spiked_run):
     assert 'iteration 7: norm, gradient norm 50' in figure.get_suptitle()
 
 
-def test_chosen_iterations_and_limits(config_file, spiked_run, tmp_path):
+def test_iter_and_limit_select_sheets(config_file, spiked_run, tmp_path):
     out = tmp_path / 'out'
     assert tool.main([config_file, str(spiked_run), '--out', str(out), '--limit', '1']) == 0
     assert [path.name for path in out.iterdir()] == ['iter_000012.png'], 'the worst is not finite'
@@ -58,7 +58,7 @@ def test_chosen_iterations_and_limits(config_file, spiked_run, tmp_path):
     assert {path.name for path in out.iterdir()} == {'iter_000012.png', 'iter_000007.png'}
 
 
-def test_an_image_that_is_gone_is_said_to_be(config_file, spiked_run, capsys, tmp_path):
+def test_missing_image_is_named(config_file, spiked_run, capsys, tmp_path):
     row = line(1, [(0, 'gone.jpg')], tmp_path)
     path = tmp_path / 'other.jsonl'
     path.write_text(json.dumps(row))
@@ -75,7 +75,7 @@ def test_an_image_that_is_gone_is_said_to_be(config_file, spiked_run, capsys, tm
         (['{config}', '{spiked_run}', '--iter', '8'], '--iter: no spike at 8'),
     ],
 )
-def test_errors_in_one_line(config_file, spiked_run, capsys, arguments, message):
+def test_errors_are_one_line(config_file, spiked_run, capsys, arguments, message):
     arguments = [text.format(config=config_file, spiked_run=spiked_run) for text in arguments]
     assert tool.main(arguments) == 1
     assert message in capsys.readouterr().err

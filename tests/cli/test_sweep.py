@@ -51,7 +51,7 @@ def swept(tmp_path_factory):
     return out, done.stdout
 
 
-def test_the_grid_is_trained_and_judged(swept):
+def test_grid_is_trained_and_summarised(swept):
     out, printed = swept
     found = rows(out)
     assert len(found) == 6
@@ -70,13 +70,13 @@ def test_the_grid_is_trained_and_judged(swept):
     assert not list((out / 'cells').rglob('*.pth')), 'checkpoints of what has ended are gone'
 
 
-def test_the_advice_is_that_of_each_rate(swept):
+def test_advice_differs_between_rates(swept):
     found = rows(swept[0])
     slow, fast = (json.loads(found['norm', lr]['clip_grad'])['max_norm'] for lr in ('0.02', '50'))
     assert fast < slow
 
 
-def test_numbers_that_are_written_out_are_kept():
+def test_inline_numbers_are_not_tuned():
     assert read_rule('norm', True)[2] and not read_rule('norm', False)[2]
     assert read_rule('mine:norm', True)[::2] == ('mine', True)
     label, clip_grad, advised = read_rule('mine:type=NormClip,max_norm=2.0', True)
@@ -84,7 +84,7 @@ def test_numbers_that_are_written_out_are_kept():
     assert not read_rule('adagc', True)[2]
 
 
-def test_a_wider_grid_trains_only_what_is_new(swept):
+def test_wider_grid_trains_only_new_cells(swept):
     out, _ = swept
     before = {p: p.stat().st_mtime_ns for p in out.rglob('outcome.json')}
     wider = list(GRID)
@@ -100,25 +100,25 @@ def report():
     return lambda out, *args: tool.main([str(TOY / 'toy_validated.py'), '--out', str(out), *args])
 
 
-def test_a_report_trains_nothing(swept, report, capsys):
+def test_report_trains_nothing(swept, report, capsys):
     out, _ = swept
     assert report(out, *GRID, '--report', *OPTIONS) == 0
     assert '6 trainings, 6 of them done' in capsys.readouterr().out and len(rows(out)) == 6
 
 
-def test_results_of_other_settings_do_not_count(swept, report, capsys):
+def test_results_of_other_settings_are_ignored(swept, report, capsys):
     changed = [*OPTIONS, 'train_dataloader.batch_size=2']
     assert report(swept[0], *GRID, '--report', *changed) == 1
     assert 'nothing has been trained' in capsys.readouterr().err
 
 
-def test_an_unknown_metric_loses_nothing(swept, report, capsys):
+def test_unknown_metric_keeps_the_results(swept, report, capsys):
     assert report(swept[0], *GRID[:-1], 'bbox_mAP', *OPTIONS) == 1
     assert 'toy/score' in capsys.readouterr().err
     assert len(list(swept[0].rglob('outcome.json'))) >= 6
 
 
-def test_the_command_of_a_row_trains_the_same(swept, tmp_path, monkeypatch):
+def test_command_of_a_row_reproduces_the_training(swept, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(TOY))
     row = rows(swept[0])['tight', '50']
     python, tool, *arguments = shlex.split(row['command'])
@@ -140,9 +140,7 @@ def test_the_command_of_a_row_trains_the_same(swept, tmp_path, monkeypatch):
         (['--lr', '1', '--clip', 'type=NormClip,max_nrom=1'], 'max_norm'),
     ],
 )
-def test_mistakes_are_explained_before_anything_is_trained(
-    arguments, word, tmp_path, capsys, report
-):
+def test_mistakes_are_errors_before_any_training(arguments, word, tmp_path, capsys, report):
     try:
         assert report(tmp_path / 'x', *arguments) == 1
     except SystemExit as stop:

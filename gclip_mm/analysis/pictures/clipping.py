@@ -71,7 +71,7 @@ def draw(runs: dict[str, Scalars], title: str = '', smooth: int = 1) -> Figure:
         skipped.text(1.005, i, label, transform=skipped.get_yaxis_transform(), va='center')
     _finish(axes, list(runs), drawn)
     if others:
-        text = 'not drawn, since they are no bound on this norm: thresholds of '
+        text = 'not drawn, because they do not bound this norm: thresholds of '
         norm.set_title(text + ', '.join(others), fontsize=8, loc='left')
     if title:
         figure.suptitle(title)

@@ -88,7 +88,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Relation]]:
                     raise ValueError(f'{where}: {error}') from error
                 box = (x1, y1, x2, y2)
                 if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
-                    raise ValueError(f'{where}: {box} is no box within [0, 1]')
+                    raise ValueError(f'{where}: {box} is not a box within [0, 1]')
                 ends.append((row[f'LabelName{end}'], box))
             yield row['ImageID'], (ends[0], ends[1], row[predicate_column])
 
@@ -246,7 +246,7 @@ def run(args: argparse.Namespace) -> None:
     targets = {split: args.out / f'{split}.json' for split in args.vrd}
     present = [str(path) for path in targets.values() if path.exists()]
     if present and not args.overwrite:
-        raise FileExistsError(f'{present[0]} is there already; pass --overwrite to replace it')
+        raise FileExistsError(f'{present[0]} exists; pass --overwrite to replace it')
     writers = args.convert(args)
     empty = [split for split, writer in writers.items() if not writer.content['images']]
     if empty:

@@ -215,7 +215,7 @@ def _read_partial(
     with path.open('rb') as stream:
         try:
             if pickle.load(stream) != options:
-                print(f'{path} was begun with other options: starting afresh')
+                print(f'{path} was started with other options: starting over')
                 return
             while True:
                 yield pickle.load(stream)
@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None, prog: str = 'gclip convert proposals') -
         )
         for path, (split, images) in wanted.items():
             if path.exists() and not args.overwrite:
-                print(f'{path} is there already: kept (--overwrite makes it anew)')
+                print(f'{path} exists: kept (--overwrite replaces it)')
                 continue
             label = f'Proposals {split}'
             proposals = write_proposals(path, images, options, args.workers, label)

@@ -21,7 +21,7 @@ Convert PSG, Panoptic Scene Graphs (Yang et al., arXiv 2207.11247), to scene-gra
 Reads psg.json and writes train.json and test.json: the boxes of things and stuff with the
 relations among them. As published, images without relations are left out, test images are those
 in "test_image_ids", and a triplet that is annotated twice for a pair counts once. Crowd segments
-are ordinary boxes, for PSG relates them too."""
+are boxes like others, because PSG relates them too."""
 
 
 XYXY, XYWH = 0, 1  # Detectron2's BoxMode, which "bbox_mode" is
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
     targets = {split: args.out / f'{split}.json' for split in ('train', 'test')}
     present = [str(path) for path in targets.values() if path.exists()]
     if present and not args.overwrite:
-        raise FileExistsError(f'{present[0]} is there already; pass --overwrite to replace it')
+        raise FileExistsError(f'{present[0]} exists; pass --overwrite to replace it')
     content = read_psg(args.psg)
     things, stuff = content['thing_classes'], content['stuff_classes']
     test_ids = set(content['test_image_ids'])

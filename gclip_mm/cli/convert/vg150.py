@@ -49,7 +49,7 @@ _REL_KEYS = ('relationships', 'predicates')
 
 @dataclass
 class RoiDB:
-    """The arrays of the h5 file. ``first`` and ``last`` are inclusive, -1 where there is none."""
+    """The arrays of the h5 file. ``first`` and ``last`` are inclusive, -1 if there is none."""
 
     split: np.ndarray  # (I,)
     first_box: np.ndarray  # (I,)
@@ -270,7 +270,7 @@ def run(args: argparse.Namespace) -> None:
     targets = {split: args.out / f'{split}.json' for split in ('train', 'val', 'test')}
     present = [str(path) for path in targets.values() if path.exists()]
     if present and not args.overwrite:
-        raise FileExistsError(f'{present[0]} is there already; pass --overwrite to replace it')
+        raise FileExistsError(f'{present[0]} exists; pass --overwrite to replace it')
     db = read_h5(args.h5)
     classes, predicates = read_names(args.dicts)
     images = read_images(args.image_data, len(db.split))

@@ -27,7 +27,7 @@ def test_ratios_are_medians_round_by_round():
     assert clip_alone_seconds(times, 'NormClip') == 1.0
 
 
-def test_warmed_up_rules_clip_and_the_gradients_are_as_they_were():
+def test_warmed_up_rules_clip_and_leave_gradients_unchanged():
     for name in ('AutoClip', 'ZClip', 'AdaGC', 'AdaClip'):
         model = many_tensors(3, 200)
         params = list(model.parameters())

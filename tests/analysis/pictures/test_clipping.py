@@ -52,7 +52,7 @@ def lines(axes):
     }
 
 
-def test_curves_hold_the_logged_numbers(run):
+def test_curves_show_the_logged_values(run):
     scalars = read_scalars(run)
     figure = draw({'run': scalars})
     loss, norm, share, skipped = figure.axes
@@ -70,7 +70,7 @@ def test_curves_hold_the_logged_numbers(run):
     assert scalars.nonfinite_steps() == [30]
 
 
-def test_several_runs(run, tmp_path):
+def test_several_runs_share_one_figure(run, tmp_path):
     other = tmp_path / 'other' / 'run'
     write(other / 't' / 'vis_data', rows(range(10, 110, 10), factor=3))
     assert run_names([run, other]) == [f'{tmp_path.name}/run', 'other/run']
@@ -92,24 +92,24 @@ def test_smoothing_is_a_running_median(tmp_path):
     np.testing.assert_allclose(values, expected)
 
 
-def test_a_run_that_did_not_clip(tmp_path):
+def test_run_without_clipping_says_so(tmp_path):
     write(tmp_path / 'v', [dict(lr=0.1, loss=1.0, step=s) for s in (1, 2)])
     figure = draw({'v': read_scalars(tmp_path / 'v')})
     assert 'did not clip' in figure.axes[1].texts[0].get_text()
     assert figure.axes[3].texts[0].get_text() == 'unknown'
 
 
-def test_one_log_line_can_be_seen(tmp_path):
+def test_single_log_line_is_drawn_as_a_marker(tmp_path):
     write(tmp_path / 'v', rows([10]))
     figure = draw({'v': read_scalars(tmp_path / 'v')})
     assert all(line.get_marker() == 'o' for line in figure.axes[0].lines)
 
 
-def test_a_threshold_of_single_elements_is_no_norm():
+def test_elementwise_threshold_is_not_drawn_as_a_norm():
     data = rows(range(10, 60, 10))
     for row in data:
         row |= dict(clip_threshold=0.001)
-    # It goes on without clipping.
+    # The run continues without clipping.
     data += [dict(lr=0.1, loss=1.0, step=60)]
     norm = draw({'value': Scalars(data, [])}).axes[1]
     assert (':', COLORS[0]) not in lines(norm)

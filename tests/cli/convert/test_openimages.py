@@ -51,7 +51,7 @@ def convert(converter, folder):
     return run
 
 
-def test_csv(convert, folder, graphs):
+def test_csv_is_converted(convert, folder, graphs):
     convert()
     train, val = (graphs(folder / f'out/{split}.json') for split in ('train', 'val'))
     assert list(train) == ['a1.jpg', 'b2.jpg']
@@ -75,7 +75,7 @@ def test_csv(convert, folder, graphs):
     assert contents[0]['info']['convention'] == 'openimages'
 
 
-def test_later_releases_name_columns_differently(convert, folder, graphs):
+def test_column_names_of_later_releases_are_read(convert, folder, graphs):
     convert(header=HEADER.replace('RelationLabel', 'RelationshipLabel'))
     assert len(graphs(folder / 'out/train.json')) == 2
 
@@ -86,7 +86,7 @@ def test_descriptions_may_have_a_header(convert, folder, graphs, header):
     assert len(graphs(folder / 'out/train.json')) == 2
 
 
-def test_missing_images(convert, folder, graphs, capsys):
+def test_missing_images_are_an_error_or_skipped(convert, folder, graphs, capsys):
     (folder / 'images/b2.jpg').unlink()
     with pytest.raises(FileNotFoundError, match=r'b2\.jpg does not exist; pass --skip-missing'):
         convert()
@@ -95,7 +95,7 @@ def test_missing_images(convert, folder, graphs, capsys):
     assert '1 images left out, for their files are missing' in capsys.readouterr().out
 
 
-def test_a_folder_a_split(convert, folder, graphs):
+def test_prefix_names_a_folder_per_split(convert, folder, graphs):
     for split, names in (('train', ('a1', 'b2')), ('val', ('d4',))):
         (folder / 'images' / split).mkdir()
         for name in names:
@@ -113,8 +113,8 @@ def test_a_folder_a_split(convert, folder, graphs):
         (dict(train=[*TRAIN, 'b2,/m/0342h,/m/01mz']), r'line 8: 12 values expected; is the file'),
         (dict(train=[*TRAIN, TRAIN[1] + ',extra']), 'line 8: 12 values expected'),
         (dict(train=[TRAIN[1].replace('0.9', 'x')]), 'line 2: could not convert'),
-        (dict(train=[TRAIN[1].replace('0.9', '1.9')]), r'line 2: .*is no box within \[0, 1\]'),
-        (dict(train=[TRAIN[1].replace('0.9', '0.1')]), 'is no box within'),
+        (dict(train=[TRAIN[1].replace('0.9', '1.9')]), r'line 2: .*is not a box within \[0, 1\]'),
+        (dict(train=[TRAIN[1].replace('0.9', '0.1')]), 'is not a box within'),
         (dict(train=TRAIN[:1]), "no image with relations is left in split 'train'"),
         (dict(names=NAMES[1:]), "does not describe '/m/01mzpv'"),
         (dict(names=[*NAMES, '/m/x']), 'names.csv, line 5: expected "id,name"'),
@@ -127,14 +127,14 @@ def test_corrupt_csv_is_named(convert, folder, change, message):
     assert not (folder / 'out').exists()
 
 
-def test_nothing_is_overwritten_unasked(convert):
+def test_existing_files_are_not_overwritten(convert):
     convert()
     with pytest.raises(FileExistsError, match='--overwrite'):
         convert()
     convert('--overwrite')
 
 
-def test_bad_arguments(converter, capsys):
+def test_malformed_vrd_argument_is_rejected(converter, capsys):
     for vrd in (['train'], ['=x'], ['train=x', 'train=y']):
         args = ['json', '--categories', 'c.json', '--out', 'o', '--vrd', *vrd]
         with pytest.raises(SystemExit):
@@ -172,7 +172,7 @@ def convert_json(converter, tmp_path):
     return run
 
 
-def test_json(convert_json, tmp_path, graphs, capsys):
+def test_json_is_converted(convert_json, tmp_path, graphs, capsys):
     convert_json()
     chair, table = ('Chair', 0, 0, 50, 60), ('Table', 20, 10, 100, 80)
     assert graphs(tmp_path / 'out/test.json') == {

@@ -79,15 +79,15 @@ def test_mmdetection_reads_the_file(counted, config, data, tmp_path, capsys):
     np.testing.assert_array_equal(dataset[2]['proposals'], [[1, 2, 3, 4], [0, 0, 64, 5]])
 
 
-def test_what_is_there_is_kept(counted, config, capsys):
+def test_existing_file_is_kept(counted, config, capsys):
     tool.main([str(config), '--workers', '1', '--splits', 'val'])
     tool.main([str(config), '--workers', '1', '--splits', 'val', 'test'])
-    assert len(counted) == 2 and 'is there already' in capsys.readouterr().out
+    assert len(counted) == 2 and 'exists: kept' in capsys.readouterr().out
     tool.main([str(config), '--workers', '1', '--splits', 'val', '--overwrite'])
     assert len(counted) == 4
 
 
-def test_a_killed_run_goes_on(counted, tmp_path, monkeypatch):
+def test_killed_run_continues(counted, tmp_path, monkeypatch):
     paths, out = images(tmp_path), tmp_path / 'out.pkl'
     search = tool.selective_search
 
@@ -111,7 +111,7 @@ def test_a_killed_run_goes_on(counted, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['images', 'out.pkl']
 
 
-def test_other_options_start_afresh(counted, tmp_path):
+def test_other_options_start_over(counted, tmp_path):
     paths, out = images(tmp_path), tmp_path / 'out.pkl'
     with (tmp_path / 'out.pkl.partial').open('wb') as stream:
         pickle.dump(dict(mode='quality'), stream)
@@ -120,7 +120,7 @@ def test_other_options_start_afresh(counted, tmp_path):
     assert len(counted) == 3
 
 
-def test_two_images_of_one_name(counted, tmp_path):
+def test_two_images_with_one_name_are_an_error(counted, tmp_path):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'b').mkdir()
     paths = images(tmp_path / 'a', 1) + images(tmp_path / 'b', 1)
@@ -128,7 +128,7 @@ def test_two_images_of_one_name(counted, tmp_path):
         tool.write_proposals(tmp_path / 'out.pkl', paths, {})
 
 
-def test_unreadable_image(counted, tmp_path):
+def test_unreadable_image_is_an_error(counted, tmp_path):
     path = tmp_path / 'broken.jpg'
     path.write_text('no image')
     with pytest.raises(tool.MakeProposalsError, match='broken.jpg'):
@@ -142,7 +142,7 @@ def test_unreadable_image(counted, tmp_path):
         (['nowhere.py'], 'nowhere.py'),
     ],
 )
-def test_one_line_for_a_mistake(counted, arguments, message):
+def test_mistake_is_one_line(counted, arguments, message):
     with pytest.raises(SystemExit, match=message):
         tool.main(arguments)
 
@@ -156,7 +156,7 @@ def test_missing_contrib_is_one_line(config, monkeypatch):
 
 
 @needs_contrib
-def test_two_processes_give_what_one_gives(config, data):
+def test_two_processes_equal_one(config, data):
     tool.main([str(config), '--workers', '2', '--splits', 'train'])
     path = Path(data['data_root']) / 'proposals' / 'train.pkl'
     several = pickle.loads(path.read_bytes())

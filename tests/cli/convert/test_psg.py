@@ -71,7 +71,7 @@ def convert(converter, tmp_path):
     return run
 
 
-def test_everything(convert, tmp_path, graphs, capsys):
+def test_small_data_set_is_converted(convert, tmp_path, graphs, capsys):
     convert()
     train, test = (graphs(tmp_path / f'out/{split}.json') for split in ('train', 'test'))
     dog, grass = ('dog', 1, 20, 441, 379), ('grass', 0, 0, 640, 425)
@@ -97,7 +97,7 @@ def test_everything(convert, tmp_path, graphs, capsys):
     assert '1 of the test_image_ids are not in the data' in output
 
 
-def test_ids_that_are_no_numbers(convert, tmp_path):
+def test_non_numeric_ids_are_renumbered(convert, tmp_path):
     content = copy.deepcopy(CONTENT)
     content['data'][0]['image_id'] = 'a34'
     convert(content)
@@ -146,7 +146,7 @@ def test_corrupt_files_are_named(convert, tmp_path, path, value, message):
     assert not (tmp_path / 'out').exists()
 
 
-def test_truncated(convert, tmp_path):
+def test_truncated_file_is_an_error(convert, tmp_path):
     text = json.dumps(CONTENT)
     for broken in (text[: len(text) // 2], ''):
         with pytest.raises(ValueError, match=r'psg\.json is not valid JSON'):
@@ -155,7 +155,7 @@ def test_truncated(convert, tmp_path):
         convert('[]')
 
 
-def test_nothing_is_overwritten_unasked(convert):
+def test_existing_files_are_not_overwritten(convert):
     convert()
     with pytest.raises(FileExistsError, match='--overwrite'):
         convert()

@@ -91,7 +91,7 @@ def convert(converter, tmp_path):
     return lambda *extra: converter('vg150', arguments(tmp_path, *extra))
 
 
-def test_everything(convert, tmp_path, graphs):
+def test_small_data_set_is_converted(convert, tmp_path, graphs):
     write_files(tmp_path)
     convert('--num-val', '1')
     val, train, test = (graphs(tmp_path / f'out/{s}.json') for s in ('val', 'train', 'test'))
@@ -174,7 +174,7 @@ def test_sizes_can_come_from_the_images(convert, tmp_path, graphs):
         convert('--num-val', '1', '--images', str(tmp_path / 'jpg'), '--overwrite')
 
 
-def test_nothing_is_overwritten_unasked(convert, tmp_path):
+def test_existing_files_are_not_overwritten(convert, tmp_path):
     write_files(tmp_path)
     convert('--num-val', '1')
     before = (tmp_path / 'out/train.json').read_bytes()
