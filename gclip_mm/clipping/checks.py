@@ -40,8 +40,8 @@ def check_number(
     """
     if value is None and allow_none:
         return
-    is_number = isinstance(value, int) if integer else isinstance(value, int | float)
-    if not is_number or isinstance(value, bool):
+    number_type = int if integer else int | float
+    if not isinstance(value, number_type) or isinstance(value, bool):
         kind = 'a whole number' if integer else 'a number'
         raise ClipConfigError(f'{where}: {key} must be {kind}, got {value!r}')
     inside = (value > low if open_low else value >= low) and (
@@ -67,7 +67,7 @@ def check_norm_type(key: str, value: object) -> float:
     return float(value)
 
 
-def check_choice(key: str, value: object, valid: tuple) -> None:
+def check_choice(key: str, value: object, valid: tuple[object, ...]) -> None:
     """Raise :class:`ClipConfigError` unless ``value`` is one of ``valid``."""
     if value not in valid:
         raise ClipConfigError(

@@ -39,7 +39,9 @@ class ClipConfig(NamedTuple):
     @property
     def outer(self) -> Clipper:
         """The rule that governs what no route takes."""
-        return self.router.routes[-1].clipper
+        outer = self.router.routes[-1].clipper
+        assert outer is not None  # only exclude makes routes without a rule, and never the last
+        return outer
 
 
 def parse_clip_grad(clip_grad: dict[str, Any]) -> ClipConfig:
@@ -96,7 +98,7 @@ def parse_clip_grad(clip_grad: dict[str, Any]) -> ClipConfig:
     return ClipConfig(Router(routes), [d for d in drivers if d], nonfinite, max_skips, raw)
 
 
-def _build_rule(name: str, kwargs: dict, where: str) -> Clipper:
+def _build_rule(name: str, kwargs: dict[str, Any], where: str) -> Clipper:
     valid = [*CLIPPERS.keys_of(name), *COMMON_KEYS]
     for key in kwargs:
         if key not in valid:
@@ -139,7 +141,7 @@ def _excluded(exclude: Any) -> list[Route]:
 
 
 def _routes(
-    rules: Any, outer_name: str, outer_kwargs: dict, drivers: list[ThresholdDriver]
+    rules: Any, outer_name: str, outer_kwargs: dict[str, Any], drivers: list[ThresholdDriver]
 ) -> list[Route]:
     if rules is None:
         return []
@@ -167,7 +169,7 @@ def _routes(
     return routes
 
 
-def _selector(condition: dict, where: str) -> Selector:
+def _selector(condition: dict[str, Any], where: str) -> Selector:
     """Take the condition's keys out of the dict."""
     return Selector(condition.pop('match', None), condition.pop('module', None), where)
 

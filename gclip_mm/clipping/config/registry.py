@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
+from ..base import Clipper
 from ..checks import ClipConfigError, suggest
+
+_Rule = TypeVar('_Rule', bound=type[Clipper])
 
 
 class ClipperRegistry:
@@ -20,15 +24,15 @@ class ClipperRegistry:
     """
 
     def __init__(self) -> None:
-        self._classes: dict[str, type] = {}
+        self._classes: dict[str, type[Clipper]] = {}
         self._aliases: dict[str, str] = {}
 
     def register_module(
         self, *, name: str | None = None, aliases: tuple[str, ...] = (), force: bool = False
-    ) -> Callable[[type], type]:
+    ) -> Callable[[_Rule], _Rule]:
         """Class decorator. ``force`` allows a name that is taken to be replaced."""
 
-        def decorate(cls: type) -> type:
+        def decorate(cls: _Rule) -> _Rule:
             key = name or cls.__name__
             for word in (key, *aliases):
                 if not force and (word in self._classes or word in self._aliases):
@@ -39,7 +43,7 @@ class ClipperRegistry:
 
         return decorate
 
-    def get(self, name: str) -> type:
+    def get(self, name: str) -> type[Clipper]:
         """The class behind a name or an alias.
 
         Raises:
@@ -62,7 +66,7 @@ class ClipperRegistry:
         """The config keys that a rule takes, in the order of its constructor."""
         return list(inspect.signature(self.get(name)).parameters)
 
-    def build(self, name: str, kwargs: dict, where: str = 'clip_grad'):
+    def build(self, name: str, kwargs: dict[str, Any], where: str = 'clip_grad') -> Clipper:
         """Construct a rule, turning a misspelt or missing key into an error that names it."""
         cls = self.get(name)
         parameters = inspect.signature(cls).parameters

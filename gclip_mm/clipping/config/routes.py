@@ -47,7 +47,7 @@ class Selector:
         else:
             word, kind = self.module, 'module class'
             valid = {type(info.module).__name__ for info in infos if info.module is not None}
-        plain = re.sub(r'[\^$\\*+?()|\[\]{}]', '', word)
+        plain = re.sub(r'[\^$\\*+?()|\[\]{}]', '', word or '')
         near = difflib.get_close_matches(plain, sorted(valid - {''}), n=3, cutoff=0.3)
         hint = near or sorted(valid - {''})[:3]
         return ClipConfigError(
@@ -88,12 +88,13 @@ class Router:
         assigned: list[int] = []
         hits = [0] * len(self.routes)
         for info in infos:
-            chosen = None
+            chosen: int | None = None
             for k, route in enumerate(self.routes):
                 if route.selector is None or route.selector(info):
                     hits[k] += 1
                     if chosen is None:
                         chosen = k
+            assert chosen is not None  # the last route has no condition
             assigned.append(chosen)
         for route, count in zip(self.routes, hits, strict=True):
             if must_match and route.selector is not None and not count:

@@ -148,6 +148,7 @@ class ThresholdDriver:
         self._clipper = clipper.core
         self._by_key: dict[str, list[Schedule]] = {}
         for schedule in schedules:
+            assert schedule.param_name is not None  # resolved by build_driver
             self._by_key.setdefault(schedule.param_name, []).append(schedule)
         self._base = {key: getattr(clipper.core, key) for key in self._by_key}
 
