@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from .config.registry import CLIPPERS
 
-#: A reader meets them in this order; a rule that is not named here comes after these.
+#: The order of the table; the other rules follow in alphabetical order.
 _ORDER = ('ValueClip', 'NormClip', 'ParamNormClip', 'AGC', 'AutoClip', 'ZClip', 'AdaGC')
 
 

@@ -1,4 +1,4 @@
-"""The registry of clipping rules: a name in a config -> the class that implements it."""
+"""The registry of clipping rules: maps names in a config to classes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _Rule = TypeVar('_Rule', bound=type[Clipper])
 class ClipperRegistry:
     """Maps rule names and their aliases to :class:`~gclip_mm.clipping.base.Clipper` classes.
 
-    It is the package's own and not one of MMEngine's, because the rules run without MMEngine.
+    The registry does not depend on MMEngine, because the rules run without MMEngine.
 
     Example:
         >>> @CLIPPERS.register_module(aliases=('mine',))
         ... class MyClip(NormClip):
-        ...     '''A rule of one's own: now ``clip_grad=dict(type='mine', max_norm=1)`` works.'''
+        ...     '''A custom rule, for ``clip_grad=dict(type='mine', max_norm=1)``.'''
     """
 
     def __init__(self) -> None:
@@ -30,13 +30,22 @@ class ClipperRegistry:
     def register_module(
         self, *, name: str | None = None, aliases: tuple[str, ...] = (), force: bool = False
     ) -> Callable[[_Rule], _Rule]:
-        """Class decorator. ``force`` allows a name that is taken to be replaced."""
+        """Class decorator that registers a rule.
+
+        Args:
+            name: name in configs; None: the name of the class.
+            aliases: short names.
+            force: replace a rule that is registered under one of the names.
+
+        Raises:
+            KeyError: a name is already registered.
+        """
 
         def decorate(cls: _Rule) -> _Rule:
             key = name or cls.__name__
             for word in (key, *aliases):
                 if not force and (word in self._classes or word in self._aliases):
-                    raise KeyError(f'the clipping rule {word!r} is registered already')
+                    raise KeyError(f'the clipping rule {word!r} is already registered')
             self._classes[key] = cls
             self._aliases.update(dict.fromkeys(aliases, key))
             return cls
@@ -44,7 +53,7 @@ class ClipperRegistry:
         return decorate
 
     def get(self, name: str) -> type[Clipper]:
-        """The class behind a name or an alias.
+        """The class that is registered under a name or an alias.
 
         Raises:
             ClipConfigError: nothing is registered under that name.
@@ -67,7 +76,16 @@ class ClipperRegistry:
         return list(inspect.signature(self.get(name)).parameters)
 
     def build(self, name: str, kwargs: dict[str, Any], where: str = 'clip_grad') -> Clipper:
-        """Construct a rule, turning a misspelt or missing key into an error that names it."""
+        """Construct a rule.
+
+        Args:
+            name: name or alias of the rule.
+            kwargs: config keys of the rule.
+            where: the part of the config; begins an error message.
+
+        Raises:
+            ClipConfigError: an unknown or missing key, or an invalid value.
+        """
         cls = self.get(name)
         parameters = inspect.signature(cls).parameters
         for key in kwargs:

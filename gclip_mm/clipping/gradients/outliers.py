@@ -146,7 +146,7 @@ class OutlierEdit:
         new = self._room(piece)
         self._change(piece, new)
         # Flags take the gradient's own place until the new values are copied there: one scratch.
-        found: float = piece.ne_(new).sum(dtype=_count_type(piece)).item()
+        found = _number(piece.ne_(new).sum(dtype=_count_type(piece)))
         piece.copy_(new)
         self._expects = found > 0
         if rows is not None and self._rows is not None and found:
@@ -218,7 +218,7 @@ class OutlierEdit:
         if not self._has_outliers(some):
             return 0.0
         self._change(some, new)
-        found: float = some.ne_(new).sum(dtype=_count_type(some)).item()
+        found = _number(some.ne_(new).sum(dtype=_count_type(some)))
         matrix.index_copy_(0, index, new)
         rows.index_copy_(0, index, torch.linalg.vector_norm(new, dim=1))
         return found
@@ -250,6 +250,12 @@ def _largest_rows(rows: RowNorms) -> np.ndarray:
     """The largest norm among the rows of each gradient that has rows."""
     starts = np.cumsum([0, *(len(rows.rows_of(i)) for i in rows.places[:-1])])
     return np.maximum.reduceat(host(rows.flat), starts)
+
+
+def _number(tensor: Tensor) -> float:
+    """The value of a 0-d tensor in host memory."""
+    # Unlike item(), tolist() does not dispatch a device read.
+    return tensor.tolist()  # type: ignore[return-value]
 
 
 def _count_type(piece: Tensor) -> torch.dtype:
