@@ -70,7 +70,7 @@ ERRORS = {
     'exclude a list of numbers': (dict(max_norm=1, exclude=[3]), r'exclude\[0\]: expected a str'),
     'exclude no regex': (
         dict(max_norm=1, exclude=['fine', '(']),
-        r"exclude\[1\]: '\(' is no regular expression",
+        r"exclude\[1\]: '\(' is not a regular expression",
     ),
     'exclude with a rule': (
         dict(max_norm=1, exclude=[dict(match='a', max_norm=1)]),
@@ -125,7 +125,7 @@ ERRORS = {
     ),
     'schedule of an infinite bound': (
         dict(max_norm=math.inf, schedule=dict(type='linear', end=3)),
-        'no threshold that a schedule could drive',
+        'no threshold that a schedule can change',
     ),
     'schedule that ends before it begins': (
         dict(max_norm=1, schedule=dict(type='linear', begin=5, end=5)),
