@@ -27,7 +27,7 @@ from torch import Tensor
 from .decision import KernelCall
 from .host_tensors import HostTensors, can_take
 from .multi_tensor import MultiTensor, Units
-from .unit_kernels import UnitTensors
+from .unit_tensors import UnitTensors
 
 __all__ = [
     'HostTensors',

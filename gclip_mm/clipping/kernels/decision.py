@@ -80,7 +80,7 @@ def _launch(
 ) -> None:
     """Write ``fold`` (2,), the divisor and ``found_inf``, and ``record`` (6,)."""
     from . import decision_kernels
-    from .launch import on_device
+    from .multi_tensor_kernels import on_device
     from .orders import bits_of, kind_of
 
     own = [bits_of(value) if isinstance(value, float) else value for value in call.arguments]

@@ -5,7 +5,7 @@ is still in the core's first cache. Sums within a block are in float32, in as ma
 register has lanes and more, and from block to block in float64; where a square may have over- or
 underflowed, the block is summed again in float64.
 
-Each kernel is a C function of one argument, the address of a ``JOB``, for several threads to call
+Each kernel is a C function of one argument, the address of a :class:`Job`, for several threads to call
 at once (:mod:`~gclip_mm.clipping.kernels.host_threads`): each takes part after part of the work
 until none is left. Not by Numba's own ``parallel``, which starts threads beside torch's, or sets
 how many torch has, for the rest of the process.
@@ -13,27 +13,53 @@ how many torch has, for the rest of the process.
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-from .host_threads import APART
-
 #: Elements taken at a time. A second look at so few costs next to nothing; with four times as many,
 #: writing back holds up reading.
 BLOCK = 512
-#: What a job is, int64 each. First addresses, of int64 unless a kernel says otherwise: of items,
-#: each the address of a run of float32 in memory; of how many elements each has; of the places of
-#: those to be done, in the order in which they are; of the first place in that order of each part,
-#: and behind the last the number of places; of a counter for each thread, ``APART`` bytes from the
-#: next, of how many of the parts that it begins with have been taken; of the numbers in, and of the
-#: numbers out. Then how many items there are, threads, and parts for each; whether to write, and to
-#: begin with the last part; and the address of what tells a thread its number.
-JOB = ('items', 'counts', 'order', 'cuts', 'taken', 'given', 'results')
-JOB += ('size', 'threads', 'parts', 'write', 'backwards', 'whoami')
-ITEMS, COUNTS, ORDER, CUTS, TAKEN, GIVEN, RESULTS = range(7)
-SIZE, THREADS, PARTS, WRITE, BACKWARDS, WHOAMI = range(7, len(JOB))
+#: Distance in bytes between counters that several threads write: each has a cache line of its own.
+APART = 64
+
+
+class Job(ctypes.Structure):
+    """The argument of a kernel. An address is that of an array's first element.
+
+    Defined here and not beside the code that fills it: Numba's cache on disk notices changes of
+    this file only, and compiled kernels must never see another layout.
+
+    I: number of items. J: number of items to work on. T: threads. P: parts of the work per thread.
+    """
+
+    _fields_ = [
+        ('items', ctypes.c_int64),  # address of (I,) int64: address of each item, float32 elements
+        ('counts', ctypes.c_int64),  # address of (I,) int64: number of elements of each item
+        ('order', ctypes.c_int64),  # address of (J,) int64: indices of the items to work on
+        ('cuts', ctypes.c_int64),  # address of (T * P + 1,) int64: start of each part in order; J
+        ('taken', ctypes.c_int64),  # address of T counters, APART bytes apart: parts taken so far
+        ('given', ctypes.c_int64),  # address of the input numbers; shape and dtype: see the kernel
+        ('results', ctypes.c_int64),  # address of the output numbers; see the kernel
+        ('size', ctypes.c_int64),  # I
+        ('threads', ctypes.c_int64),  # T
+        ('parts', ctypes.c_int64),  # P
+        ('write', ctypes.c_int64),  # not 0: write to the items, in a kernel that has the choice
+        ('backwards', ctypes.c_int64),  # not 0: each thread starts with its last part
+        ('whoami', ctypes.c_int64),  # address of ``int f(void)``, the index of the calling thread
+    ]
+
+
+# Numba reads a job as int64 (len(_PLACES),); these are the indices of the fields.
+_PLACES = {name: place for place, (name, _) in enumerate(Job._fields_)}
+_LENGTH = len(_PLACES)
+ITEMS, COUNTS, ORDER, CUTS = (_PLACES[name] for name in ('items', 'counts', 'order', 'cuts'))
+TAKEN, GIVEN, RESULTS = (_PLACES[name] for name in ('taken', 'given', 'results'))
+SIZE, THREADS, PARTS = (_PLACES[name] for name in ('size', 'threads', 'parts'))
+WRITE, BACKWARDS, WHOAMI = (_PLACES[name] for name in ('write', 'backwards', 'whoami'))
 #: What an item's row of a scan's results holds: the sum of squares before and after, how many
 #: elements have changed.
 BEFORE, AFTER, CHANGED = range(3)
@@ -248,7 +274,7 @@ def _scan(address, length, low, high, inside, write, row):
 
 @_kept_on_disk(njit)
 def _unpacked(job):
-    fields = carray(_int64(job), (len(JOB),))
+    fields = carray(_int64(job), (_LENGTH,))
     cuts = carray(_int64(fields[CUTS]), (fields[THREADS] * fields[PARTS] + 1,))
     order = carray(_int64(fields[ORDER]), (cuts[-1],))
     size = (fields[SIZE],)

@@ -19,8 +19,6 @@ from ..host import np
 
 #: Another thread is worth waking for this many elements, as for PyTorch.
 FEW = 1 << 15
-#: Counters that several threads write lie so many bytes apart, each in a cache line of its own.
-APART = 64
 # Parts for each thread: several, so that another can take over some.
 _EACH = 16
 
@@ -104,7 +102,7 @@ def run(
     write: bool = False,
     backwards: bool = False,
 ) -> None:
-    """Have a kernel do a job; see ``host_kernels.JOB``.
+    """Have a kernel do a job; see ``host_kernels.Job``.
 
     Args:
         kernel: one of ``host_kernels``.
@@ -116,17 +114,29 @@ def run(
         write: whether the kernel is to write to the items, where it has the choice.
         backwards: whether each thread begins with its last part.
     """
-    taken = np.zeros((shares.threads, APART // 8), dtype=np.int64)
-    arrays = (items, counts, shares.order, shares.cuts, taken, given, results)
-    addresses = [0 if array is None else array.ctypes.data for array in arrays]
+    from .host_kernels import APART, Job
+
     several = shares.threads > 1
-    numbers = [len(items), shares.threads, (len(shares.cuts) - 1) // shares.threads]
-    who = _whoami() if several else 0
-    job = np.array([*addresses, *numbers, write, backwards, who], dtype=np.int64)
+    taken = np.zeros((shares.threads, APART // 8), dtype=np.int64)
+    job = Job(
+        items=items.ctypes.data,
+        counts=counts.ctypes.data,
+        order=shares.order.ctypes.data,
+        cuts=shares.cuts.ctypes.data,
+        taken=taken.ctypes.data,
+        given=0 if given is None else given.ctypes.data,
+        results=0 if results is None else results.ctypes.data,
+        size=len(items),
+        threads=shares.threads,
+        parts=(len(shares.cuts) - 1) // shares.threads,
+        write=write,
+        backwards=backwards,
+        whoami=_whoami() if several else 0,
+    )
     if several:
-        library().GOMP_parallel(kernel.address, job.ctypes.data, shares.threads, 0)
+        library().GOMP_parallel(kernel.address, ctypes.addressof(job), shares.threads, 0)
     else:
-        kernel.ctypes(job.ctypes.data)
+        kernel.ctypes(ctypes.addressof(job))
 
 
 @functools.cache

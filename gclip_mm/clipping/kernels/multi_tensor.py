@@ -95,12 +95,12 @@ class MultiTensor:
         Args:
             p: order of the norm, greater than 0, or ``math.inf``.
         """
-        from . import launch
+        from . import multi_tensor_kernels
 
         norms = torch.empty(self._units, dtype=torch.float64, device=self._device)
         for dtype, work in self._work.items():
             where = work.items, self._pointers, work.partials, self._arrived
-            launch.measure(dtype, *where, norms, p)
+            multi_tensor_kernels.measure(dtype, *where, norms, p)
         return norms
 
     def scale(self, coefs: Tensor, count: int | None = None) -> None:
@@ -110,13 +110,13 @@ class MultiTensor:
             coefs: (U,), or as many as there are units in the tensors to be scaled.
             count: scale the first ``count`` tensors only; None: all.
         """
-        from . import launch
+        from . import multi_tensor_kernels
 
         coefs = coefs.to(self._device, torch.float64)
         for dtype, work in self._work.items():
             items = work.items if count is None else work.items[: work.items_of_first(count)]
             if len(items):
-                launch.scale(dtype, items, self._pointers, coefs)
+                multi_tensor_kernels.scale(dtype, items, self._pointers, coefs)
 
     def clamp(self, low: float | None, high: float | None) -> tuple[Tensor, Tensor]:
         """Clamp every element in place, as ``torch.clamp`` does; nothing else is written.
@@ -133,12 +133,12 @@ class MultiTensor:
             float64, the 2-norms of the clamped units. Of numbers that no unit has, what is there is
             undefined.
         """
-        from . import launch
+        from . import multi_tensor_kernels
 
         counts = torch.empty(self._units, dtype=torch.float64, device=self._device)
         norms = torch.empty_like(counts)
         for dtype, work in self._work.items():
-            launch.clamp(
+            multi_tensor_kernels.clamp(
                 dtype,
                 work.items,
                 self._pointers,
