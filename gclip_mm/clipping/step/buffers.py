@@ -42,7 +42,8 @@ class BufferKeeper:
         ]
         self._rebuild()
         # What is loaded into the model is where the next step starts from.
-        self._hook = model.register_load_state_dict_post_hook(_Refresh(self))
+        hook = _Refresh(self)
+        self._hook = model.register_load_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
 
     def forget(self) -> None:
         """Stop keeping."""

@@ -15,7 +15,7 @@ from mmengine.optim import build_optim_wrapper  # noqa: E402
 
 import gclip_mm  # noqa: E402, F401
 
-FOLDER = Path(__file__).parents[2] / 'configs' / '_base_' / 'clip'
+FOLDER = Path(__file__).parents[3] / 'configs' / '_base_' / 'clip'
 RECIPES = sorted(FOLDER.glob('*.py'))
 
 

@@ -3,7 +3,7 @@
 ``test_kernels.py`` runs this file in a process of its own under Triton's interpreter, which has to
 be chosen before Triton is imported; ``tests/gpu/test_kernels.py`` runs the same on a GPU. By hand::
 
-    TRITON_INTERPRET=1 python -m pytest tests/clipping/kernel_checks.py
+    TRITON_INTERPRET=1 python -m pytest tests/clipping/kernels/kernel_checks.py
 """
 
 from __future__ import annotations
@@ -30,9 +30,14 @@ pytest.importorskip('triton', reason='the kernels need Triton')
 
 from gclip_mm import attach  # noqa: E402
 from gclip_mm.clipping import kernels  # noqa: E402
-from gclip_mm.clipping.kernels import MultiTensor, Units, launch, multi_tensor  # noqa: E402
+from gclip_mm.clipping.kernels import (  # noqa: E402
+    MultiTensor,
+    Units,
+    multi_tensor,
+    multi_tensor_kernels,
+)
 
-from .cases import Probe, on_device  # noqa: E402
+from ..cases import Probe, on_device  # noqa: E402
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DEVICE = torch.device('cpu' if INTERPRETED else 'cuda')
@@ -147,7 +152,7 @@ def test_a_unit_shared_by_many_programs(chunk, p):
     rows = [1, 2, 1]
     with mock.patch.object(multi_tensor, 'CHUNK', chunk):
         many = made(tensors, rows)
-    with mock.patch.object(launch, 'BLOCK', 64 if chunk < 64 else 1024):
+    with mock.patch.object(multi_tensor_kernels, 'BLOCK', 64 if chunk < 64 else 1024):
         for _ in range(2):
             expected = norms64(tensors, rows, p)
             torch.testing.assert_close(many.norms(p), expected, rtol=1e-12, atol=0)
@@ -162,7 +167,7 @@ def test_nobody_sums_before_all_have_arrived():
     (work,) = many._work.values()
     norms = torch.full((1,), -1.0, dtype=torch.float64, device=DEVICE)
     rest = work.partials, many._arrived, norms
-    launch.measure(torch.float32, work.items[:4], many._pointers, *rest)
+    multi_tensor_kernels.measure(torch.float32, work.items[:4], many._pointers, *rest)
     assert float(norms) == -1 and int(many._arrived) == 4
 
 
@@ -371,7 +376,7 @@ def test_a_clamped_unit_shared_by_many_programs(chunk):
     tensors[1][1].clamp_(-0.1, 0.1)
     with mock.patch.object(multi_tensor, 'CHUNK', chunk):
         many = made(tensors, rows)
-    with mock.patch.object(launch, 'BLOCK', 32 if chunk < 64 else 1024):
+    with mock.patch.object(multi_tensor_kernels, 'BLOCK', 32 if chunk < 64 else 1024):
         for low, high in ((-1.0, 1.5), (None, 0.2), (-0.15, None)):
             counts = assert_clamped(tensors, rows, low, high, many)
             assert counts[0] > 100 and counts[2] == 0
@@ -384,7 +389,9 @@ def test_nobody_reports_before_all_have_arrived():
     (work,) = many._work.values()
     out = [torch.full((1,), -1.0, dtype=torch.float64, device=DEVICE) for _ in range(2)]
     scratch = work.partials, work.changed, many._arrived
-    launch.clamp(torch.float32, work.items[:4], many._pointers, -0.1, 0.1, *scratch, *out)
+    multi_tensor_kernels.clamp(
+        torch.float32, work.items[:4], many._pointers, -0.1, 0.1, *scratch, *out
+    )
     assert float(out[0]) == float(out[1]) == -1 and int(many._arrived) == 4
     assert (tensors[0][:400].abs() <= 0.1).all() and (tensors[0][400:].abs() > 0.1).any()
 
@@ -471,7 +478,10 @@ def test_any_bits_clamped_into_any_range(data, dtype):
     values = legible(values)
     low, high = (end if legible(torch.tensor(end, dtype=dtype)) else 0.0 for end in (low, high))
     low, high = data.draw(st.sampled_from([(low, high), (None, high), (low, None)]))
-    with mock.patch.object(multi_tensor, 'CHUNK', 8), mock.patch.object(launch, 'BLOCK', 4):
+    with (
+        mock.patch.object(multi_tensor, 'CHUNK', 8),
+        mock.patch.object(multi_tensor_kernels, 'BLOCK', 4),
+    ):
         assert_clamped([values.to(DEVICE)], [1], low, high)
 
 
@@ -502,7 +512,7 @@ def test_bounds_need_neither_a_copy_nor_a_read_nor_a_kernel_of_their_own():
 
     many = made([random((5,), dtype) for dtype in DTYPES])
     ends = [0.0, 1e-45, 1e-8, 0.1, 1, 16.0, 7e4, 3.4e38, 1e39, math.inf]
-    with mock.patch.object(launch, '_clamp', mock.MagicMock()) as kernel, Watch():
+    with mock.patch.object(multi_tensor_kernels, '_clamp', mock.MagicMock()) as kernel, Watch():
         for end in ends:
             many.clamp(-end, end)
         many.clamp(0.0, None)
@@ -839,7 +849,7 @@ def test_any_shapes_and_sizes(shapes, seed, exponent, dtype, name):
 def count_launches() -> Iterator[dict[str, int]]:
     """Counts every launch of a Triton kernel, by the kernel's name."""
     counts: dict[str, int] = {}
-    cls = type(launch._measure)
+    cls = type(multi_tensor_kernels._measure)
     grid = cls.__getitem__
 
     def counted(kernel, where):
@@ -897,9 +907,11 @@ def test_nothing_around_the_kernels_reads_the_device(name):
     with (
         with_kernels(),
         on_device(),
-        mock.patch.object(launch, 'measure', measure),
-        mock.patch.object(launch, 'scale', lambda *_: None),
-        mock.patch.object(launch, 'clamp', lambda *args: [out.fill_(1.0) for out in args[-2:]]),
+        mock.patch.object(multi_tensor_kernels, 'measure', measure),
+        mock.patch.object(multi_tensor_kernels, 'scale', lambda *_: None),
+        mock.patch.object(
+            multi_tensor_kernels, 'clamp', lambda *args: [out.fill_(1.0) for out in args[-2:]]
+        ),
         attach(optimizer, config) as handle,
     ):
         for step in range(3):

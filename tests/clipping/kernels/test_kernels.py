@@ -18,7 +18,7 @@ from torch import nn
 from gclip_mm import attach
 from gclip_mm.clipping import kernels
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device('cpu')
 
 
@@ -35,7 +35,7 @@ def test_under_the_interpreter(checks):
     """In a process of its own: the interpreter has to be chosen before Triton is imported."""
     done = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist']
-        + [f'tests/clipping/{checks}.py'],
+        + [f'tests/clipping/kernels/{checks}.py'],
         cwd=ROOT,
         env={**os.environ, 'TRITON_INTERPRET': '1', 'PYTEST_ADDOPTS': ''},
         capture_output=True,
@@ -54,7 +54,7 @@ def test_built_for_gpus_that_are_not_here(tmp_path):
     """By the compiler that a GPU would have it from, down to machine code."""
     env = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
     done = subprocess.run(
-        [sys.executable, '-m', 'tests.clipping.kernel_builds'],
+        [sys.executable, '-m', 'tests.clipping.kernels.kernel_builds'],
         cwd=ROOT,
         env={**env, 'TRITON_CACHE_DIR': str(tmp_path)},
         capture_output=True,

@@ -22,7 +22,7 @@ from gclip_mm.clipping.step.observers import StepObserver
 from tests.clipping.cases import CASES, equal, make_optimizer
 
 pytest.importorskip('numba')
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SIZES = [0, 1, 5, 511, 512, 513, 2048, 32768, 32769, 200_000]
 
 

@@ -2,7 +2,7 @@
 
 The oracle is the road without kernels, operator by operator, as a device takes it. By hand::
 
-    TRITON_INTERPRET=1 python -m pytest tests/clipping/decision_checks.py
+    TRITON_INTERPRET=1 python -m pytest tests/clipping/kernels/decision_checks.py
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 pytest.importorskip('triton', reason='the kernels need Triton')
 
 from gclip_mm import NonFiniteGradientError, attach  # noqa: E402
-from gclip_mm.clipping.kernels import decision, decision_kernels, launch, orders  # noqa: E402
+from gclip_mm.clipping.kernels import (  # noqa: E402
+    decision,
+    decision_kernels,
+    multi_tensor_kernels,
+    orders,
+)
 from gclip_mm.clipping.rules.norm_clip import NormClip  # noqa: E402
 from gclip_mm.clipping.step.observers import StepObserver  # noqa: E402
 
+from ..step.test_fold import Reads, like_gpu  # noqa: E402
 from .kernel_checks import (  # noqa: E402
     DEVICE,
     INTERPRETED,
@@ -38,7 +44,6 @@ from .kernel_checks import (  # noqa: E402
     numbers,
     with_kernels,
 )
-from .test_fold import Reads, like_gpu  # noqa: E402
 
 # The interpreter computes by NumPy, which warns about what a GPU does without a word.
 pytestmark = [needs_kernels, pytest.mark.filterwarnings('ignore::RuntimeWarning')]
@@ -65,7 +70,10 @@ def small_blocks():
     if not INTERPRETED:
         yield
         return
-    with mock.patch.object(decision_kernels, 'BLOCK', 32), mock.patch.object(launch, 'BLOCK', 32):
+    with (
+        mock.patch.object(decision_kernels, 'BLOCK', 32),
+        mock.patch.object(multi_tensor_kernels, 'BLOCK', 32),
+    ):
         yield
 
 
@@ -425,7 +433,7 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def __enter__(self):
-        cls = type(launch._measure)
+        cls = type(multi_tensor_kernels._measure)
         grid = cls.__getitem__
 
         def counted(kernel, where):
@@ -539,7 +547,7 @@ def test_nothing_around_the_kernels_reads_the_device(rule):
     with (
         with_kernels(),
         device_path(),
-        mock.patch.object(launch, 'measure', measured),
+        mock.patch.object(multi_tensor_kernels, 'measure', measured),
         mock.patch.object(decision, '_launch', decided),
         attach(optimizer, RULES[rule]),
     ):

@@ -20,7 +20,7 @@ from gclip_mm.clipping.rules.param_norm_clip import ParamNormClip
 from gclip_mm.clipping.rules.value_clip import ValueClip
 from gclip_mm.clipping.step.observers import StepObserver
 
-from .cases import Probe
+from ..cases import Probe
 
 pytest.importorskip('numba')
 CONFIG = dict(type='AGC', clip_factor=0.02, eps=0.01)

@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gclip_mm.clipping.kernels import decision_kernels, launch
+from gclip_mm.clipping.kernels import decision_kernels, multi_tensor_kernels
 
 #: Turing, Ampere, Hopper.
 ARCHITECTURES = (75, 80, 90)
@@ -95,9 +95,9 @@ def multi_tensor_builds() -> list[dict]:
     builds = []
     for name, arguments in ARGUMENTS.items():
         kinds = [dict(KIND=kind) for kind in KINDS] if name == '_measure' else [{}]
-        for kind, dtype in itertools.product(kinds, launch._TYPES.values()):
-            constants = {**kind, 'DTYPE': dtype, 'BLOCK': launch.BLOCK}
-            kernel = getattr(launch, name)
+        for kind, dtype in itertools.product(kinds, multi_tensor_kernels._TYPES.values()):
+            constants = {**kind, 'DTYPE': dtype, 'BLOCK': multi_tensor_kernels.BLOCK}
+            kernel = getattr(multi_tensor_kernels, name)
             builds += [build(kernel, arguments, constants, a) for a in ARCHITECTURES]
     return builds
 

@@ -1,4 +1,7 @@
-"""The kernels, in Triton, which has to be there to import this module."""
+"""Triton kernels that measure, scale and clamp, and their launches; importing needs Triton."""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped, import-not-found"
+# Triton has no stubs, and the types of a kernel's arguments are Triton's.
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from torch import Tensor
 
 from .orders import bits_of, joint_norm, kind_of
 
-#: Elements that a program handles at a time.
+#: Elements that a program loads at a time.
 BLOCK = 1024
 _NUM_WARPS = 4
-# What other programs have left is not loaded from the first cache, which does not know of it.
+# Cache modifier that bypasses the L1 cache: L1 does not see the stores of other programs.
 _SHARED = tl.constexpr('.cg')
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -33,11 +36,11 @@ def measure(
     """Write the p-norm of every unit in ``items``.
 
     Args:
-        dtype: type of the tensors' elements.
+        dtype: dtype of the tensors.
         items: (I, 6) int64, see :class:`~gclip_mm.clipping.kernels.multi_tensor._Work`.
         pointers: (T,) int64, addresses of the tensors.
         partials: (I,) float64, scratch.
-        arrived: (U,) int32, all 0; they are 0 again when the kernel is through.
+        arrived: (U,) int32, all 0 before and after the launch.
         norms: (U,) float64, written.
         p: order of the norm, greater than 0, or ``math.inf``.
     """
@@ -57,7 +60,7 @@ def measure(
 
 
 def scale(dtype: torch.dtype, items: Tensor, pointers: Tensor, coefs: Tensor) -> None:
-    """Multiply every unit in ``items`` by its coefficient (U,) float64, in place."""
+    """Multiply every unit in ``items`` by its coefficient in ``coefs`` (U,) float64, in place."""
     with on_device(items.device):
         _scale[(len(items),)](
             pointers, items, coefs, DTYPE=_TYPES[dtype], BLOCK=BLOCK, num_warps=_NUM_WARPS
@@ -76,18 +79,18 @@ def clamp(
     counts: Tensor,
     norms: Tensor,
 ) -> None:
-    """Clamp every unit in ``items`` in place, and write how many of its elements that changed.
+    """Clamp every unit in ``items`` in place, and count the elements that change.
 
     Args:
-        dtype: type of the tensors' elements; the bounds are rounded to it.
+        dtype: dtype of the tensors; the bounds are rounded to it.
         items: (I, 6) int64, see :class:`~gclip_mm.clipping.kernels.multi_tensor._Work`.
         pointers: (T,) int64, addresses of the tensors.
-        low: lower bound; None: there is none.
-        high: upper bound, at least ``low``; None: there is none.
+        low: lower bound, or None.
+        high: upper bound, at least ``low``, or None.
         partials: (I,) float64, scratch.
         changed: (I,) float64, scratch.
-        arrived: (U,) int32, all 0; they are 0 again when the kernel is through.
-        counts: (U,) float64, written: elements changed, NaN among them.
+        arrived: (U,) int32, all 0 before and after the launch.
+        counts: (U,) float64, written: number of changed elements; NaN counts as changed.
         norms: (U,) float64, written: 2-norm of the clamped unit.
     """
     with on_device(items.device):
@@ -108,27 +111,28 @@ def clamp(
 
 
 def _bits(bound: float, dtype: torch.dtype) -> int:
-    """A bound as ``dtype`` has it, by its bits in float32, which holds that exactly.
+    """The bits, as an int32, of a bound rounded to ``dtype`` and held in float32, which is exact.
 
-    Always an int32, so that no value of a schedule needs a kernel of its own; and not in a tensor,
-    since the copy would be one more thing to launch.
+    An int argument needs no kernel of its own for each value of a schedule. A tensor would need a
+    copy to the device, one more launch.
     """
-    # On the host, whatever torch's default device is. What is too large for the type becomes inf.
+    # device='cpu' because torch's default device may be another. Overflow gives inf.
     held = torch.tensor(float(bound), dtype=dtype, device='cpu').tolist()
-    return struct.unpack('i', struct.pack('f', held))[0]
+    bits: int = struct.unpack('i', struct.pack('f', held))[0]
+    return bits
 
 
-def on_device(device: torch.device) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensors'."""
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Make ``device`` current: Triton launches on the current device, wherever the tensors are."""
     return torch.cuda.device(device) if device.type == 'cuda' else contextlib.nullcontext()
 
 
 @triton.jit
 def _comes_last(arrived, unit, count):
-    """Whether all other programs of a unit have left their partial results in memory.
+    """Whether this is the last of the ``count`` programs of a unit to store its partial result.
 
-    The barriers and the order of the atomic let the last one see the others' stores; nobody waits
-    for anybody.
+    The barriers and the acquire-release order of the atomic make the stores of the other programs
+    visible to the last one. No program waits for another.
     """
     tl.debug_barrier()
     before = tl.atomic_add(arrived + unit, 1, sem='acq_rel', scope='gpu')
@@ -177,7 +181,7 @@ def _scale(pointers, items, coefs, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
             columns = start + tl.arange(0, BLOCK)
             inside = columns < length
             values = tl.load(base + columns, mask=inside, other=0.0)
-            # A coefficient below the smallest float32 still scales a large gradient to a number.
+            # In float64: a coefficient may be too small for float32 and its product not.
             scaled = values.to(tl.float32).to(tl.float64) * coef
             tl.store(base + columns, scaled.to(tl.float32).to(DTYPE), mask=inside)
 
@@ -211,13 +215,13 @@ def _clamp(
         columns = start + tl.arange(0, BLOCK)
         inside = columns < length
         values = tl.load(base + columns, mask=inside, other=0.0).to(tl.float32)
-        # Compared, which NaN is not: it stays what it is, as does -0 beside a bound of 0.
+        # Comparisons keep NaN, and -0 beside a bound of 0.
         below = inside & (values < bottom)
         above = inside & (values > top)
         new = tl.where(below, bottom, tl.where(above, top, values))
-        # Nothing else is written: most blocks have nothing outside, and cost a read only.
+        # Only changed elements are written. Most blocks have none, and cost a read only.
         tl.store(base + columns, new.to(DTYPE), mask=below | above)
-        # NaN is counted, since it does not equal what it becomes.
+        # This also counts NaN, which does not equal itself.
         hits += (new != values).to(tl.int32)
         wide = new.to(tl.float64)
         squares += wide * wide
