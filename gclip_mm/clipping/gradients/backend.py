@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -176,6 +177,25 @@ class Backend:
         norm, bound = (combine(part, exact=False) for part in (post, bounds))
         return norm, bound, clipped.sum(), len(post)
 
+    @cached_property
+    def unit_owner(self) -> Tensor:
+        """Which of the N parameters each unit belongs to, (U,) int64, on their device."""
+        order, sizes = torch.tensor(self._plan.order), torch.tensor(self._plan.sizes)
+        return torch.repeat_interleave(order, sizes).to(self._plan.grad_norms.device)
+
+    def unit_sums(self, values: Tensor) -> Tensor:
+        """Sums (N, K) over the units of each parameter, given values (U, K)."""
+        sums = values.new_zeros(len(self._infos), values.shape[1])
+        return sums.index_add_(0, self.unit_owner.to(values.device), values)
+
+    def change_norms(self, before: list[Tensor]) -> Tensor:
+        """How far the units of the parameters have moved since, (U,); ``before`` are N copies."""
+        return self._plan.change_norms([p.detach() for p in self.params], before)
+
+    def shorten_change(self, before: list[Tensor], coefs: Tensor) -> None:
+        """Keep of each unit's movement since ``before`` the share ``coefs`` (U,), in place."""
+        self._plan.shorten([p.detach() for p in self.params], before, coefs)
+
     # -- elements --------------------------------------------------------------------------------
     def element_norms(
         self, fixed_range: tuple[float | None, float | None] | None = None
@@ -269,6 +289,17 @@ class ShardedBackend(Backend):
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         assert self._reduction is not None
         return self._reduction.totals(post, bounds, clipped)
+
+    def unit_sums(self, values: Tensor) -> Tensor:
+        assert self._reduction is not None
+        sums = values.new_zeros(len(self._infos), values.shape[1])
+        sums[torch.tensor(self._plan.order, device=values.device)] = self._reduction.sums(values)
+        return sums
+
+    def change_norms(self, before: list[Tensor]) -> Tensor:
+        assert self._reduction is not None
+        norms = super().change_norms(before)
+        return self._reduction.measure(norms, norms)[1]
 
     def _norms_after(self, edit: OutlierEdit) -> Tensor:
         return self.norms()

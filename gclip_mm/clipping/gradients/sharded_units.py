@@ -101,5 +101,10 @@ class UnitReduction:
         post_sum, limit_sum, clipped = table.sum(0)
         return post_sum.sqrt(), limit_sum.sqrt(), clipped, self.count
 
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums (P, K) over the units of each parameter, given values (U, K) of the local units."""
+        table = values.new_zeros(self._params, values.shape[1])
+        return all_reduce_rows(table.index_add_(0, self.segment, values), self._spread)
+
     def _per_param(self, values: Tensor) -> Tensor:
         return values.new_zeros(self._params).index_add_(0, self.segment, values)

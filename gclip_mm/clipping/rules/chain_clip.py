@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..base import Clipper, Finite, Measure, Outcome
@@ -89,6 +89,18 @@ class ChainClip(Clipper):
         for i, clip in enumerate(self.clips):
             with _Within(i):
                 clip.check_optimizer(optimizer)
+
+    def bind(self, optimizer: Optimizer, model: nn.Module | None) -> None:
+        for clip in self.clips:
+            clip.bind(optimizer, model)
+
+    @property
+    def bounds_updates(self) -> bool:
+        return any(clip.bounds_updates for clip in self.clips)
+
+    def after_step(self, view: GradView) -> None:
+        for clip in self.clips:
+            clip.after_step(view)
 
     def measure(self, view: GradView) -> Measure:
         return self.clips[0].measure(view)

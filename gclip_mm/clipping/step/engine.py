@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..base import Finite, Measure, Outcome
+from ..base import Clipper, Finite, Measure, Outcome
 from ..checks import ClipConfigError
 from ..config.parse import ClipConfig, parse_clip_grad
+from ..gradients.view import GradView
 from ..host import host
 from ..kernels import can_run_on
 from .buffers import BufferKeeper
@@ -115,6 +116,8 @@ class GradClipEngine:
         self._side = OptimizerSide(optimizer)
         self._buffers: BufferKeeper | None = None
         self._norm_type = self.config.outer.norm_type
+        # Rules that bound the update of the step under way, and the parameters of each.
+        self._updated: list[tuple[Clipper, GradView]] = []
         # Set by clip_now(): the gradients are clipped already, and whether the step is to be taken.
         self._early: bool | None = None
         self._check_epochs()
@@ -126,6 +129,7 @@ class GradClipEngine:
         for route in self.config.router.routes:
             if route.clipper is not None:
                 route.clipper.check_optimizer(optimizer)
+        self._bind_rules()
         if model is not None:
             self.bind(model)
         # Last: an engine that could not be built must not stay on the optimizer.
@@ -151,6 +155,7 @@ class GradClipEngine:
         # torch copies an optimizer without its hooks; without this the copy would not be clipped.
         vars(self).update(state)
         self.book.refresh(is_change=True)
+        self._bind_rules()
         self._seam = StepSeam(self)
 
     @property
@@ -165,9 +170,15 @@ class GradClipEngine:
             ClipConfigError: a route that matches no parameter.
         """
         self.book.bind(model)
+        self._bind_rules()
         if self.config.nonfinite == 'skip':
             self._buffers = self._buffers or BufferKeeper()
             self._buffers.watch(model)
+
+    def _bind_rules(self) -> None:
+        for route in self.config.router.routes:
+            if route.clipper is not None:
+                route.clipper.bind(self.optimizer, self.book.model)
 
     def remove(self) -> None:
         """Detach from the optimizer, which is then as it was before."""
@@ -187,6 +198,7 @@ class GradClipEngine:
     def begin_step(self) -> None:
         """A step of the optimizer begins."""
         self.restore()
+        self._updated = []
         self._begun = self.steps
 
     def begin_evaluation(self) -> None:
@@ -208,6 +220,13 @@ class GradClipEngine:
     def hide_gradients(self) -> None:
         """Take the gradients away from a step that cannot be kept from running."""
         self._side.hide(self.book.params)
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """The optimizer has taken the step."""
+        updated, self._updated = self._updated, []
+        for clipper, view in updated:
+            clipper.after_step(view)
 
     def step_withheld(self) -> None:
         """A GradScaler found an infinite gradient and did not call the optimizer."""
@@ -380,6 +399,11 @@ class GradClipEngine:
         if flag is not None and self.config.nonfinite == 'skip':
             self._side.skip_where((~flag).to(torch.float32))
         self._after_clip(step, outcomes)
+        self._updated = [
+            (part.clipper, part.view)
+            for part in step.views
+            if part.clipper is not None and part.clipper.bounds_updates
+        ]
         return outcomes
 
     def _apply(self, step: _Step, part: RoutedView, coef: Tensor) -> None:

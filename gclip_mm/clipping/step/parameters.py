@@ -89,6 +89,11 @@ class ParameterBook:
         """Whether a model has given the parameters their names."""
         return self._model is not None
 
+    @property
+    def model(self) -> nn.Module | None:
+        """The model that has given the parameters their names, or None."""
+        return self._model
+
     def bind(self, model: nn.Module) -> None:
         """Take names and modules from the model.
 

@@ -44,6 +44,9 @@ class SteppedEngine(Protocol):
     def step_withheld(self) -> None:
         """A GradScaler found an infinite gradient and did not call ``step``."""
 
+    def end_step(self) -> None:
+        """The optimizer has taken the step."""
+
     def restore(self) -> None:
         """The step is over, or has failed."""
 
@@ -148,6 +151,8 @@ class StepSeam:
             if self._evaluations > 1 and self._rollback.is_poisoned:
                 # A later evaluation was not finite, and the optimizer did not recover from it.
                 self._rollback.undo()
+            else:
+                self._engine.end_step()
         except _StepLeftOut as left:
             if left.seam is not self:
                 raise
@@ -206,6 +211,7 @@ class StepSeam:
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         if not self._engaged and not is_nested(optimizer):
+            self._engine.end_step()
             self._engine.restore()
 
     def _leave_out(self, loss: Any) -> None:
