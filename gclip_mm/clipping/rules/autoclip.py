@@ -71,6 +71,7 @@ class AutoClip(GlobalClipper):
         self.percentile = percentile
         self.window = window
 
+    # kernels/decision_kernels.py, ``autoclip``, computes the same formula.
     def decide(self, norm: Tensor, finite: Finite) -> tuple[Tensor, Tensor | float]:
         state = self.state or self._empty_state(norm.device)
         on_host = host(norm) is not None and host(state.history) is not None
