@@ -10,17 +10,17 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from .units import UnitLayout, unit_layout
 
-#: Name parts that wrappers (DDP, FSDP, torch.compile, activation checkpointing) put into names.
+#: Name parts that wrappers (DDP, FSDP, torch.compile, activation checkpointing) add.
 _WRAPPER_PARTS = {'_fsdp_wrapped_module', '_orig_mod', '_checkpoint_wrapped_module'}
 
 
 class ParamInfo(NamedTuple):
-    """A parameter of the optimizer and where it lives in the model.
+    """A parameter of the optimizer and its place in the model.
 
     Attributes:
         param: the parameter.
-        name: dotted name in the model, without the parts that wrappers add; ``param_{i}``, counted
-            over the optimizer's groups, where no model is known.
+        name: dotted name in the model, without the parts that wrappers add; without a model
+            ``param_{i}``, counted over the optimizer's groups.
         module: the module that owns it, or None.
         attribute: its name within that module.
     """
@@ -32,6 +32,7 @@ class ParamInfo(NamedTuple):
 
     @property
     def layout(self) -> UnitLayout:
+        """Which elements of the parameter share a unit."""
         return unit_layout(self.param, self.module, self.attribute)
 
 
@@ -52,7 +53,7 @@ def describe_params(params: Iterable[Tensor], model: nn.Module | None) -> list[P
             parts = [part for part in path.split('.') if part and part not in _WRAPPER_PARTS]
             owner, weight = module, None
             if isinstance(module, ParametrizationList):
-                # What it holds is laid out as the parameter of the module that it stands in for.
+                # Its tensors replace a parameter of the outer module and have its layout.
                 outer, _, weight = path.rpartition('.')
                 owner = modules[outer.rpartition('parametrizations')[0].rstrip('.')]
             for attribute, param in module.named_parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""Unit norms by PyTorch's operations, in one flat vector."""
+"""Unit norms with PyTorch operations, in one flat vector."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class UnitLimits(NamedTuple):
 
 
 class UnitPlan:
-    """Where the unit norms of each parameter lie in one flat vector (U,); made once for a view.
+    """The place of each parameter's unit norms in one flat vector (U,); made once for a view.
 
     Args:
         params: the N parameters (local shards).
@@ -64,12 +64,12 @@ class UnitPlan:
         }
 
     def _cut(self, flat: Tensor) -> list[Tensor]:
-        """Views of a flat vector of unit norms, one for each parameter, ready to broadcast."""
+        """Views of a flat vector of unit norms, one for each parameter, shaped to broadcast."""
         parts = flat.split(self.sizes)  # type: ignore[no-untyped-call]
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def norms(self, tensors: list[Tensor], buffer: Tensor, guard: bool = False) -> Tensor:
-        """Unit norms of all tensors, written into ``buffer`` (U,) where nothing overflows.
+        """Unit norms of all tensors, written into ``buffer`` (U,) unless a norm overflows.
 
         Args:
             tensors: N tensors of the shapes of the parameters.
