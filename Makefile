@@ -1,12 +1,12 @@
-# Every target does all the set-up it needs; the first command ever typed may be any of them.
+# Every target runs the set-up that it needs, so any target works on a fresh checkout.
 #
-#   FAMILY=mm|onedl   which OpenMMLab packages: upstream (default) or the maintained onedl-* forks
-#   PYTHON=...        which interpreter the environment is built with (3.10 to 3.13)
+#   FAMILY=mm|onedl   OpenMMLab packages: upstream (default) or the maintained onedl-* forks
+#   PYTHON=...        interpreter to build the environment with (3.10 to 3.13)
 
 FAMILY ?= mm
 VENV := $(if $(filter mm,$(FAMILY)),.venv,.venv-$(FAMILY))
 PY := $(VENV)/bin/python
-# setup.sh leaves a file of variables that what runs there needs.
+# setup.sh writes the environment variables that commands in the environment need to this file.
 RUN = env $$(cat $(VENV)/.setup/env) $(PY)
 
 CONFIG ?= configs/quickstart/faster-rcnn_tiny_shapescenes.py
@@ -15,19 +15,20 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train test lint format clean
+.PHONY: help setup train test test-optimizers lint format clean
 
 help:
 	@echo 'make train   train the quickstart detector, evaluate it and draw its report'
 	@echo '             (CONFIG=..., WORK_DIR=..., ARGS="--resume" or any other flag of tools/train.py)'
-	@echo 'make test    ruff, then the whole test suite (ARGS="-k resume" or any other flag of pytest)'
-	@echo 'make lint    ruff check and ruff format --check'
-	@echo 'make format  let ruff rewrite what it can'
-	@echo 'make setup   build $(VENV) and nothing else'
+	@echo 'make test    make lint, then the whole test suite (ARGS="-k resume" or any flag of pytest)'
+	@echo 'make test-optimizers   skipping and clipping over some 300 third-party optimizers'
+	@echo 'make lint    ruff check, ruff format --check and mypy'
+	@echo 'make format  apply the fixes and the format of ruff'
+	@echo 'make setup   only build $(VENV)'
 	@echo 'make clean   remove the environments and the tool caches; data/ and work_dirs/ stay'
 	@echo
-	@echo 'Each sets up what it needs. FAMILY=onedl uses the maintained forks in .venv-onedl;'
-	@echo 'PYTHON=/path/to/python3.11 chooses the interpreter.'
+	@echo 'Every target runs the set-up that it needs. FAMILY=onedl uses the maintained forks in'
+	@echo '.venv-onedl; PYTHON=/path/to/python3.11 selects the interpreter.'
 
 setup:
 	@FAMILY='$(FAMILY)' VENV='$(VENV)' PYTHON='$(PYTHON)' sh scripts/setup.sh
@@ -39,6 +40,7 @@ train: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 format: setup
 	$(PY) -m ruff check --fix .
@@ -47,5 +49,18 @@ format: setup
 test: lint
 	$(RUN) -m pytest -n 2 $(ARGS)
 
+# Beside the environment and not in it: what the other targets import does not change.
+OPTIMIZERS := $(VENV)/optimizers
+
+$(OPTIMIZERS)/.done: requirements/optimizers.txt | setup
+	rm -rf $(OPTIMIZERS)
+	$(PY) -m pip --disable-pip-version-check --no-input install --no-deps --no-compile \
+		--target $(OPTIMIZERS) -r requirements/optimizers.txt
+	touch $@
+
+test-optimizers: setup $(OPTIMIZERS)/.done
+	PYTHONPATH=$(CURDIR)/$(OPTIMIZERS) $(RUN) -m pytest -n 0 -q tests/optimizers $(ARGS)
+	PYTHONPATH=$(CURDIR)/$(OPTIMIZERS) $(RUN) -m tests.optimizers.table
+
 clean:
-	rm -rf .venv .venv-onedl .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-onedl .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

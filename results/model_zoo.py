@@ -1,6 +1,6 @@
-"""Writes docs/model_zoo.md: all that was trained, with config, result, log and command.
+"""Write docs/model_zoo.md: every training, with config, result, log and command.
 
-Reads the tables in ``results/``, so that the page cannot say anything else than they do.
+The page is generated from the tables in ``results/``, so that it cannot differ from them.
 
 Example:
     python results/model_zoo.py
@@ -18,15 +18,15 @@ PAGE = ROOT / 'docs' / 'model_zoo.md'
 
 HEAD = """# Model zoo
 
-Everything here was trained from scratch on a CPU, with the command in its row; on one thread
-(`OMP_NUM_THREADS=1`) but for the quickstart, and R-CNN and Fast R-CNN with proposals that were made
-before ([configs/bccd](../configs/bccd)). The
-page is written by `python results/model_zoo.py` from the tables in [results](../results), which say
-how each was measured. Checkpoints are not kept: the longest of these trainings takes minutes.
+Every model on this page was trained from scratch on a CPU, with the command in its row, on one
+thread (`OMP_NUM_THREADS=1`) except for the quickstart. R-CNN and Fast R-CNN used proposals that
+were made before training ([configs/bccd](../configs/bccd)). `python results/model_zoo.py` writes
+the page from the tables in [results](../results), which describe each measurement. Checkpoints are
+not kept: the longest of these trainings takes minutes.
 
 Recipes for stock detectors on COCO ([configs](../configs)) and scene graphs on Visual Genome and
-PSG ([configs/scene_graph](../configs/scene_graph)) inherit published schedules, and have **not**
-been trained by us: they need GPUs for days. A config that has no row here has no result yet.
+PSG ([configs/scene_graph](../configs/scene_graph)) inherit published schedules. They have **not**
+been trained for this page: they need GPUs for days. A config without a row has no result yet.
 """
 
 DETECTORS = {

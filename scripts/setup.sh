@@ -1,11 +1,11 @@
 #!/bin/sh
-# Builds the environment that the make targets run in, pinned by requirements/constraints.txt.
+# Build the environment of the make targets, pinned by requirements/constraints.txt.
 #
-# Safe to run again at any time: a finished environment costs a few milliseconds, an interrupted
-# one goes on where it stopped, one made for other pins is brought up to date.
+# Safe to run at any time: for a finished environment it takes a few milliseconds, an interrupted
+# set-up resumes at the step where it stopped, and an environment with other pins is updated.
 #
 #   FAMILY=mm|onedl   upstream OpenMMLab packages, or the maintained forks
-#   VENV=DIR          where to build it, relative to the repository
+#   VENV=DIR          folder of the environment, relative to the repository
 #   PYTHON=...        the interpreter to build it with
 set -eu
 
@@ -35,9 +35,9 @@ onedl)
 *) die "FAMILY is '$FAMILY'; it can be mm (upstream) or onedl (the maintained forks)" ;;
 esac
 
-# ---- Is there anything to do? -------------------------------------------------------------------
-# The checkout's own path is part of the key: an environment that was moved or copied along with its
-# checkout would go on importing gclip_mm from the old place.
+# ---- Skip a finished set-up ---------------------------------------------------------------------
+# The path of the checkout is part of the key: an environment that was moved or copied with its
+# checkout would still import gclip_mm from the old path.
 PINS="$FAMILY $(pwd) $(cat requirements/*.txt pyproject.toml scripts/setup.sh | cksum)"
 is_done() { [ -f "$STATE/$1.done" ] && [ "$(cat "$STATE/$1.done")" = "$PINS" ]; }
 
@@ -49,7 +49,7 @@ if is_done all && [ -x "$VENV/bin/python" ]; then
     fi
 fi
 
-# ---- What has to be there before anything is downloaded -----------------------------------------
+# ---- Check the requirements before any download -------------------------------------------------
 python_is_supported() {
     "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 }
@@ -57,7 +57,7 @@ python_is_supported() {
 if [ -n "${PYTHON:-}" ]; then
     set -- "$PYTHON"
 else
-    # An environment of ours that works is kept, with whichever Python it has.
+    # A working environment of this script is kept, with its Python version.
     set -- "$VENV/bin/python" python3 python3.12 python3.11 python3.10 python3.13 python
 fi
 BASE=
@@ -71,14 +71,14 @@ for candidate in "$@"; do
     seen="$seen $candidate is $version,"
 done
 [ -n "$BASE" ] || die "needs Python 3.10 to 3.13, and found${seen:- none${PYTHON:+ at $PYTHON},}" \
-    "so install one, or name it: make setup PYTHON=/path/to/python3.11"
+    "so install one, or specify it: make setup PYTHON=/path/to/python3.11"
 
 "$BASE" -c 'import venv, ensurepip' 2>/dev/null ||
-    die "$BASE comes without its venv module; install it (Debian, Ubuntu: apt install python3-venv)"
+    die "$BASE has no venv module; install it (Debian, Ubuntu: apt install python3-venv)"
 "$BASE" -c '
 import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
-    die "$BASE comes without Python.h, which compiling mmcv needs (Debian, Ubuntu: apt install python3-dev)"
+    die "$BASE has no Python.h, which is needed to compile mmcv (Debian, Ubuntu: apt install python3-dev)"
 
 if [ -z "${CXX:-}" ]; then
     for candidate in c++ g++ clang++; do
@@ -92,9 +92,9 @@ fi
     die "needs a C++ compiler to build mmcv: none of c++, g++, clang++ is on PATH (Debian, Ubuntu: apt install g++)"
 printf '#include <vector>\nint main() { return std::vector<int>().size(); }\n' |
     $CXX -std=c++17 -x c++ -o /dev/null - >/dev/null 2>&1 ||
-    die "the C++ compiler '$CXX' cannot build a C++17 program; install a working one, or name it with CXX=..."
+    die "the C++ compiler '$CXX' cannot build a C++17 program; install a working one, or specify it with CXX=..."
 export CXX
-# setuptools links with the compiler that Python itself was built with, which need not be here.
+# setuptools links with the compiler that Python was built with, which may not be installed.
 if [ -z "${CC:-}" ]; then
     for candidate in cc gcc clang; do
         if command -v "$candidate" >/dev/null 2>&1; then
@@ -110,7 +110,7 @@ told=
 while ! mkdir "$LOCK" 2>/dev/null; do
     owner=$(cat "$LOCK/pid" 2>/dev/null || :)
     if [ -n "$owner" ] && ! kill -0 "$owner" 2>/dev/null; then
-        rm -rf "$LOCK" # its owner was killed
+        rm -rf "$LOCK" # the process that held the lock was killed
         continue
     fi
     [ -n "$told" ] || echo "setup: waiting for the set-up that process ${owner:-?} is running ($LOCK)"
@@ -129,8 +129,8 @@ PY=$VENV/bin/python
 PIP="$PY -m pip --disable-pip-version-check --no-input"
 step=0
 
-# run_step NAME TITLE COMMAND...: runs COMMAND once per set of pins. A step that was killed half-way
-# may have left a package half written that pip takes for whole, so it installs it afresh then.
+# run_step NAME TITLE COMMAND...: run COMMAND once per set of pins. A killed step may leave a partly
+# written package that pip takes for complete, so the next run reinstalls the packages of that step.
 run_step() {
     name=$1
     title=$2
@@ -146,7 +146,7 @@ run_step() {
     fi
     : >"$STATE/$name.started"
     # shellcheck disable=SC2086
-    "$@" $again || die "step '$name' failed (see above); run the same command again to go on from here"
+    "$@" $again || die "step '$name' failed (see above); run the same command again to resume at this step"
     rm "$STATE/$name.started"
     echo "$PINS" >"$STATE/$name.done"
 }
@@ -156,7 +156,7 @@ pip_install() {
     $PIP install -c "$CONSTRAINTS" "$@"
 }
 
-# Compiling takes minutes and pip says nothing meanwhile, so show ninja's own count.
+# Compiling takes minutes and pip prints nothing meanwhile, so show the progress count of ninja.
 pip_install_mmcv() {
     log=$STATE/mmcv.log
     # shellcheck disable=SC2086
@@ -180,15 +180,15 @@ pip_install_mmcv() {
     child=
     if [ "$status" -ne 0 ]; then
         tail -n 30 "$log" >&2
-        echo "setup: the whole output is in $log" >&2
+        echo "setup: the full output is in $log" >&2
     fi
     return "$status"
 }
 
-# What the make targets set around what they run.
+# Environment variables that the make targets set for their commands.
 ENVIRONMENT=$STATE/env
 
-# mmcv compiles for the GPU that PyTorch sees, and cannot without the CUDA toolkit.
+# mmcv compiles for the GPU that PyTorch detects, and this fails without the CUDA toolkit.
 gpu_without_toolkit() {
     $PY -c '
 import sys, torch
@@ -200,15 +200,15 @@ install_mmcv() {
     : >"$ENVIRONMENT"
     if gpu_without_toolkit; then
         echo 'setup:       there is a GPU but no CUDA toolkit (nvcc), so mmcv is built for the CPU and'
-        echo '             the make targets stay on the CPU; with the toolkit: make clean, then again'
+        echo '             the make targets use the CPU; with the toolkit, run make clean and the target again'
         echo CUDA_VISIBLE_DEVICES=-1 >"$ENVIRONMENT"
         export CUDA_VISIBLE_DEVICES=-1
     fi
     pip_install_mmcv "$@" || return
-    # pip keeps the wheel it compiled under mmcv's version alone, so after a change of PyTorch it
-    # hands out one that was built against the old one, or without CUDA.
+    # pip caches the compiled wheel by the version of mmcv alone, so after a change of PyTorch the
+    # cached wheel was built against the old PyTorch, or without CUDA.
     if ! mmcv_fits 2>/dev/null; then
-        echo 'setup:       the cached wheel was built for another PyTorch, so compile it again'
+        echo 'setup:       the cached wheel was built for another PyTorch; compiling it again'
         $PIP cache remove "$(echo "$MMCV" | tr - _)*" >/dev/null 2>&1 || :
         pip_install_mmcv --force-reinstall || return
         mmcv_fits
@@ -231,10 +231,10 @@ print("setup: Python %d.%d.%d, torch %s, mmengine %s, mmcv %s, mmdet %s, OpenCV 
 }
 
 if [ -e "$VENV" ]; then
-    [ -d "$STATE" ] || die "$VENV is there already and was not made by this script; move it away or choose VENV=..."
+    [ -d "$STATE" ] || die "$VENV already exists and was not made by this script; move it away or choose VENV=..."
     if ! $PIP --version >/dev/null 2>&1 || [ "$(cat "$STATE/home")" != "$(pwd)" ] ||
         [ "$(python_version "$PY")" != "$(python_version "$BASE")" ]; then
-        echo "setup: $VENV is half made, or made for another Python or another folder: building it anew"
+        echo "setup: $VENV is incomplete, or made for another Python or another folder: rebuilding it"
         [ "$BASE" != "$PY" ] || BASE=$("$PY" -c 'import os, sys; print(os.path.realpath(sys.executable))')
         rm -rf "$VENV"
     fi
@@ -251,14 +251,14 @@ run_step pip 'pip and the build tools' \
 run_step torch 'PyTorch (about 200 MB for a CPU, several GB with CUDA)' \
     pip_install torch
 # shellcheck disable=SC2086
-run_step common 'NumPy, SciPy, OpenCV, the test tools (Triton, if PyTorch did not bring it: 200 MB)' \
+run_step common 'NumPy, SciPy, OpenCV, the test tools (Triton, if PyTorch did not install it: 200 MB)' \
     pip_install -r requirements/common.txt $EXTRA_REQUIREMENTS
 # shellcheck disable=SC2086
 run_step mm "$MM_PACKAGES" \
     pip_install --no-deps --no-build-isolation $MM_PACKAGES
-run_step mmcv "$MMCV (compiles its C++ operators: 5 to 15 minutes the first time, then pip has the wheel)" \
+run_step mmcv "$MMCV (compiles its C++ operators: 5 to 15 minutes the first time, then pip caches the wheel)" \
     install_mmcv
-run_step gclip 'gclip_mm itself, editable' \
+run_step gclip 'gclip_mm, editable' \
     pip_install --no-deps --no-build-isolation -e .
 verify
 echo "$PINS" >"$STATE/all.done"

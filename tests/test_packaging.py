@@ -71,7 +71,7 @@ def test_wheel_metadata(wheel, pyproject):
 def test_wheel_holds_the_package_and_its_licence(wheel):
     held = {name for name in wheel.namelist() if '.dist-info/' not in name}
     here = {path.relative_to(ROOT).as_posix() for path in (ROOT / 'gclip_mm').rglob('*.py')}
-    assert held >= here
+    assert held >= here | {'gclip_mm/py.typed'}
     assert {name.split('/')[0] for name in held} == {'gclip_mm'}
     for folder in ('configs', 'tools'):
         files = (
@@ -87,7 +87,7 @@ def test_an_installed_package_knows_the_recipes(wheel, tmp_path):
     pytest.importorskip('mmengine')
     wheel.extractall(tmp_path / 'site')
     code = (
-        'import gclip_mm, mmengine; from gclip_mm.engine.launch import find_config\n'
+        'import gclip_mm, mmengine; from gclip_mm.engine.configs import find_config\n'
         "cfg = mmengine.Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=1))))\n"
         "print(gclip_mm.apply_clip(cfg, 'agc').optim_wrapper.clip_grad.type)\n"
         "print(find_config('gclip_mm::bccd/ssd_tiny_bccd.py'))\n"

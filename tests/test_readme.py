@@ -1,4 +1,4 @@
-"""What the README shows is there: its configs build, its code runs, its commands parse."""
+"""The README is correct: its configs build, its code runs, its commands parse."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import nn
 import gclip_mm
 from gclip_mm.clipping.__main__ import table
 from gclip_mm.engine.apply_clip import read_recipe
-from gclip_mm.engine.launch import find_config
+from gclip_mm.engine.configs import find_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -37,7 +37,7 @@ COMMANDS = [
 
 
 class Detector(nn.Module):
-    """Has the one name that the README's configs go by."""
+    """A model with the parameter name `fc_cls`, which the README's configs match."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Detector(nn.Module):
 
 
 @pytest.mark.parametrize('code', PYTHON)
-def test_python_blocks(code):
+def test_python_block_runs_and_its_config_builds(code):
     namespace: dict = {}
     exec(compile(code, 'README.md', 'exec'), namespace)
     if 'optim_wrapper' in namespace:
@@ -59,8 +59,8 @@ def test_python_blocks(code):
         assert set(namespace['handle'].stats()) == set(gclip_mm.clipping.LOG_KEYS)
 
 
-def test_the_config_for_data_of_ones_own(tmp_path, monkeypatch):
-    """With a data set as it describes, and nothing else."""
+def test_custom_coco_config_builds_datasets_and_metrics(tmp_path, monkeypatch):
+    """The config builds on a data set with exactly the files and classes that it names."""
     (code,) = (text for text in PYTHON if 'metainfo' in text)
     (tmp_path / 'mine.py').write_text(code)
     folder = tmp_path / 'data' / 'mine'
@@ -88,7 +88,7 @@ def test_the_config_for_data_of_ones_own(tmp_path, monkeypatch):
     assert cfg.model.roi_head.bbox_head.num_classes == 2
 
 
-def test_the_table_of_rules_is_the_registry():
+def test_rule_table_matches_registry():
     for line in table():
         assert line in README
 
@@ -96,12 +96,12 @@ def test_the_table_of_rules_is_the_registry():
 @pytest.mark.parametrize(
     'path', sorted(set(re.findall(r'(?:configs|tools|docs)/[\w./-]+', README)))
 )
-def test_paths_exist(path):
+def test_path_in_readme_exists(path):
     assert (ROOT / path.rstrip('.')).exists()
 
 
 @pytest.mark.parametrize('command', COMMANDS)
-def test_commands(command):
+def test_command_exists_and_knows_its_flags(command):
     words = shlex.split(command)
     while '=' in words[0]:
         words.pop(0)
@@ -109,7 +109,7 @@ def test_commands(command):
         assert re.search(rf'^{words[1]}:', (ROOT / 'Makefile').read_text(), re.M)
     elif words[0] == 'python':
         assert (ROOT / words[1]).is_file()
-        # Flags that the tool does not know would fail with a usage error before --help is reached.
+        # Each flag must appear in the help text of the tool.
         flags = {word for word in words if word.startswith('--')}
         text = _help(words[1])
         assert all(flag in text for flag in flags)
@@ -148,11 +148,11 @@ _HELP: dict[str, str] = {}
         if '_base_' not in path.parts
     ),
 )
-def test_every_config_loads_and_clips_or_says_none(config):
+def test_config_loads_and_its_clip_grad_parses(config):
     cfg = Config.fromfile(str(ROOT / config))
     wrapper = cfg.get('optim_wrapper')
     if wrapper is None:
         pytest.fail(f'{config} trains nothing')
     if wrapper.get('clip_grad') is not None:
-        # Routes are matched against the real model elsewhere; here the config itself is parsed.
+        # Other tests match the routes against the model; this one only parses the config.
         gclip_mm.clipping.parse_clip_grad(wrapper.clip_grad.to_dict())

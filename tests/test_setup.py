@@ -134,7 +134,7 @@ def test_a_foreign_environment_is_left_alone(machine):
     mine = machine.checkout / '.venv' / 'mine'
     mine.parent.mkdir()
     mine.write_text('precious')
-    assert '.venv is there already and was not made by this script' in machine.refusal('setup')
+    assert '.venv already exists and was not made by this script' in machine.refusal('setup')
     assert mine.read_text() == 'precious'
     assert not (machine.checkout / '.venv.lock').exists()
 
@@ -225,7 +225,7 @@ def test_a_moved_checkout_gets_a_new_environment(recording):
     recording.checkout = recording.checkout.rename(recording.checkout.with_name('moved'))
     done = recording.make('setup')
     assert done.returncode == 0, done.stderr
-    assert 'building it anew' in done.stdout
+    assert 'rebuilding it' in done.stdout
     assert len(calls(recording)) == len(STEPS)
 
 

@@ -1,4 +1,4 @@
-# What every tiny config needs around its model and data: hooks, logging, backends.
+# Hooks, logging and backends shared by all tiny configs.
 default_scope = 'mmdet'
 
 default_hooks = dict(

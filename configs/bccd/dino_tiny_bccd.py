@@ -1,4 +1,4 @@
-# Tiny DINO on BCCD, unclipped; AdamW as in mmdet, which clips it at a norm of 0.1.
+# Tiny DINO on BCCD, unclipped; AdamW as in mmdet (mmdet's config clips at a norm of 0.1).
 _base_ = [
     '../_base_/models/dino_r18_tiny.py',
     '../_base_/datasets/bccd.py',

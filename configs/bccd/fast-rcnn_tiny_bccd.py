@@ -1,4 +1,4 @@
-# Tiny Fast R-CNN on BCCD, unclipped. It needs proposals: configs/bccd/README.md.
+# Tiny Fast R-CNN on BCCD, unclipped. Needs proposals, see configs/bccd/README.md.
 _base_ = [
     '../_base_/models/fast-rcnn_r18_tiny.py',
     '../_base_/datasets/bccd_proposals.py',

@@ -1,4 +1,4 @@
-# Tiny Faster R-CNN on BCCD, unclipped, and less than half as long a step as faster-rcnn_tiny_bccd.
+# Tiny Faster R-CNN on BCCD, unclipped; a step takes less than half that of faster-rcnn_tiny_bccd.
 _base_ = [
     '../_base_/models/faster-rcnn_r18_tiny_p3.py',
     '../_base_/datasets/bccd.py',

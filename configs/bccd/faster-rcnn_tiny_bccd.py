@@ -1,4 +1,4 @@
-# Tiny Faster R-CNN on BCCD with a gentle learning rate, for longer than its neighbours.
+# Tiny Faster R-CNN on BCCD with a low learning rate and more iterations than the other configs.
 _base_ = [
     '../_base_/models/faster-rcnn_r18_tiny.py',
     '../_base_/datasets/bccd.py',
@@ -6,12 +6,12 @@ _base_ = [
     '../_base_/clip/norm.py',
 ]
 
-# ---- what changes from run to run ----------------------------------------------------------
+# ---- often changed: the run ----------------------------------------------------------------
 max_iters = 300
 warmup_iters = 30
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.04, momentum=0.9, weight_decay=1e-4))
 
-# ---- what seldom changes -------------------------------------------------------------------
+# ---- rarely changed ------------------------------------------------------------------------
 model = dict(roi_head=dict(bbox_head=dict(num_classes=3)))
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')

@@ -1,4 +1,4 @@
-# The control: the same learning rate without clipping. Its loss goes NaN.
+# The control: the same learning rate without clipping. The loss becomes NaN.
 _base_ = [
     '../_base_/models/faster-rcnn_r18_tiny.py',
     '../_base_/datasets/bccd.py',

@@ -1,4 +1,4 @@
-# At a learning rate that is fatal without clipping, the global gradient norm clipped.
+# Global norm clipping at a learning rate that diverges without clipping.
 _base_ = [
     '../_base_/models/faster-rcnn_r18_tiny.py',
     '../_base_/datasets/bccd.py',

@@ -1,4 +1,4 @@
-# Tiny R-CNN on BCCD, unclipped. It needs proposals: configs/bccd/README.md.
+# Tiny R-CNN on BCCD, unclipped. Needs proposals, see configs/bccd/README.md.
 _base_ = [
     '../_base_/models/rcnn_r18_tiny.py',
     '../_base_/datasets/bccd_proposals.py',

@@ -1,4 +1,4 @@
-# Tiny SSD on BCCD, unclipped; the optimizer is mmdet's for SSD, its learning rate for this network.
+# Tiny SSD on BCCD, unclipped; mmdet's optimizer for SSD, with a learning rate for this network.
 _base_ = [
     '../_base_/models/ssd_r18_tiny.py',
     '../_base_/datasets/bccd.py',

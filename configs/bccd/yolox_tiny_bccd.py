@@ -1,4 +1,4 @@
-# Tiny YOLOX on BCCD, unclipped; the optimizer is mmdet's for YOLOX.
+# Tiny YOLOX on BCCD, unclipped; mmdet's optimizer for YOLOX.
 _base_ = [
     '../_base_/models/yolox_tiny.py',
     '../_base_/datasets/bccd.py',

@@ -1,6 +1,6 @@
 # Deformable DETR with adaptive gradient clipping (arXiv 2102.06171); all else is stock.
-# AdamW's step does not depend on the size of the gradient: the paper uses SGD throughout, and AGC
-# here evens out the moments rather than bounding the step.
+# AdamW's step does not depend on the size of the gradient, so here AGC evens out the moments and
+# does not bound the step. The paper uses SGD throughout.
 _base_ = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
@@ -10,8 +10,8 @@ optim_wrapper = dict(
         _delete_=True,
         type='AGC',
         clip_factor=0.01,
-        # The final classifier stays unclipped, as in the paper: relative to its small first
-        # weights it would hardly be let learn. All decoder layers share it.
+        # The final classifier stays unclipped, as in the paper: its initial weights are small,
+        # so AGC would hardly let it learn. All decoder layers share it.
         exclude=[r'^bbox_head\.cls_branches\.'],
     ),
 )

@@ -1,4 +1,4 @@
-# Deformable DETR with value clipping; all else is stock. In place of the stock norm clipping.
+# Deformable DETR with value clipping in place of the stock norm clipping; all else is stock.
 _base_ = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)

@@ -1,4 +1,4 @@
-# DETR with norm clipping at the stock threshold, through this package.
+# DETR with norm clipping by gclip_mm, at the stock threshold.
 _base_ = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)

@@ -1,4 +1,4 @@
-# DETR with value clipping; all else is stock. In place of the stock norm clipping.
+# DETR with value clipping in place of the stock norm clipping; all else is stock.
 _base_ = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)

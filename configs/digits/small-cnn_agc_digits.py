@@ -6,7 +6,7 @@ optim_wrapper = dict(
         _delete_=True,
         type='AGC',
         clip_factor=0.05,
-        # The paper leaves the final classifier unclipped: the last layer of SmallCNN.
+        # The paper does not clip the final classifier, here the last layer of SmallCNN.
         exclude=[r'^network\.9\.'],
     )
 )

@@ -1,4 +1,4 @@
-# DINO with norm clipping at the stock threshold, through this package.
+# DINO with norm clipping by gclip_mm, at the stock threshold.
 _base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)

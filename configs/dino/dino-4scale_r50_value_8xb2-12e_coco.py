@@ -1,4 +1,4 @@
-# DINO with value clipping; all else is stock. In place of the stock norm clipping.
+# DINO with value clipping in place of the stock norm clipping; all else is stock.
 _base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)

@@ -7,8 +7,8 @@ optim_wrapper = dict(
     clip_grad=dict(
         type='AGC',
         clip_factor=0.01,
-        # The final classifier stays unclipped, as in the paper: relative to its small first
-        # weights it would hardly be let learn.
+        # The final classifier stays unclipped, as in the paper: its initial weights are small,
+        # so AGC would hardly let it learn.
         exclude=[r'^roi_head\.bbox_head\.fc_cls\.'],
     ),
 )

@@ -1,5 +1,5 @@
-# Fast R-CNN with the squared error for boxes and the cross entropy for classes, with norm clipping.
-# A squared error has no bound on its gradient, which the L1 losses of the stock configs have.
+# Fast R-CNN with squared error for boxes and cross entropy for classes, with norm clipping.
+# The gradient of a squared error is unbounded; that of the stock configs' L1 losses is bounded.
 _base_ = 'fast-rcnn_r50_fpn_norm_1x_coco.py'
 
 model = dict(

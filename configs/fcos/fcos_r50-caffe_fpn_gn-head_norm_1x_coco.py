@@ -1,4 +1,4 @@
-# FCOS with norm clipping at the stock threshold, through this package.
+# FCOS with norm clipping by gclip_mm, at the stock threshold.
 _base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)

@@ -1,4 +1,4 @@
-# FCOS with value clipping; all else is stock. In place of the stock norm clipping.
+# FCOS with value clipping in place of the stock norm clipping; all else is stock.
 _base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)

@@ -1,4 +1,4 @@
-# Faster R-CNN from scratch on drawn images: what `make train` runs, minutes of training on
+# Faster R-CNN from scratch on drawn images. `make train` runs this config; it trains in minutes on
 # two CPU cores.
 _base_ = [
     '../_base_/models/faster-rcnn_r18_tiny.py',
@@ -7,22 +7,22 @@ _base_ = [
     '../_base_/clip/norm.py',
 ]
 
-# ---- what changes from run to run ----------------------------------------------------------
+# ---- often changed: the run ----------------------------------------------------------------
 lr = 2e-3
 max_iters = 600
 warmup_iters = 30
 optim_wrapper = dict(
-    # fused: norm clipping then happens inside the optimizer's kernel
+    # fused: the optimizer's kernel applies the clipping coefficient
     optimizer=dict(type='AdamW', lr=lr, weight_decay=0.01, fused=True),
     clip_grad=dict(max_norm=5.0),
 )
 
-# ---- what seldom changes -------------------------------------------------------------------
+# ---- rarely changed ------------------------------------------------------------------------
 model = dict(
     backbone=dict(base_channels=32),
     neck=dict(in_channels=[32, 64, 128, 256]),
     roi_head=dict(bbox_head=dict(num_classes=10)),
-    # ten classes are learned from the positive regions: few regions, half of them positive
+    # Ten classes are learned from positive regions: use few regions, half of them positive.
     train_cfg=dict(rcnn=dict(sampler=dict(num=48, pos_fraction=0.5))),
 )
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)

@@ -1,4 +1,4 @@
-# A tiny R-CNN on BCCD blood cells, from scratch in minutes on two CPU cores. First, once:
+# A tiny R-CNN on BCCD blood cells, from scratch in minutes on two CPU cores. Make proposals once:
 # python tools/dataset_converters/make_proposals.py configs/rcnn/rcnn_r18_tiny_bccd.py \
 #     --method felzenszwalb --max-width 320
 _base_ = [

@@ -1,4 +1,4 @@
-# A tiny R-CNN on ShapeScenes, from scratch in minutes on two CPU cores. Its proposals first, once:
+# A tiny R-CNN on ShapeScenes, from scratch in minutes on two CPU cores. Make proposals once:
 #   python tools/dataset_converters/make_proposals.py configs/rcnn/rcnn_r18_tiny_shapescenes.py
 _base_ = [
     '../_base_/models/rcnn_r18_tiny.py',

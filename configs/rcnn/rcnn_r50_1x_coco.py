@@ -1,5 +1,5 @@
-# R-CNN (arXiv 1311.2524) with ResNet-50: data, proposals and schedule are those of mmdet's Fast
-# R-CNN, and the network runs on every region. Cross entropy for classes, squared error for boxes.
+# R-CNN (arXiv 1311.2524) with ResNet-50: data, proposals and schedule of mmdet's Fast R-CNN; the
+# network runs on every region. Cross entropy for classes, squared error for boxes.
 _base_ = 'mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py'
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
@@ -9,7 +9,7 @@ model = dict(
     type='RCNN',
     data_preprocessor=dict(
         type='DetDataPreprocessor',
-        # What lies outside the image is filled with 0, which is the mean after this.
+        # Pixels outside the image are filled with 0, which is the mean after normalization.
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
@@ -42,7 +42,7 @@ model = dict(
             ),
             reg_class_agnostic=False,
             loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
-            # dict(type='L1Loss', loss_weight=1.0) is what Fast R-CNN's successors use.
+            # Successors of Fast R-CNN use dict(type='L1Loss', loss_weight=1.0).
             loss_bbox=dict(type='MSELoss', loss_weight=1.0),
         ),
     ),
@@ -56,7 +56,7 @@ model = dict(
                 match_low_quality=False,
                 ignore_iof_thr=-1,
             ),
-            # The paper's 32 positives in 128, spread over the two images of a GPU.
+            # The paper's 32 positives in 128, split over the two images of a GPU.
             sampler=dict(
                 type='RandomSampler',
                 num=64,

@@ -1,5 +1,5 @@
-# R-CNN with VGG-16, as in the paper's table of larger networks: the two fully connected layers of
-# 4096 stand between the convolutions and the outputs.
+# R-CNN with VGG-16, as in the paper's table of larger networks: two fully connected layers of 4096
+# between the convolutions and the outputs.
 _base_ = 'rcnn_r50_1x_coco.py'
 
 model = dict(
@@ -16,5 +16,5 @@ model = dict(
         )
     ),
 )
-# Without batch norm, and with a squared error, it takes a smaller step than ResNet-50 does.
+# Without batch norm, and with a squared error, it needs a lower learning rate than ResNet-50.
 optim_wrapper = dict(optimizer=dict(lr=0.002))

@@ -1,4 +1,4 @@
-# R-CNN with norm clipping: a squared error grows with the square of a miss, and so do its spikes.
+# R-CNN with norm clipping, since the squared error for boxes produces large spikes.
 _base_ = 'rcnn_vgg16_1x_coco.py'
 
 optim_wrapper = dict(

@@ -7,8 +7,8 @@ optim_wrapper = dict(
     clip_grad=dict(
         type='AGC',
         clip_factor=0.01,
-        # The final classifier stays unclipped, as in the paper: relative to its small first
-        # weights it would hardly be let learn. Its bias starts at -4.6, for the focal loss.
+        # The final classifier stays unclipped, as in the paper: its initial weights are small,
+        # so AGC would hardly let it learn. Its initial bias is -4.6, for the focal loss.
         exclude=[r'^bbox_head\.retina_cls\.'],
     ),
 )

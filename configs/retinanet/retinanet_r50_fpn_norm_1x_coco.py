@@ -1,5 +1,5 @@
-# RetinaNet with norm clipping; all else is stock. The stock config does not clip; 35 is what
-# mmdet clips FCOS and YOLOv3 at, and cuts only spikes at the stock learning rate.
+# RetinaNet with norm clipping; all else is stock. The stock config does not clip; 35 is
+# mmdet's value for FCOS and YOLOv3, and clips only spikes at the stock learning rate.
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)

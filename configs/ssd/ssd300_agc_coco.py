@@ -7,9 +7,9 @@ optim_wrapper = dict(
     clip_grad=dict(
         type='AGC',
         clip_factor=0.01,
-        # The final classifier (one on each of the six feature maps) stays out of AGC, as in the
-        # paper: relative to its small first weights it would hardly be let learn. But SSD's loss
-        # starts so high that a classifier without any bound diverges, so its norm is clipped.
+        # AGC does not clip the final classifier (one per feature map, six in all), as in the
+        # paper: its initial weights are small, so AGC would hardly let it learn. SSD's loss starts
+        # so high that a classifier without any bound diverges, so its norm is clipped instead.
         rules=[dict(match=r'^bbox_head\.cls_convs\.', type='NormClip', max_norm=35)],
     ),
 )

@@ -8,9 +8,9 @@ optim_wrapper = dict(
         _delete_=True,
         type='AGC',
         clip_factor=0.01,
-        # The final classifier stays unclipped, as in the paper: relative to its small first
-        # weights it would hardly be let learn. YOLOv3 predicts classes, objectness and boxes with
-        # one convolution a level, so that the boxes are left unclipped with the classes.
+        # The final classifier stays unclipped, as in the paper: its initial weights are small,
+        # so AGC would hardly let it learn. YOLOv3 predicts classes, objectness and boxes
+        # with one convolution per level, so the boxes stay unclipped as well.
         exclude=[r'^bbox_head\.convs_pred\.'],
     ),
 )

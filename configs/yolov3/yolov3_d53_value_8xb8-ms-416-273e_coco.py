@@ -1,4 +1,4 @@
-# YOLOv3 with value clipping; all else is stock. In place of the stock norm clipping.
+# YOLOv3 with value clipping in place of the stock norm clipping; all else is stock.
 _base_ = 'mmdet::yolo/yolov3_d53_8xb8-ms-416-273e_coco.py'
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)

@@ -1,6 +1,8 @@
-"""MMEngine's side of the engine: optimizer wrappers and hooks, registered on import."""
+"""Clipping for MMEngine: optimizer wrappers and hooks.
 
-from ..compat import allow_mmengine_checkpoints
+An import registers them and patches the packages that :mod:`gclip_mm.engine.patches` names.
+"""
+
 from .apply_clip import apply_clip
 from .hooks import (
     GClipCheckpointHook,
@@ -11,12 +13,9 @@ from .hooks import (
     GClipSpikeHook,
 )
 from .optim_wrapper import GClipAmpOptimWrapper, GClipOptimWrapper
-from .patches.fsdp_strategy import complete_fsdp_strategy
-from .patches.optim_wrapper_dict import name_members
+from .patches import apply_patches
 
-allow_mmengine_checkpoints()
-complete_fsdp_strategy()
-name_members()
+apply_patches()
 
 __all__ = [
     'GClipAmpOptimWrapper',

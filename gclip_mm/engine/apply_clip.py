@@ -1,4 +1,4 @@
-"""Puts a clipping recipe on any MMEngine config: what ``tools/train.py --clip`` does."""
+"""Applies a clipping recipe to any MMEngine config; ``tools/train.py --clip`` calls it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from ..clipping.checks import ClipConfigError
 from ..clipping.config.parse import parse_clip_grad
 from ..clipping.config.registry import CLIPPERS
-from .launch import (
+from .configs import (
     clip_hooks,
     drop_clip_hooks,
     import_us,
@@ -26,7 +26,7 @@ from .optim_wrapper import GClipAmpOptimWrapper, GClipOptimWrapper
 from .strategies import FOREIGN_WRAPPERS, hand_over, refuse
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-#: Where the recipes lie: in a checkout, or in what was installed.
+#: Folder of the recipes, in a checkout or in an installed package.
 RECIPES = next(
     (
         folder
@@ -40,28 +40,30 @@ RECIPES = next(
 def apply_clip(
     cfg: Config, recipe: str | dict[str, Any], options: dict[str, Any] | None = None
 ) -> Config:
-    """Have a config train with a clipping recipe; everything else of it stays.
+    """Make a config train with a clipping recipe; all its other settings stay.
 
     The optimizer, its parameter-wise settings and constructor, accumulation and mixed precision are
-    kept; whatever ``clip_grad`` was there is replaced, that of a ``GClipHook`` too, which is taken
-    out, or keeps the wrapper that it was there for. ``OptimWrapper`` becomes
-    ``GClipOptimWrapper`` and ``AmpOptimWrapper`` becomes ``GClipAmpOptimWrapper``; with several
-    wrappers (``OptimWrapperDict``) each member is clipped. A DeepSpeed or ColossalAI strategy gets
-    a norm rule as its own setting.
+    kept. An existing ``clip_grad`` is replaced:
+
+    * ``OptimWrapper`` becomes ``GClipOptimWrapper``, and ``AmpOptimWrapper`` becomes
+      ``GClipAmpOptimWrapper``. With several wrappers (``OptimWrapperDict``) each member is clipped.
+    * A ``GClipHook`` is removed. If the wrapper cannot be exchanged, the hook stays and gets the
+      recipe.
+    * A DeepSpeed or ColossalAI strategy gets a norm rule as its own setting.
 
     Args:
         cfg: a config, old style or new; it is changed in place.
-        recipe: a ``clip_grad`` dict; or a file that holds ``optim_wrapper.clip_grad``, as a path or
+        recipe: a ``clip_grad`` dict; or a file that sets ``optim_wrapper.clip_grad``, as a path or
             as the name of one in ``configs/_base_/clip``; or ``'type=AGC,clip_factor=0.01'``.
-        options: what ``--cfg-options`` gave. Those that are about ``clip_grad`` go on top of the
-            recipe, such as ``{'optim_wrapper.clip_grad.max_norm': 3}``.
+        options: the values of ``--cfg-options``. Those for ``clip_grad`` override the recipe, such
+            as ``{'optim_wrapper.clip_grad.max_norm': 3}``.
 
     Returns:
         Config: ``cfg`` itself.
 
     Raises:
-        ClipConfigError: a recipe that cannot be obeyed, or a config whose optimizer wrapper cannot
-            be exchanged without losing something.
+        ClipConfigError: an invalid recipe, or an optimizer wrapper that cannot be exchanged without
+            losing a function.
 
     Example:
         >>> cfg = Config.fromfile('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
@@ -89,7 +91,7 @@ def apply_clip(
         GClipOptimWrapper: GClipOptimWrapper,
         GClipAmpOptimWrapper: GClipAmpOptimWrapper,
     }
-    # Look at all of them before any is changed: an error leaves the config as it was.
+    # Check all wrappers before any is changed, so that an error leaves the config unchanged.
     chosen = []
     for key, wrapper in wrappers:
         twin = twins.get(wrapper_class(wrapper))
@@ -102,14 +104,15 @@ def apply_clip(
             return cfg
         if twin is None:
             raise ClipConfigError(
-                f'{key}.type {wrapper["type"]!r} cannot be exchanged without losing what it does; '
-                f'known are {", ".join(kind.__name__ for kind in twins)}. If it steps an ordinary '
-                "torch optimizer, add custom_hooks=[dict(type='GClipHook', clip_grad=...)] instead"
+                f'{key}.type {wrapper["type"]!r} cannot be exchanged without losing a function; '
+                f'valid types: {", ".join(kind.__name__ for kind in twins)}. If it steps an '
+                "ordinary torch optimizer, add custom_hooks=[dict(type='GClipHook', "
+                'clip_grad=...)] instead'
             )
         chosen.append((wrapper, twin, rules[key]))
     for wrapper, twin, rule in chosen:
         wrapper['type'] = twin.__name__
-        # Taken out first: assigning to a ConfigDict must not merge into what was there.
+        # Removed first, because an assignment to a ConfigDict may merge with the old value.
         wrapper.pop('clip_grad', None)
         wrapper['clip_grad'] = rule
     drop_clip_hooks(cfg)
@@ -124,35 +127,46 @@ def load_clipped(
     work_dir: str | None,
     launcher: str,
 ) -> Config:
-    """:func:`~gclip_mm.engine.launch.load_config`, with what ``--clip`` gave, if it gave anything.
+    """:func:`~gclip_mm.engine.configs.load_config`, and :func:`apply_clip` if there is a recipe.
 
-    What ``--cfg-options`` says of ``clip_grad`` is then of the recipe, and not of what the config
-    has, which may be None.
+    With a recipe, options for ``clip_grad`` apply to the recipe and not to the ``clip_grad`` of the
+    config, which may be None.
+
+    Args:
+        name: see :func:`~gclip_mm.engine.configs.find_config`.
+        recipe: the value of ``--clip``; None: the config keeps its own ``clip_grad``.
+        options: the values of ``--cfg-options``.
+        work_dir: the value of ``--work-dir``.
+        launcher: the value of ``--launcher``.
+
+    Raises:
+        LaunchError: there is no such config.
+        ClipConfigError: see :func:`apply_clip`.
     """
     if recipe is None:
         return load_config(name, options, work_dir, launcher)
     options = options or {}
-    ours = {key: value for key, value in options.items() if _is_of_clipping(key, value)}
-    rest = {key: value for key, value in options.items() if key not in ours}
-    return apply_clip(load_config(name, rest, work_dir, launcher), recipe, ours)
+    clipping = {key: value for key, value in options.items() if _sets_clip_grad(key, value)}
+    rest = {key: value for key, value in options.items() if key not in clipping}
+    return apply_clip(load_config(name, rest, work_dir, launcher), recipe, clipping)
 
 
-def _is_of_clipping(key: str, value: Any) -> bool:
+def _sets_clip_grad(key: str, value: Any) -> bool:
     return 'clip_grad' in key.split('.') or (isinstance(value, dict) and 'clip_grad' in value)
 
 
 def _with_options(clip_grad: dict[str, Any], options: dict[str, Any], key: str) -> dict[str, Any]:
-    """The recipe with what ``--cfg-options`` says of it on top.
+    """The recipe with the options for ``<key>.clip_grad`` applied; the recipe is not changed.
 
     Raises:
-        ClipConfigError: the options give a whole other ``clip_grad``.
+        ClipConfigError: the options replace the whole ``clip_grad``.
     """
     whole = options.get(key)
     key = f'{key}.clip_grad'
     if key in options or (isinstance(whole, dict) and 'clip_grad' in whole):
         raise ClipConfigError(
-            f'both a recipe and --cfg-options say what {key} is: leave one of them out, or give '
-            f'single keys of the recipe, as {key}.max_norm=3'
+            f'both the recipe and --cfg-options set {key}: leave one of them out, or set '
+            f'single keys of the recipe, such as {key}.max_norm=3'
         )
     own = {k.removeprefix(f'{key}.'): v for k, v in options.items() if k.startswith(f'{key}.')}
     if not own:
@@ -163,10 +177,10 @@ def _with_options(clip_grad: dict[str, Any], options: dict[str, Any], key: str) 
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
-    """The ``clip_grad`` dict that a recipe stands for: a file, its name, or ``key=value,...``.
+    """The ``clip_grad`` dict of a recipe: of a file, of its name, or of ``key=value,...``.
 
     Raises:
-        ClipConfigError: no such file, or nothing in it that clips.
+        ClipConfigError: there is no such file, or it sets no ``optim_wrapper.clip_grad``.
     """
     if '=' in recipe:
         return _parse_inline(recipe)
@@ -188,13 +202,19 @@ def _find(recipe: str) -> Path:
     hint = f'; did you mean {" or ".join(meant)}?' if meant else '.'
     listed = f' Recipes: {", ".join(names)}.' if names else ''
     raise ClipConfigError(
-        f'recipe {recipe!r} is not there{hint}{listed} The path of a file will do too, or a rule '
-        "inline, such as 'type=AGC,clip_factor=0.01'"
+        f'recipe {recipe!r} is not there{hint}{listed} Also valid are the path of a file, or an '
+        "inline rule such as 'type=AGC,clip_factor=0.01'"
     )
 
 
 def _parse_inline(text: str) -> dict[str, Any]:
-    """``type=AGC,clip_factor=0.01,exclude=[fc_cls]`` as a dict; values as in Python, or strings."""
+    """``type=AGC,clip_factor=0.01,exclude=[fc_cls]`` as a dict.
+
+    A value is a Python literal; any other text is a string.
+
+    Raises:
+        ClipConfigError: an item that is not of the form ``key=value``.
+    """
     result: dict[str, Any] = {}
     for item in _split(text):
         key, equals, value = item.partition('=')
@@ -208,7 +228,7 @@ def _parse_inline(text: str) -> dict[str, Any]:
 
 
 def _split(text: str) -> list[str]:
-    """Split at the commas that stand in no bracket and no quotes."""
+    """Split at the commas outside brackets and quotes."""
     items, depth, quote = [''], 0, ''
     for char in text:
         if quote:
@@ -233,19 +253,20 @@ def _value(text: str) -> Any:
         pass
     if text[:1] == '[' and text[-1:] == ']':
         return [_value(item.strip()) for item in _split(text[1:-1]) if item.strip()]
-    # Shells and people write them so.
+    # Spellings of shells and YAML.
     return {'true': True, 'false': False, 'none': None}.get(text.lower(), text)
 
 
 def _literal(node: ast.expr) -> Any:
-    """A value as in Python, ``dict(type='linear', end=500)`` included.
+    """The value of a Python literal; calls such as ``dict(type='linear', end=500)`` are allowed.
 
     Raises:
-        ValueError: it is no such value.
+        ValueError: the expression is not a literal.
     """
-    is_dict = isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict'
-    if is_dict and not node.args and all(item.arg for item in node.keywords):
-        return {item.arg: _literal(item.value) for item in node.keywords}
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict':
+        names = [item.arg for item in node.keywords]
+        if not node.args and all(names):
+            return {item.arg: _literal(item.value) for item in node.keywords}
     if isinstance(node, ast.List):
         return [_literal(item) for item in node.elts]
     return ast.literal_eval(node)

@@ -1,4 +1,4 @@
-"""Distributed training on a machine without a GPU, which MMEngine does not start by itself."""
+"""Distributed training on a machine without a GPU, which MMEngine cannot start."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ import atexit
 import datetime
 import gc
 import os
+from typing import Any
 
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from .launch import LaunchError
+from .configs import LaunchError
 
 
 def set_up_cpu_distributed(cfg: Config) -> bool:
     """Start gloo and adapt ``cfg``, if ``cfg.launcher`` asks for processes on a CPU-only machine.
 
-    MMEngine always begins with ``torch.cuda.set_device`` and wraps the model for one GPU a process.
-    It leaves both alone when a process group exists and the config says how to wrap, so this does
-    just that before the Runner is built. With a GPU, or with ``launcher='none'``, nothing happens.
+    MMEngine always calls ``torch.cuda.set_device`` and wraps the model for one GPU per process,
+    unless a process group exists and the config names the model wrapper. This function provides
+    both; call it before the Runner is built. With a GPU, or with ``launcher='none'``, it does
+    nothing.
 
     Args:
-        cfg: A complete MMEngine config; ``launcher`` and ``env_cfg.dist_cfg.timeout`` are read,
+        cfg: a complete MMEngine config. ``launcher`` and ``env_cfg.dist_cfg.timeout`` are read,
             ``model_wrapper_cfg`` is written, or ``strategy`` where a ``FlexibleRunner`` trains.
 
     Returns:
-        Whether this is a distributed run on CPU.
+        bool: whether this is a distributed run on CPU.
 
     Raises:
-        LaunchError: For the launchers ``slurm`` and ``mpi`` on a CPU-only machine, when the
-            process was not started by ``torchrun``, and for a strategy that needs a GPU.
+        LaunchError: the launchers ``slurm`` and ``mpi`` on a CPU-only machine; a process that was
+            not started by ``torchrun``; a strategy that needs a GPU.
     """
     launcher = cfg.get('launcher', 'none')
     if launcher == 'none' or get_device() != 'cpu':
@@ -48,7 +50,7 @@ def set_up_cpu_distributed(cfg: Config) -> bool:
         return True
     wrapper = dict(cfg.get('model_wrapper_cfg') or {})
     if not wrapper:
-        # What MMEngine takes from the config when it chooses the wrapper itself.
+        # The settings that MMEngine itself would use for its default wrapper.
         wrapper['broadcast_buffers'] = False
         wrapper['find_unused_parameters'] = cfg.get('find_unused_parameters', False)
     wrapper.setdefault('type', 'MMDistributedDataParallel')
@@ -58,11 +60,11 @@ def set_up_cpu_distributed(cfg: Config) -> bool:
 
 
 def close_distributed() -> None:
-    """End the process group, if there is one, once nobody refers to the Runner any more.
+    """End the process group, if there is one; call it when the Runner is no longer referenced.
 
-    DDP's reducer must not be the last to hold the group: it would tear gloo's threads down without
-    letting go of the GIL, which one of them may be waiting for. Of a group that
-    :func:`set_up_cpu_distributed` has started it is done when the process exits, if not before.
+    DDP's reducer must not hold the last reference to the group: it would join gloo's threads
+    without releasing the GIL, which one of them may wait for. A group that
+    :func:`set_up_cpu_distributed` started is ended at the latest when the process exits.
     """
     if dist.is_initialized():
         gc.collect()
@@ -70,7 +72,11 @@ def close_distributed() -> None:
 
 
 def _adapt_strategy(cfg: Config) -> None:
-    """What keeps the strategies of a ``FlexibleRunner`` from asking for a GPU."""
+    """Set up the strategy of a ``FlexibleRunner`` so that it does not ask for a GPU.
+
+    Raises:
+        LaunchError: a strategy that needs a GPU.
+    """
     strategy = dict(cfg.get('strategy') or dict(type='DDPStrategy'))
     kind = strategy.get('type')
     kind = kind if isinstance(kind, str) else getattr(kind, '__name__', None)
@@ -89,15 +95,15 @@ def _adapt_strategy(cfg: Config) -> None:
         )
     strategy['model_wrapper'] = wrapper
     cfg.strategy = strategy
-    # A FlexibleRunner does not start without it.
+    # A FlexibleRunner needs the key.
     cfg.env_cfg = cfg.get('env_cfg') or {}
 
 
-def _without_offload(state: str | dict) -> str | dict:
-    """A ``state_dict_cfg`` that moves nothing to the CPU: torch crashes where it is there already.
+def _without_offload(state: str | dict[str, Any]) -> str | dict[str, Any]:
+    """A ``state_dict_cfg`` without ``offload_to_cpu``, with which torch crashes on a CPU.
 
-    In its 2.x releases a full state dict that is offloaded from the CPU to the CPU is a view of
-    memory that FSDP frees next.
+    In torch 2.x a full state dict that is offloaded from the CPU to the CPU is a view of memory
+    that FSDP frees next.
     """
     if state == 'full':
         state = dict(
@@ -120,7 +126,8 @@ def _start_gloo(timeout: float | None) -> None:
             f'--launcher pytorch, but {", ".join(missing)} is not in the environment; start the '
             'processes with torchrun, as tools/dist_train.sh does'
         )
-    options = {} if timeout is None else {'timeout': datetime.timedelta(seconds=timeout)}
-    dist.init_process_group('gloo', **options)
-    # A process that ends with gloo's threads at work is now and then aborted by one of them.
+    dist.init_process_group(
+        'gloo', timeout=None if timeout is None else datetime.timedelta(seconds=timeout)
+    )
+    # A running gloo thread occasionally aborts the process at its exit.
     atexit.register(close_distributed)

@@ -1,8 +1,9 @@
-"""The first door: MMEngine's optimizer wrappers with every clipping rule of this package."""
+"""MMEngine's optimizer wrappers with every clipping rule of this package."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,32 +13,34 @@ from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.optim import Optimizer
 
 from ..clipping.checks import ClipConfigError
 from ..clipping.config.registry import CLIPPERS
 from ..clipping.gradients.sharding import is_spread_flat
 from ..clipping.step.engine import GradClipEngine
-from ..clipping.step.record import LOG_KEYS
-from .hub.clock import HubClock
-from .hub.record_log import record_log
+from .hub import HubClock, drop_records, record_log
 
-#: The key under which the clipping state lies in a wrapper's ``state_dict()``.
+#: Key of the clipping state in a wrapper's ``state_dict()``.
 STATE_KEY = 'gclip'
 
 
-class _ClippingMixin:
-    """What both wrappers share: an engine on the optimizer in place of ``torch.nn.utils``."""
+class _ClippingMixin(OptimWrapper):
+    """Base of both wrappers: clips by an engine on the optimizer, not by ``torch.nn.utils``."""
 
-    #: Prefix of the log keys; :class:`OptimWrapperDict` members are named by their key.
+    #: Prefix of the log keys. A member of an ``OptimWrapperDict`` gets its key and a dot.
     log_prefix: str = ''
+    #: The engine that clips; None without ``clip_grad``.
+    engine: GradClipEngine | None
 
     def _start_engine(self, clip_grad: dict[str, Any] | None) -> None:
-        self.engine: GradClipEngine | None = None
+        self.engine = None
         previous = GradClipEngine.on(self.optimizer)
         if previous is not None and isinstance(previous.owner, _ClippingMixin):
-            # A stock wrapper clips in its own step only, so that one built anew around the same
-            # optimizer takes the place of the old one.
+            # A stock wrapper clips in its own step only, so that a new wrapper around the same
+            # optimizer replaces the old one. The engine of any other owner stays.
             previous.remove()
         if clip_grad is None:
             return
@@ -48,43 +51,44 @@ class _ClippingMixin:
             on_record=self._log_record,
             owner=self,
         )
-        # What stock MMEngine keeps there: the arguments of the rule, without its type.
+        # Stock MMEngine keeps the arguments of the rule here, without its type.
         kwargs = {key: value for key, value in self.engine.config.raw.items() if key != 'type'}
         if not kwargs:
-            # An empty dict there means that nothing is clipped.
+            # Stock MMEngine does not clip if the dict is empty.
             rule = self.engine.config.outer.core
             kwargs = {key: getattr(rule, key) for key in CLIPPERS.keys_of(rule.name)}
         self.clip_grad_kwargs = kwargs
         self.grad_name = 'grad_norm'
 
     def _iterations_before(self) -> int:
-        # Counted up in backward(), before the step.
+        # backward() has already counted the current iteration.
         return max(self._inner_count - 1, 0)
 
     def _log_record(self, record: Tensor) -> None:
-        record_log(self.message_hub, self.log_prefix).append(record)
+        record_log(self.message_hub, self.log_prefix).append_record(record)
 
-    def step(self, **kwargs) -> None:
-        """Clip and update the parameters; a non-finite step is dealt with by ``nonfinite``.
+    def step(self, **kwargs: Any) -> None:
+        """Clip and update the parameters; ``nonfinite`` decides what a non-finite step does.
 
         Args:
-            kwargs: Keyword arguments passed to :meth:`torch.optim.Optimizer.step`.
+            **kwargs: keyword arguments of :meth:`torch.optim.Optimizer.step`.
 
         Raises:
-            ClipConfigError: another wrapper has been built around the optimizer since, and clips
-                in place of this one; or the optimizer is no longer the one that it was built with.
+            ClipConfigError: a newer wrapper around the same optimizer clips in place of this one;
+                or the optimizer was exchanged after this wrapper was built.
         """
         current = None if self.engine is None else GradClipEngine.on(self.optimizer)
         if self.engine is not None and current is None:
             raise ClipConfigError(
                 f'the optimizer of this {type(self).__name__} was exchanged for a '
                 f'{type(self.optimizer).__name__}, which it does not clip. DeepSpeed, ColossalAI '
-                "and others clip by themselves: gclip_mm.apply_clip(cfg, 'max_norm=...') sets them"
+                'and others have clipping of their own: set it with '
+                "gclip_mm.apply_clip(cfg, 'max_norm=...')"
             )
         if current is not self.engine:
             raise ClipConfigError(
-                f'this {type(self).__name__} no longer clips: a newer wrapper has taken its '
-                'optimizer over'
+                f'this {type(self).__name__} no longer clips: a newer wrapper has taken over its '
+                'optimizer'
             )
         try:
             self._step_optimizer(**kwargs)
@@ -93,18 +97,27 @@ class _ClippingMixin:
                 self.engine.restore()
 
     def _clip_grad(self) -> None:
-        """Clip the gradients at once; the step that follows does not clip them again."""
+        """Clip the gradients now; the step that follows does not clip them again."""
         if self.engine is not None:
             self.engine.clip_now()
 
-    def zero_grad(self, **kwargs) -> None:
-        """A wrapper of ``Optimizer.zero_grad``."""
+    def _step_optimizer(self, **kwargs: Any) -> None:
+        """Call the optimizer's ``step``, through the loss scaler if there is one."""
+        raise NotImplementedError
+
+    def zero_grad(self, **kwargs: Any) -> None:
+        """Call ``Optimizer.zero_grad``; an earlier :meth:`_clip_grad` no longer counts."""
         if self.engine is not None:
             self.engine.forget()
         super().zero_grad(**kwargs)
 
     def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
-        """Start the count of iterations; the runner calls it with the model before it trains.
+        """Start the count of iterations; the runner calls this with the model before training.
+
+        Args:
+            model: the model; its parameter names are what routes match.
+            init_counts: iterations done so far.
+            max_counts: iterations of the whole run.
 
         Raises:
             ClipConfigError: a route of ``clip_grad`` matches no parameter of the model.
@@ -113,7 +126,7 @@ class _ClippingMixin:
         super().initialize_count_status(model, init_counts, max_counts)
 
     @contextmanager
-    def optim_context(self, model: nn.Module):
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
         """A context for gradient accumulation and mixed precision; see MMEngine."""
         if self.engine is not None and not self.engine.is_bound:
             self._bind(model)
@@ -124,18 +137,18 @@ class _ClippingMixin:
         if self.engine is not None:
             self.engine.bind(model)
 
-    def state_dict(self) -> dict:
-        """The optimizer's state; the clipping state is beside it under the key ``gclip``."""
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state, with the clipping state under the key ``gclip``."""
         state = super().state_dict()
         if self.engine is not None:
             state[STATE_KEY] = self.engine.state_dict()
         return state
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Load :meth:`state_dict`, or that of a stock wrapper; the dict keeps its clipping state.
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load :meth:`state_dict`, or that of a stock wrapper; the dict is not changed.
 
         Raises:
-            ValueError: the clipping state is of another rule or of other parameters.
+            ValueError: the clipping state belongs to another rule or to other parameters.
         """
         state_dict = dict(state_dict)
         clipping = state_dict.pop(STATE_KEY, None)
@@ -145,9 +158,8 @@ class _ClippingMixin:
         if self.engine is not None:
             self.engine.load_state_dict(clipping)
         elif GradClipEngine.on(self.optimizer) is None:
-            # Or the log would repeat its last numbers to the end.
-            for key in LOG_KEYS:
-                self.message_hub.log_scalars.pop(f'train/{self.log_prefix}{key}', None)
+            # Otherwise the log would repeat its last numbers until the end.
+            drop_records(self.message_hub, self.log_prefix)
             print_log(
                 'The checkpoint holds a clipping state, but clip_grad is not set: dropped.',
                 logger='current',
@@ -159,18 +171,18 @@ class _ClippingMixin:
 class GClipOptimWrapper(_ClippingMixin, OptimWrapper):
     """MMEngine's ``OptimWrapper`` with every clipping rule.
 
-    Gradient accumulation, parameter-wise settings and schedulers are the stock ones, and a stock
-    ``clip_grad`` gives the same bits on a CPU. Give ``fused=True`` to SGD, Adam or AdamW and norm
-    clipping takes place inside the optimizer's kernel.
+    Gradient accumulation, parameter-wise settings and schedulers are the stock ones. A stock
+    ``clip_grad`` gives bit-identical results on a CPU. With ``fused=True`` for SGD, Adam or AdamW
+    norm clipping takes place inside the optimizer's kernel.
 
     Args:
         optimizer: the optimizer.
         accumulative_counts: iterations to accumulate before a step.
-        clip_grad: a rule and its keys (:func:`gclip_mm.clipping.config.parse.parse_clip_grad`), or None.
-            It is not changed.
+        clip_grad: a rule and its keys (:func:`gclip_mm.clipping.config.parse.parse_clip_grad`);
+            None: no clipping. It is not changed.
 
     Raises:
-        ClipConfigError: a ``clip_grad`` that cannot be obeyed; names the key and the valid ones.
+        ClipConfigError: an invalid ``clip_grad``; the message names the key and the valid ones.
 
     Example:
         >>> custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
@@ -189,7 +201,7 @@ class GClipOptimWrapper(_ClippingMixin, OptimWrapper):
         super().__init__(optimizer, accumulative_counts, clip_grad=None)
         self._start_engine(clip_grad)
 
-    def _step_optimizer(self, **kwargs) -> None:
+    def _step_optimizer(self, **kwargs: Any) -> None:
         self.optimizer.step(**kwargs)
 
 
@@ -197,8 +209,8 @@ class GClipOptimWrapper(_ClippingMixin, OptimWrapper):
 class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
     """MMEngine's ``AmpOptimWrapper`` with every clipping rule, on a GPU and on a CPU.
 
-    A step that the loss scaler skips leaves no trace in a rule's state; it is logged with
-    ``nonfinite=1``. On a CPU, where stock MMEngine refuses, ``torch.autocast('cpu')`` and a CPU
+    A step that the loss scaler skips does not change a rule's state; it is logged with
+    ``nonfinite=1``. On a CPU, which stock MMEngine refuses, ``torch.autocast('cpu')`` and a CPU
     ``GradScaler`` are used.
 
     Args:
@@ -208,8 +220,10 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
         **kwargs: arguments of :class:`GClipOptimWrapper`.
 
     Raises:
-        ClipConfigError: a ``clip_grad`` that cannot be obeyed.
-        TypeError: a ``loss_scale`` of another type.
+        ClipConfigError: an invalid ``clip_grad``; or FSDP with a loss scaler that is not shared by
+            all ranks (when a model is bound).
+        TypeError: ``loss_scale`` or ``dtype`` is of another type.
+        ValueError: ``dtype`` is an unknown name.
 
     Example:
         >>> optim_wrapper = dict(
@@ -221,7 +235,7 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
 
     def __init__(
         self,
-        loss_scale: str | float | dict = 'dynamic',
+        loss_scale: str | float | dict[str, Any] = 'dynamic',
         dtype: str | torch.dtype | None = None,
         use_fsdp: bool = False,
         *,
@@ -231,7 +245,7 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
     ) -> None:
         self._on_cpu = not _has_accelerator()
         if self._on_cpu:
-            # The stock constructor refuses a CPU; this is what it would have set.
+            # The stock constructor refuses a CPU; set the same attributes here.
             OptimWrapper.__init__(self, optimizer, accumulative_counts, clip_grad=None)
             self._start_cpu_scaler(loss_scale, dtype, use_fsdp)
         else:
@@ -246,13 +260,13 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
         self._start_engine(clip_grad)
 
     def _start_cpu_scaler(
-        self, loss_scale: str | float | dict, dtype: str | torch.dtype | None, use_fsdp: bool
+        self,
+        loss_scale: str | float | dict[str, Any],
+        dtype: str | torch.dtype | None,
+        use_fsdp: bool,
     ) -> None:
         self._scale_update_param = None
-        if use_fsdp:
-            from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler as GradScaler
-        else:
-            from torch.amp import GradScaler
+        scaler_class: type[GradScaler] = ShardedGradScaler if use_fsdp else GradScaler
         options: dict[str, Any] = {'device': 'cpu'}
         if isinstance(loss_scale, dict):
             options.update(loss_scale)
@@ -263,7 +277,7 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
             raise TypeError(
                 f'loss_scale must be of type float, dict, or "dynamic", but got {loss_scale}'
             )
-        self.loss_scaler = GradScaler(**options)
+        self.loss_scaler = scaler_class(**options)
         if isinstance(dtype, str):
             if dtype not in self.valid_dtypes:
                 raise ValueError(f'dtype should be any of {self.valid_dtypes}, got {dtype!r}')
@@ -272,15 +286,15 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
             raise TypeError(f'dtype should be None, a name or a torch.dtype, got {dtype!r}')
         self.cast_dtype = dtype
 
-    def _step_optimizer(self, **kwargs) -> None:
+    def _step_optimizer(self, **kwargs: Any) -> None:
         try:
             self.loss_scaler.step(self.optimizer, **kwargs)
         except BaseException:
             if self.engine is not None:
                 self.engine.restore()
-            # The scaler takes them off only after a step that went well.
+            # The scaler removes these attributes only after a step without an error.
             for name in ('grad_scale', 'found_inf'):
-                vars(self.optimizer).pop(name, None)
+                self.optimizer.__dict__.pop(name, None)
             raise
         self.loss_scaler.update(self._scale_update_param)
 
@@ -290,12 +304,13 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
             return
         if is_spread_flat(model) and not hasattr(self.loss_scaler, 'process_group'):
             raise ClipConfigError(
-                'optim_wrapper: FSDP needs a loss scaler that all ranks share, or one of them '
-                f'skips a step that the others wait in: set {type(self).__name__}(use_fsdp=True)'
+                'optim_wrapper: FSDP needs a loss scaler that all ranks share; otherwise one rank '
+                'skips a step while the others wait for it: set '
+                f'{type(self).__name__}(use_fsdp=True)'
             )
 
     @contextmanager
-    def optim_context(self, model: nn.Module):
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
         """The contexts for mixed precision and for gradient accumulation."""
         if not self._on_cpu:
             with super().optim_context(model):
@@ -303,7 +318,7 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
             return
         if self.engine is not None and not self.engine.is_bound:
             self._bind(model)
-        # MMEngine's own autocast accepts bfloat16 only on a CPU.
+        # MMEngine's own autocast accepts only bfloat16 on a CPU.
         cast = torch.autocast('cpu', dtype=self.cast_dtype or torch.bfloat16)
         with OptimWrapper.optim_context(self, model), cast:
             yield

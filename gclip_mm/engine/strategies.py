@@ -1,13 +1,13 @@
-"""Training engines that clip by themselves: DeepSpeed, ColossalAI, Apex.
+"""Training engines with clipping of their own: DeepSpeed, ColossalAI, Apex.
 
-They own the gradients between backward and step, so that a hook on the optimizer would see parts
-of them, scaled ones, or none. Where a rule is the very thing that the engine does, it is handed
-over as the engine's own setting; anything else raises, with the line to write instead.
+These engines own the gradients between backward and step, so that a hook on the optimizer would see
+parts of them, scaled gradients, or none. A rule that equals the engine's own clipping becomes the
+engine's setting. Any other rule raises an error with the line to write instead.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from mmengine.config import Config
 
@@ -15,7 +15,7 @@ from ..clipping.checks import ClipConfigError
 from ..clipping.config.parse import parse_clip_grad
 from ..clipping.rules.norm_clip import NormClip
 
-#: Wrappers whose optimizer is not what it seems, and what to write instead.
+#: Wrappers whose engine owns the gradients, and what to write instead.
 FOREIGN_WRAPPERS = {
     'DeepSpeedOptimWrapper': "strategy=dict(type='DeepSpeedStrategy', gradient_clipping={norm})",
     'ColossalAIOptimWrapper': (
@@ -30,19 +30,24 @@ FOREIGN_WRAPPERS = {
 
 
 def hand_over(cfg: Config, clip_grad: dict[str, Any]) -> bool:
-    """Give a norm rule to the training engine of the config, if it has one that clips by itself.
+    """Write a norm rule into the setting of the config's training engine, if it has such an engine.
 
-    DeepSpeed's ``gradient_clipping`` is the global 2-norm; what becomes of a non-finite step is
-    then DeepSpeed's own business, so that an explicit ``nonfinite`` cannot be kept.
+    DeepSpeed's ``gradient_clipping`` is the global 2-norm. DeepSpeed also decides what happens to a
+    non-finite step, so that an explicit ``nonfinite`` cannot be kept.
+
+    Args:
+        cfg: the config; it is changed in place.
+        clip_grad: the rule and its keys.
 
     Returns:
-        bool: whether it was handed over; False: an ordinary config, nothing was done.
+        bool: whether the rule was handed over. False: the config has no such engine and is
+        unchanged.
 
     Raises:
-        ClipConfigError: such an engine, and a rule that it cannot take; gives the exact line.
+        ClipConfigError: the engine cannot apply the rule; the message gives the line to write.
     """
-    strategy = cfg.get('strategy')
-    kind = strategy.get('type') if isinstance(strategy, dict) else strategy
+    strategy: Any = cfg.get('strategy')
+    kind: Any = strategy.get('type') if isinstance(strategy, dict) else strategy
     kind = kind if isinstance(kind, str) else getattr(kind, '__name__', None)
     if kind == 'DeepSpeedStrategy':
         cfg.strategy.gradient_clipping = _plain_norm(clip_grad, 'DeepSpeedOptimWrapper')
@@ -56,8 +61,12 @@ def hand_over(cfg: Config, clip_grad: dict[str, Any]) -> bool:
     return False
 
 
-def refuse(wrapper: str, clip_grad: dict[str, Any]) -> None:
-    """Raise for an optimizer wrapper that clips by itself, with the line to write instead."""
+def refuse(wrapper: str, clip_grad: dict[str, Any]) -> NoReturn:
+    """Raise for an optimizer wrapper of such an engine, with the line to write instead.
+
+    Raises:
+        ClipConfigError: always.
+    """
     rule = parse_clip_grad(clip_grad).outer
     line = FOREIGN_WRAPPERS[wrapper].format(norm=getattr(rule, 'max_norm', None) or 1.0)
     raise ClipConfigError(
@@ -66,10 +75,14 @@ def refuse(wrapper: str, clip_grad: dict[str, Any]) -> None:
 
 
 def _plain_norm(clip_grad: dict[str, Any], wrapper: str) -> float:
-    """The bound of a rule that is the global 2-norm and nothing else."""
+    """The bound of a rule that clips by the global 2-norm and does nothing else.
+
+    Raises:
+        ClipConfigError: any other rule.
+    """
     config = parse_clip_grad(clip_grad)
-    rule = config.outer
-    plain = (
+    rule: Any = config.outer
+    is_plain = (
         type(rule) is NormClip
         and rule.norm_type == 2
         and rule.min_norm is None
@@ -79,7 +92,7 @@ def _plain_norm(clip_grad: dict[str, Any], wrapper: str) -> float:
         and 'nonfinite' not in config.raw
         and config.max_consecutive_skips is None
     )
-    if not plain:
+    if not is_plain:
         line = FOREIGN_WRAPPERS[wrapper].format(norm='...')
         raise ClipConfigError(
             f'{wrapper} clips by the global 2-norm only, which is not what {config.raw} asks for: '

@@ -1,12 +1,9 @@
 """Models that MMDetection lacks. Importing this registers them with MMEngine and MMDetection."""
 
-from ..compat import let_ssd_predict
 from .backbones import VGG, SlimSSDVGG
 from .classifiers import Accuracy, SmallCNN
 from .detectors import RCNN
 from .roi_heads import ImageRegionExtractor, RegionRoIHead
-
-let_ssd_predict()
 
 __all__ = [
     'RCNN',

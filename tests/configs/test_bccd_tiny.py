@@ -1,4 +1,4 @@
-"""The tiny detectors of BCCD train from photo to mAP, unclipped and under every rule."""
+"""The tiny BCCD detectors train on photos and report mAP, with and without clipping."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def path_of(detector: str) -> Path:
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-    """Six pictures of discs in BCCD's layout, with boxes near the truth and anywhere."""
+    """Six pictures of discs in BCCD's layout, with proposals near the truth and random ones."""
     root = tmp_path_factory.mktemp('data')
     bccd = root / 'BCCD'
     for folder in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
@@ -70,7 +70,7 @@ def photos(tmp_path_factory):
     (root / 'proposals').mkdir()
     for split, part in (('train', names[:4]), ('val', names[4:])):
         (bccd / 'ImageSets' / 'Main' / f'{split}.txt').write_text('\n'.join(part))
-        # MMDetection asks for a file of just these images.
+        # MMDetection needs a file with exactly the images of the split.
         of_split = {key: proposals[key] for key in (f'JPEGImages/{name}.jpg' for name in part)}
         path = root / 'proposals' / f'bccd_felzenszwalb_{split}.pkl'
         path.write_bytes(pickle.dumps(of_split))
@@ -86,19 +86,19 @@ def small_run(detector: str, root: Path, work_dir: Path) -> Config:
         loader.batch_size = 2
     cfg.train_cfg.update(max_iters=2, val_interval=2)
     if 'score_thr' in cfg.model.test_cfg:
-        cfg.model.test_cfg.score_thr = 0.0  # after two steps hardly a score is high
+        cfg.model.test_cfg.score_thr = 0.0  # after two steps few scores are high
     return cfg
 
 
 @pytest.mark.parametrize('detector', DETECTORS)
-def test_stock_wrapper_without_clipping(detector):
-    """Clipping comes by ``--clip``: what a config brings along would be a second rule."""
+def test_bccd_config_has_stock_wrapper_without_clipping(detector):
+    """``--clip`` sets the rule, so the config must not have one."""
     wrapper = Config.fromfile(str(path_of(detector))).optim_wrapper
     assert wrapper.type == 'OptimWrapper' and not wrapper.get('clip_grad')
 
 
 @pytest.mark.parametrize(('detector', 'clip'), CASES)
-def test_from_photo_to_map(detector, clip, photos, tmp_path):
+def test_detector_trains_and_reports_finite_map(detector, clip, photos, tmp_path):
     cfg = small_run(detector, photos, tmp_path)
     optimizer = dict(cfg.optim_wrapper.optimizer)
     if CLIPS[clip]:
@@ -108,7 +108,7 @@ def test_from_photo_to_map(detector, clip, photos, tmp_path):
     before = {name: weight.detach().clone() for name, weight in runner.model.named_parameters()}
     runner.train()
     after = dict(runner.model.named_parameters())
-    # The first step of the warm-up is small, but it reaches every part that has a gradient.
+    # The first step of the warm-up is small, but it changes every part that has a gradient.
     changed = [name for name, weight in before.items() if not weight.equal(after[name])]
     assert len(changed) > 0.5 * len(before)
     scalars = runner.message_hub.log_scalars

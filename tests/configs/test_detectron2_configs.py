@@ -16,19 +16,19 @@ MISC = Path(mmdet.__file__).parent / '.mim' / 'configs' / 'misc'
 CONFIGS = sorted(MISC.glob('d2_*.py'))
 
 
-def test_there_are_three():
+def test_mmdet_ships_three_detectron2_configs():
     assert len(CONFIGS) == 3
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.parametrize('rule', ['value', 'norm', 'agc'])
-def test_takes_a_recipe(path, rule):
+def test_recipe_replaces_wrapper_and_keeps_optimizer(path, rule):
     cfg = Config.fromfile(str(path))
     stock = dict(cfg.optim_wrapper.optimizer)
     apply_clip(cfg, rule)
     assert cfg.model.type == 'Detectron2Wrapper'
     assert cfg.optim_wrapper.optimizer == stock
-    # Detectron2 itself is not needed for the wrapper: any model stands in for d2_model.
+    # Building the wrapper does not need Detectron2: any model can replace d2_model.
     wrapper = build_optim_wrapper(
         torch.nn.ModuleDict({'d2_model': torch.nn.Linear(2, 2)}), cfg.optim_wrapper
     )

@@ -1,4 +1,4 @@
-"""Every family has its recipes, and trains under value, norm and adaptive clipping."""
+"""Every detector family has recipes and trains with value, norm and adaptive clipping."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmengine.optim import build_optim_wrapper
 
 import gclip_mm  # noqa: F401  registers what the configs name
 from gclip_mm.clipping.gradients.names import describe_params
-from gclip_mm.engine.launch import find_config
+from gclip_mm.engine.configs import find_config
 from tests.configs.tiny import (
     CONFIGS,
     FAMILIES,
@@ -31,7 +31,7 @@ FOLDERS = [*FAMILIES, 'digits']
 CASES = [path for family in FAMILIES for path in recipes(family)]
 AGC_CASES = [path for path in CASES if '_agc' in path.stem]
 
-#: The modules whose output is the class scores, found by reading the heads of mmdet.
+#: The modules that output class scores, taken from the source of mmdet's heads.
 CLASSIFIERS = {
     'rcnn': {'roi_head.bbox_head.fc_cls'},
     'fast_rcnn': {'roi_head.bbox_head.fc_cls'},
@@ -52,7 +52,7 @@ CLASSIFIERS = {
 
 @cache
 def load(path) -> Config:
-    """A config, read once; not to be changed."""
+    """A cached config; callers must not change it."""
     return Config.fromfile(str(path))
 
 
@@ -62,7 +62,7 @@ def _registered():
 
 
 @pytest.mark.parametrize('path', CASES, ids=lambda path: path.stem)
-def test_twenty_clipped_steps(path):
+def test_twenty_clipped_steps_lower_the_loss(path):
     family = path.parent.name
     cfg = load_tiny(path)
     model = build_tiny(cfg)
@@ -83,13 +83,13 @@ def test_twenty_clipped_steps(path):
         clipped += stats['clip_fraction'] > 0
     assert all(map(math.isfinite, losses)), losses
     assert sum(losses[-3:]) < 0.95 * sum(losses[:3]), losses
-    # A norm of 35 or 10 is there for spikes; the others have to have done something.
+    # A norm of 35 or 10 clips only spikes; the other rules must have clipped.
     if cfg.optim_wrapper.clip_grad.type != 'NormClip':
         assert clipped
 
 
 @pytest.mark.parametrize('path', AGC_CASES, ids=lambda path: path.stem)
-def test_agc_leaves_out_the_final_classifier_alone(path):
+def test_agc_excludes_only_the_final_classifier(path):
     family = path.parent.name
     cfg = load_tiny(path)
     model = build_tiny(cfg)
@@ -105,19 +105,19 @@ def test_agc_leaves_out_the_final_classifier_alone(path):
     }
     assert set(left_out) == CLASSIFIERS[family]
     for name, param in left_out.items():
-        # Classes; classes and background; in YOLOv3 classes, objectness and box; each anchor's.
+        # Per anchor: classes; classes and background; in YOLOv3 classes, objectness and box.
         sizes = (NUM_CLASSES, NUM_CLASSES + 1, NUM_CLASSES + 5)
         assert any(len(param) % size == 0 for size in sizes), name
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_a_recipe_of_each_rule(family):
+def test_family_has_value_norm_and_agc_recipes(family):
     rules = {load(p).optim_wrapper.clip_grad.type for p in recipes(family)}
     assert rules == {'ValueClip', 'NormClip', 'AGC'}
 
 
 @pytest.mark.parametrize('path', CASES, ids=lambda path: path.stem)
-def test_optimizer_is_that_of_the_stock_config(path):
+def test_optimizer_equals_that_of_stock_config(path):
     cfg, base = load(path), _stock(path)
     if path.parent.name == 'rcnn' and 'vgg16' in path.stem:
         assert cfg.optim_wrapper.optimizer.lr == base.optimizer.lr / 10
@@ -137,7 +137,7 @@ def _stock(path):
 
 
 @pytest.mark.parametrize('family', FOLDERS)
-def test_readme_and_metafile_name_every_config(family):
+def test_readme_and_metafile_list_every_config(family):
     folder = CONFIGS / family
     configs = {path.name for path in folder.glob('*.py')}
     readme = (folder / 'README.md').read_text()

@@ -1,4 +1,4 @@
-"""The tiny R-CNN configs run from proposal file to mAP."""
+"""The tiny R-CNN configs train from a proposal file and report mAP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.configs.tiny import CONFIGS
 
 @pytest.fixture
 def data_root(tmp_path):
-    """Eight pictures, with boxes anywhere for proposals."""
+    """Eight pictures with random boxes as proposals."""
     root = tmp_path / 'shapes'
     generate(root, ShapeScenesParams(num_train=6, num_val=2), progress=False)
     (root / 'proposals').mkdir()
@@ -31,7 +31,7 @@ def data_root(tmp_path):
     return root
 
 
-def test_from_proposal_file_to_map(data_root, tmp_path):
+def test_tiny_rcnn_trains_from_proposal_file_and_reports_map(data_root, tmp_path):
     cfg = Config.fromfile(str(CONFIGS / 'rcnn' / 'rcnn_r18_tiny_shapescenes.py'))
     cfg.work_dir, cfg.log_level = str(tmp_path / 'work'), 'WARNING'
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
@@ -52,7 +52,7 @@ def test_from_proposal_file_to_map(data_root, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['rcnn_r18_tiny_bccd', 'rcnn_r18_tiny_shapescenes'])
-def test_classes_are_those_of_the_data_set(name):
+def test_num_classes_matches_the_dataset(name):
     cfg = Config.fromfile(str(CONFIGS / 'rcnn' / f'{name}.py'))
     expected = {'BCCDDataset': 3, 'ShapeScenesDataset': 10}
     dataset = cfg.train_dataloader.dataset

@@ -1,8 +1,8 @@
-"""Every family's recipe, small enough that twenty steps take seconds on one CPU core.
+"""The recipe of each family, reduced so that twenty steps take seconds on one CPU core.
 
-A recipe is loaded as it is, so that its stock base, its clipping and its names are those that users
-get; then channels, layers, queries and samples are cut down and pretrained weights dropped. Nothing
-else of the code path changes.
+A recipe is loaded unchanged, so that users get the same stock base, clipping and names. Channels,
+layers, queries and samples are then reduced and pretrained weights dropped. The rest of the code
+path stays the same.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ NUM_CLASSES = len(CLASSES)
 
 @MODELS.register_module(name='TinyDarknet', force=True)
 class TinyDarknet(Darknet):
-    """Darknet-53's layout with one block a stage and an eighth of the channels."""
+    """Darknet-53's layout with one block per stage and an eighth of the channels."""
 
     arch_settings = {53: ((1, 1, 1, 1, 1), ((32, 16), (16, 16), (16, 32), (32, 64), (64, 128)))}
 
 
 def load_tiny(path: Path) -> Config:
-    """A recipe with its model cut down and its learning rate fit for that."""
+    """A recipe with a reduced model and a learning rate for it."""
     cfg = Config.fromfile(str(path))
     family = FAMILIES[path.parent.name]
     model = cfg.model
@@ -52,8 +52,8 @@ def load_tiny(path: Path) -> Config:
     optimizer = cfg.optim_wrapper.optimizer
     optimizer.lr = family['lr']
     if cfg.optim_wrapper.clip_grad.type == 'AGC':
-        # With SGD it bounds a step to lr * clip_factor of the weight, which is next to nothing in
-        # twenty steps at a rate that is safe without it; that it allows a larger one is its point.
+        # With SGD, AGC bounds a step to lr * clip_factor of the weight. At a rate that is safe
+        # without AGC, twenty such steps change almost nothing, so use a larger rate.
         optimizer.lr *= family['agc_lr_mult']
     return cfg
 
@@ -196,7 +196,7 @@ def _deformable(model: Any) -> None:
 
 
 def _dino(model: Any) -> None:
-    # Its decoder encodes boxes by 128 numbers a coordinate, whatever the config says.
+    # The decoder encodes each box coordinate by 128 numbers, independent of the config.
     _transformer(model, width=256)
 
 
@@ -206,8 +206,8 @@ def _entry(
     return dict(shrink=shrink, lr=lr, agc_lr_mult=agc_lr_mult, size=size)
 
 
-#: family (a folder of configs/) -> how to cut it down, learning rate, what AGC multiplies it by,
-#: side of the images in pixels.
+#: Per family (a folder of configs/): function that shrinks the model, learning rate, factor of the
+#: rate for AGC, side of the images in pixels.
 FAMILIES: dict[str, dict[str, Any]] = {
     'rcnn': _entry(_rcnn, 0.02),
     'fast_rcnn': _entry(_two_stage, 0.02),
@@ -227,19 +227,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def build_tiny(cfg: Config) -> nn.Module:
-    """The model of :func:`load_tiny`, its weights drawn anew."""
+    """The model of :func:`load_tiny` with newly initialised weights."""
     torch.manual_seed(0)
     model = MODELS.build(copy.deepcopy(cfg.model))
     model.init_weights()
     if cfg.model.type == 'RTMDet':
-        # Untrained, its boxes have no extent: no object is assigned to one, and the loss is 0.
+        # Untrained, the boxes have no extent: no object is assigned to a box, and the loss is 0.
         for conv in model.bbox_head.rtm_reg:
             nn.init.constant_(conv.bias, 2.0)
     return model
 
 
 def recipes(family: str) -> list[Path]:
-    """The clipped configs of a family, VGG and other variants included."""
+    """The clipped configs of a family, including variants such as VGG."""
     return sorted(
         path
         for path in (CONFIGS / family).glob('*_coco.py')
@@ -250,8 +250,8 @@ def recipes(family: str) -> list[Path]:
 def batch(
     size: int, count: int = 2, proposals: bool = False, masks: bool = False
 ) -> dict[str, Any]:
-    """What ``model.train_step`` takes: ShapeScenes pictures with boxes and labels, as asked for
-    also with proposals and masks."""
+    """Input of ``model.train_step``: ShapeScenes pictures with boxes and labels, on request also
+    with proposals and masks."""
     pairs = [_picture(index, size) for index in range(count)]
     data = copy.deepcopy(dict(inputs=[p[0] for p in pairs], data_samples=[p[1] for p in pairs]))
     if not masks:
@@ -297,7 +297,7 @@ def _picture(index: int, size: int) -> tuple[torch.Tensor, DetDataSample]:
 
 
 def _proposals(boxes: torch.Tensor, size: int, seed: int) -> InstanceData:
-    """Boxes shaken a little, as a proposal method finds them, and boxes anywhere."""
+    """Jittered copies of the boxes, like those of a proposal method, and random boxes."""
     generator = torch.Generator().manual_seed(seed)
     near = boxes.repeat(6, 1)
     near = near + torch.randn(near.shape, generator=generator) * 0.04 * size

@@ -12,8 +12,8 @@ from mmengine.logging import MessageHub
 import gclip_mm
 from gclip_mm.engine import dist
 from gclip_mm.engine.checkpoints.resume import check_checkpoint, find_resumable
+from gclip_mm.engine.configs import LaunchError
 from gclip_mm.engine.dist import set_up_cpu_distributed
-from gclip_mm.engine.launch import LaunchError
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason='what happens without a GPU')
 

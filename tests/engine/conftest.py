@@ -1,4 +1,4 @@
-"""A run of MMEngine spends most of its time on the layout of its config dump; not in the tests."""
+"""Speeds up MMEngine runs, which otherwise spend most of their time on formatting the config."""
 
 import mmengine.config.config
 import pytest
@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope='session')
 def plain_config_dumps():
-    """Dump configs as they are: valid Python, without the line breaks."""
+    """Dump configs unformatted: valid Python without line breaks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             mmengine.config.config, 'FormatCode', lambda text, *args, **kwargs: (text, True)

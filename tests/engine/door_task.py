@@ -1,4 +1,4 @@
-"""One training run, through any of the doors to clipping or with stock MMEngine."""
+"""One training run, with any of the entry points to clipping or with stock MMEngine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DOORS = ('wrapper', 'hook', 'attach')
 
 @MODELS.register_module()
 class DoorNet(BaseModel):
-    """Every kind of unit that AGC tells apart, on the six numbers of the toy task."""
+    """A model with every kind of unit that AGC distinguishes, for the toy task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class DoorNet(BaseModel):
 
 @HOOKS.register_module()
 class AttachHook(Hook):
-    """The third door in an MMEngine run: what a plain loop would do before it starts."""
+    """Calls ``attach`` in an MMEngine run, as a plain loop does before it starts."""
 
     def __init__(self, clip_grad: dict) -> None:
         self.clip_grad = clip_grad
@@ -60,7 +60,7 @@ def door_config(
 
     Args:
         door: ``wrapper``, ``hook``, ``attach``, or ``stock`` for MMEngine's own wrapper.
-        work_dir: where the run writes; of its own for each run.
+        work_dir: folder of the run; another one for each run.
         clip_grad: the rule.
         optimizer: the optimizer.
         **changes: see :func:`toy_config`; ``wrapper`` holds more keys of the optimizer wrapper,
@@ -68,7 +68,7 @@ def door_config(
     """
     hooks: list[dict] = []
     if changes.pop('resumable', False):
-        # The data draw from NumPy's generator, which MMEngine alone does not resume.
+        # The data use NumPy's generator, which MMEngine alone does not resume.
         hooks.append(dict(type='GClipRNGStateHook'))
     wrapper: dict[str, Any] = dict(_delete_=True, type='OptimWrapper', optimizer=optimizer)
     wrapper.update(changes.pop('wrapper', {}))
@@ -79,7 +79,7 @@ def door_config(
     elif door == 'attach':
         hooks.append(dict(type='AttachHook', clip_grad=clip_grad))
     elif door == 'stock':
-        # Stock MMEngine takes keys out of the dict that it is given.
+        # Stock MMEngine removes keys from the dict.
         wrapper.update(clip_grad=copy.deepcopy(clip_grad))
     defaults: dict[str, Any] = dict(
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=12),

@@ -1,4 +1,4 @@
-"""Gradient accumulation: as stock MMEngine does it, and as a larger batch."""
+"""Gradient accumulation, compared with stock MMEngine and with a larger batch."""
 
 import math
 
@@ -17,8 +17,8 @@ SGD = dict(type='SGD', lr=0.02, momentum=0.9)
 @pytest.mark.parametrize('door', DOORS)
 @pytest.mark.parametrize('counts', [2, 5])
 @pytest.mark.parametrize('rule', [dict(max_norm=0.5), dict(type='value', clip_value=0.05)])
-def test_same_bits_as_stock(rule, counts, door, tmp_path):
-    """Twelve iterations in fives: the last step is made of the two that remain."""
+def test_accumulation_is_bit_identical_to_stock(rule, counts, door, tmp_path):
+    """Twelve iterations with 5 per step: the last step has the remaining two."""
     changes = dict(wrapper=dict(accumulative_counts=counts))
     stock = run_door('stock', tmp_path / 'stock', rule, SGD, **changes)
     ours = run_door(door, tmp_path / 'ours', rule, SGD, **changes)
@@ -31,7 +31,7 @@ def test_same_bits_as_stock(rule, counts, door, tmp_path):
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('rule', ['NormClip', 'AGC', 'ValueClip'])
-def test_as_a_larger_batch(rule, fused, request):
+def test_accumulation_equals_a_larger_batch(rule, fused, request):
     clip_grad = {
         'NormClip': dict(type='NormClip', max_norm=0.3),
         'AGC': dict(type='AGC', clip_factor=0.02),
@@ -61,7 +61,7 @@ def test_as_a_larger_batch(rule, fused, request):
 
 
 @pytest.mark.parametrize('fused', [False, True])
-def test_a_bad_part_spoils_its_step_only(fused, request):
+def test_nonfinite_part_affects_only_its_step(fused, request):
     MessageHub.get_instance(request.node.nodeid)
     p = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([p], lr=0.1, fused=fused)

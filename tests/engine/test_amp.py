@@ -1,4 +1,4 @@
-"""Mixed precision on a CPU: GClipAmpOptimWrapper against a loop written with torch alone."""
+"""Mixed precision on a CPU: GClipAmpOptimWrapper against a plain torch loop."""
 
 import copy
 import io
@@ -44,7 +44,7 @@ def train(wrapper, model, steps=6, start=0, size=lambda step: 1.0):
 
 
 def by_hand(model, optimizer, scaler, dtype, max_norm, steps=6, size=lambda step: 1.0):
-    """What torch's documentation says to write: unscale, clip, step, update."""
+    """The loop of torch's documentation: unscale, clip, step, update."""
     norms = []
     for step in range(steps):
         with torch.autocast('cpu', dtype=dtype):
@@ -59,14 +59,14 @@ def by_hand(model, optimizer, scaler, dtype, max_norm, steps=6, size=lambda step
 
 
 def spike(step):
-    """The loss scale overflows in some of the steps, the unscaled gradients do not."""
+    """The loss scale overflows in some steps; the unscaled gradients stay finite."""
     return 1e18 if step in (0, 3) else 1.0
 
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16', None])
 @pytest.mark.parametrize('name', ['SGD', 'AdamW'])
-def test_against_a_loop_by_hand(name, dtype, fused, hub):
+def test_amp_matches_a_plain_torch_loop(name, dtype, fused, hub):
     ours, theirs = Net(), Net()
     a = getattr(torch.optim, name)(ours.parameters(), lr=0.01, fused=fused)
     b = getattr(torch.optim, name)(theirs.parameters(), lr=0.01, fused=fused)
@@ -74,7 +74,7 @@ def test_against_a_loop_by_hand(name, dtype, fused, hub):
     wrapper = GClipAmpOptimWrapper(options, dtype=dtype, optimizer=a, clip_grad=dict(max_norm=0.5))
     train(wrapper, ours, size=spike)
     scaler = torch.amp.GradScaler('cpu', **options)
-    # bfloat16 is what torch's autocast takes on a CPU if it is not told.
+    # bfloat16 is the default of torch's autocast on a CPU.
     norms = by_hand(theirs, b, scaler, getattr(torch, dtype or 'bfloat16'), 0.5, size=spike)
     assert wrapper.loss_scaler.get_scale() == scaler.get_scale() < 2.0**10
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -91,7 +91,7 @@ def test_against_a_loop_by_hand(name, dtype, fused, hub):
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('case', CASES)
-def test_an_overflow_leaves_no_trace_in_a_rule(case, fused, request):
+def test_overflow_leaves_rule_state_unchanged(case, fused, request):
     config = CASES[case]
 
     def run(sizes):
@@ -108,7 +108,7 @@ def test_an_overflow_leaves_no_trace_in_a_rule(case, fused, request):
     good = [(0, 1.0), (1, 1.0), (2, 1.0)]
     model, wrapper = run(good)
     spoilt, other = run([(7, 1e18), good[0], (8, 1e18), *good[1:]])
-    # The scale is another, a power of two: that changes no bit of these numbers.
+    # The scale differs by a power of two, which leaves these numbers bit-identical.
     for p, q in zip(spoilt.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-8)
     mine, theirs = other.engine.state_dict(), wrapper.engine.state_dict()
@@ -133,7 +133,7 @@ def assert_close(a, b):
         assert a == b
 
 
-def test_loss_scales():
+def test_loss_scale_accepts_what_stock_accepts():
     def scaler(loss_scale):
         optimizer = torch.optim.SGD(make_params(), lr=0.1)
         wrapper = GClipAmpOptimWrapper(loss_scale, optimizer=optimizer)
@@ -150,7 +150,7 @@ def test_loss_scales():
             scaler(wrong)
 
 
-def test_dtypes():
+def test_dtype_is_checked_and_used():
     params = make_params()
 
     def build(dtype):
@@ -170,7 +170,7 @@ def test_dtypes():
         build(16)
 
 
-def test_a_static_scale_stays():
+def test_static_loss_scale_does_not_change():
     model = Net()
     wrapper = GClipAmpOptimWrapper(
         256.0,
@@ -181,8 +181,8 @@ def test_a_static_scale_stays():
     assert wrapper.loss_scaler.get_scale() == 256.0
 
 
-def test_a_nan_that_no_scale_cures_is_left_to_the_scaler(hub):
-    """The scaler skips it, under every policy; it is logged."""
+def test_scaler_skips_a_nan_under_every_policy(hub):
+    """The skipped step is logged."""
     for policy in ('skip', 'zero', 'raise'):
         for fused in (False, True):
             params = make_params()
@@ -199,7 +199,7 @@ def test_a_nan_that_no_scale_cures_is_left_to_the_scaler(hub):
             assert hub.get_scalar('train/nonfinite').current() == 1
 
 
-def test_a_scaler_switched_off_leaves_the_policy_to_us():
+def test_disabled_scaler_leaves_nonfinite_policy_in_effect():
     params = make_params()
     wrapper = GClipAmpOptimWrapper(
         dict(enabled=False),
@@ -211,7 +211,7 @@ def test_a_scaler_switched_off_leaves_the_policy_to_us():
         wrapper.step()
 
 
-def test_a_step_without_any_gradient_is_no_overflow(hub):
+def test_step_without_gradients_is_not_an_overflow(hub):
     params = make_params()
     wrapper = GClipAmpOptimWrapper(
         optimizer=torch.optim.SGD(params, lr=0.1, fused=True), clip_grad=dict(max_norm=1.0)
@@ -224,8 +224,8 @@ def test_a_step_without_any_gradient_is_no_overflow(hub):
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('where', ['hook', 'kernel'])
-def test_clean_at_once_after_a_step_that_fails(where, fused, monkeypatch):
-    """Torch's scaler leaves its attributes on a fused optimizer then, and would multiply them."""
+def test_failed_step_leaves_optimizer_clean(where, fused, monkeypatch):
+    """After a failed step torch's scaler leaves its attributes on a fused optimizer."""
     params, fresh = make_params(), make_params()
     wrappers = []
     for some in (params, fresh):
@@ -248,7 +248,7 @@ def test_clean_at_once_after_a_step_that_fails(where, fused, monkeypatch):
     if where == 'hook':
         hook.remove()
     assert not hasattr(optimizer, 'grad_scale') and not hasattr(optimizer, 'found_inf')
-    # A scaler that was broken off wants an update() before it unscales again.
+    # After an error a scaler needs an update() before it unscales again.
     wrappers[0].loss_scaler.update()
     for some, wrapper in zip((params, fresh), wrappers, strict=True):
         set_grads(some, [g * 8 for g in gradients(1)])
@@ -283,14 +283,14 @@ def test_resume(request):
     train(second_wrapper, second, 4, start=4, size=spike)
     assert equal(dict(second.state_dict()), dict(whole.state_dict()))
     assert second_wrapper.loss_scaler.state_dict() == wrapper.loss_scaler.state_dict()
-    # It opens in a stock wrapper as well, which knows of no loss scale.
+    # A stock wrapper without a loss scale loads it too.
     OptimWrapper(torch.optim.SGD(Net().parameters(), lr=0.1)).load_state_dict(
         {key: value for key, value in state.items() if key != 'loss_scaler'}
     )
 
 
-def test_accumulation_with_an_overflow_in_between():
-    """The inf stays in the sum, so that the whole step is skipped, as with stock MMEngine."""
+def test_overflow_skips_the_whole_accumulated_step():
+    """The inf stays in the sum, as with stock MMEngine."""
     model = Net()
     wrapper = GClipAmpOptimWrapper(
         dict(init_scale=2.0**10),
@@ -306,18 +306,18 @@ def test_accumulation_with_an_overflow_in_between():
     assert wrapper.engine.steps == 2
 
 
-def test_it_is_the_stock_class_where_there_is_an_accelerator():
+def test_wrapper_subclasses_the_stock_amp_wrapper():
     assert issubclass(GClipAmpOptimWrapper, AmpOptimWrapper)
 
 
 @pytest.mark.parametrize('fused', [False, True])
-def test_a_run_of_which_the_scaler_takes_no_step_ends(fused):
+def test_run_ends_if_the_scaler_skips_every_step(fused):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=fused)
     wrapper = GClipAmpOptimWrapper(
         optimizer=optimizer, clip_grad=dict(max_norm=1.0, max_consecutive_skips=5)
     )
-    # What a scaler that looks for its scale leaves out is not in a row.
+    # Steps that a scaler skips while it searches for its scale do not count.
     train(wrapper, model, 12, size=lambda step: 1.0 if step % 5 == 4 else math.inf)
     assert wrapper.engine.skips.count == 2
     with pytest.raises(NonFiniteGradientError, match='5 steps in a row.*loss scaler'):
@@ -328,8 +328,8 @@ def test_a_run_of_which_the_scaler_takes_no_step_ends(fused):
 
 @pytest.mark.parametrize('spoil', [False, True])
 @pytest.mark.parametrize('fused', [False, True])
-def test_what_is_clipped_ahead_of_the_step_is_recorded_once(fused, spoil, hub):
-    """A method of the stock wrapper that its own step calls, and others may."""
+def test_clip_before_the_step_is_recorded_once(fused, spoil, hub):
+    """``_clip_grad`` is a method of the stock wrapper that other code may call too."""
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=fused)
     wrapper = GClipAmpOptimWrapper(optimizer=optimizer, clip_grad=dict(max_norm=0.1))

@@ -16,8 +16,8 @@ TOOL = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'analysis_tools' / 'anal
 LOG = Path(__file__).parents[2] / 'results' / 'bccd' / 'norm.json'
 
 
-def test_every_key_is_plotted(tmp_path, monkeypatch):
-    # The tool takes nothing but a drawing style from it, and we do not install it for that.
+def test_analyze_logs_plots_every_key(tmp_path, monkeypatch):
+    # The tool uses seaborn only for a drawing style, so it is not installed for the tests.
     monkeypatch.setitem(sys.modules, 'seaborn', SimpleNamespace(set_style=lambda style: None))
     out = tmp_path / 'curves.png'
     arguments = ['plot_curve', str(LOG), '--keys', *LOG_KEYS, '--out', str(out)]

@@ -1,4 +1,4 @@
-"""A clipping recipe on any config: what is kept, what is replaced, what is refused."""
+"""apply_clip: the settings that it keeps, replaces and refuses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def config(**optim_wrapper) -> Config:
     return Config(dict(optim_wrapper=optim_wrapper))
 
 
-def test_keeps_everything_but_the_clipping():
+def test_apply_clip_changes_only_the_clipping():
     cfg = config(
         type='OptimWrapper',
         optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
@@ -41,7 +41,7 @@ def test_keeps_everything_but_the_clipping():
 
 
 @pytest.mark.parametrize('kind', ['AmpOptimWrapper', AmpOptimWrapper])
-def test_amp_stays_amp(kind):
+def test_amp_wrapper_stays_an_amp_wrapper(kind):
     cfg = config(type=kind, dtype='bfloat16', loss_scale=512.0)
     gclip_mm.apply_clip(cfg, 'norm')
     assert cfg.optim_wrapper.type == 'GClipAmpOptimWrapper'
@@ -49,13 +49,13 @@ def test_amp_stays_amp(kind):
     assert cfg.optim_wrapper.loss_scale == 512.0
 
 
-def test_a_class_as_type_and_no_type_at_all():
+def test_wrapper_type_may_be_a_class_or_missing():
     for cfg in (config(type=OptimWrapper), config()):
         gclip_mm.apply_clip(cfg, 'type=value,clip_value=0.1')
         assert cfg.optim_wrapper.type == 'GClipOptimWrapper'
 
 
-def test_every_member_of_a_dict_is_clipped():
+def test_every_member_of_an_optim_wrapper_dict_is_clipped():
     member = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
     cfg = Config(
         dict(optim_wrapper=dict(constructor='Mine', generator=member, discriminator=dict(member)))
@@ -67,7 +67,7 @@ def test_every_member_of_a_dict_is_clipped():
     assert cfg.optim_wrapper.constructor == 'Mine'
 
 
-def test_custom_imports_are_added_to():
+def test_package_is_added_to_custom_imports():
     cfg = config()
     cfg.custom_imports = dict(imports='mine', allow_failed_imports=True)
     gclip_mm.apply_clip(cfg, 'norm')
@@ -75,8 +75,8 @@ def test_custom_imports_are_added_to():
     assert cfg.custom_imports == dict(imports=['mine', 'gclip_mm'], allow_failed_imports=True)
 
 
-@pytest.mark.parametrize('kind', ['NobodyKnowsThisWrapper'])
-def test_an_unknown_wrapper_is_refused_and_left_alone(kind):
+@pytest.mark.parametrize('kind', ['UnregisteredWrapper'])
+def test_unknown_wrapper_is_refused_and_unchanged(kind):
     cfg = config(type=kind, clip_grad=dict(max_norm=1))
     with pytest.raises(gclip_mm.ClipConfigError, match=f'optim_wrapper.type.*{kind}.*GClipHook'):
         gclip_mm.apply_clip(cfg, 'norm')
@@ -85,7 +85,7 @@ def test_an_unknown_wrapper_is_refused_and_left_alone(kind):
 
 
 @pytest.mark.parametrize('cfg', [Config({}), Config(dict(optimizer=dict(type='SGD', lr=1)))])
-def test_a_config_without_an_optimizer_wrapper(cfg):
+def test_config_without_optimizer_wrapper_is_refused(cfg):
     with pytest.raises(gclip_mm.ClipConfigError, match='no optim_wrapper'):
         gclip_mm.apply_clip(cfg, 'norm')
 
@@ -115,7 +115,7 @@ def test_a_config_without_an_optimizer_wrapper(cfg):
         ('type=value,clip_value=1e-2', dict(type='value', clip_value=0.01)),
     ],
 )
-def test_inline_recipes(text, expected):
+def test_inline_recipe_is_parsed(text, expected):
     assert read_recipe(text) == expected
 
 
@@ -133,14 +133,14 @@ def test_inline_recipes(text, expected):
         ('type=norm,max_norm=-1', 'max_norm'),
     ],
 )
-def test_bad_recipes_are_explained(recipe, message):
+def test_invalid_recipe_is_explained(recipe, message):
     cfg = config()
     with pytest.raises(gclip_mm.ClipConfigError, match=message):
         gclip_mm.apply_clip(cfg, recipe)
     assert cfg.optim_wrapper.get('type') in (None, 'OptimWrapper')
 
 
-def test_a_recipe_file_without_clipping(tmp_path):
+def test_recipe_file_without_clip_grad_is_refused(tmp_path):
     path = tmp_path / 'empty.py'
     path.write_text("optim_wrapper = dict(type='GClipOptimWrapper')\n")
     with pytest.raises(gclip_mm.ClipConfigError, match='clip_grad'):
@@ -150,7 +150,7 @@ def test_a_recipe_file_without_clipping(tmp_path):
 # -- keys from --cfg-options -------------------------------------------------------------------
 
 
-def test_options_go_on_top_of_the_recipe():
+def test_options_override_the_recipe():
     recipe = dict(type='NormClip', max_norm=10, exclude=['bias', 'norm'])
     options = {
         'optim_wrapper.clip_grad.max_norm': 3,
@@ -166,12 +166,12 @@ def test_options_go_on_top_of_the_recipe():
     assert cfg.optim_wrapper.optimizer.lr == 0.1
 
 
-def test_options_of_one_member_are_its_own():
+def test_options_of_one_member_apply_only_to_it():
     member = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
     cfg = Config(dict(optim_wrapper=dict(constructor='Mine', a=member, b=dict(member))))
     gclip_mm.apply_clip(cfg, 'max_norm=10', {'optim_wrapper.b.clip_grad.max_norm': 2})
     assert [cfg.optim_wrapper[name].clip_grad.max_norm for name in 'ab'] == [10, 2]
-    # Without a name they are for all.
+    # Options without a name apply to all members.
     gclip_mm.apply_clip(
         cfg,
         'max_norm=10',
@@ -181,7 +181,7 @@ def test_options_of_one_member_are_its_own():
     assert 'clip_grad' not in cfg.optim_wrapper
 
 
-def test_a_config_is_loaded_with_the_options_that_are_its_own(tmp_path):
+def test_load_clipped_separates_recipe_and_config_options(tmp_path):
     path = tmp_path / 'c.py'
     path.write_text(
         'model = dict(backbone=dict(depth=50))\n'
@@ -201,7 +201,7 @@ def test_a_config_is_loaded_with_the_options_that_are_its_own(tmp_path):
             load_clipped(str(path), 'agc', whole, None, 'none')
 
 
-def test_options_of_a_strategy_reach_it():
+def test_options_reach_the_strategy():
     cfg = config(type='DeepSpeedOptimWrapper')
     cfg.strategy = dict(type='DeepSpeedStrategy')
     gclip_mm.apply_clip(cfg, 'max_norm=10', {'optim_wrapper.clip_grad.max_norm': 2})
@@ -217,7 +217,7 @@ def test_options_of_a_strategy_reach_it():
         ({'optim_wrapper': dict(clip_grad=dict(max_norm=3))}, 'leave one of them out'),
     ],
 )
-def test_options_that_do_not_fit_the_recipe(options, message):
+def test_options_that_conflict_with_the_recipe_are_refused(options, message):
     cfg = config()
     with pytest.raises(gclip_mm.ClipConfigError, match=message):
         gclip_mm.apply_clip(cfg, 'max_norm=10', options)
@@ -228,7 +228,7 @@ def test_options_that_do_not_fit_the_recipe(options, message):
 
 
 @pytest.mark.parametrize('kind', ['GClipHook', 'gclip_mm.GClipHook', gclip_mm.engine.GClipHook])
-def test_a_hook_that_clips_makes_room(kind):
+def test_clip_hook_is_removed(kind):
     cfg = config()
     cfg.custom_hooks = [
         dict(type='EMAHook'),
@@ -239,7 +239,7 @@ def test_a_hook_that_clips_makes_room(kind):
     assert cfg.optim_wrapper.type == 'GClipOptimWrapper'
 
 
-def test_a_hook_stays_for_the_sake_of_its_wrapper():
+def test_clip_hook_of_an_unknown_wrapper_gets_the_recipe():
     class MyWrapper(OptimWrapper):
         pass
 
@@ -250,7 +250,7 @@ def test_a_hook_stays_for_the_sake_of_its_wrapper():
     assert cfg.custom_hooks[0].clip_grad.to_dict() == dict(type='AGC', clip_factor=0.5)
 
 
-def test_the_result_trains():
+def test_resulting_config_trains_with_the_bound():
     cfg = config(clip_grad=dict(max_norm=35))
     gclip_mm.apply_clip(cfg, 'max_norm=0.5')
     model = nn.Linear(4, 4)
@@ -261,7 +261,7 @@ def test_the_result_trains():
     assert 0 < step.norm() <= 0.1 * 0.5 * (1 + 1e-5)
 
 
-def test_deepspeed_gets_a_norm_rule_as_its_own_setting():
+def test_deepspeed_gets_norm_rule_as_gradient_clipping():
     cfg = config(type='DeepSpeedOptimWrapper')
     cfg.strategy = dict(type='DeepSpeedStrategy', gradient_clipping=1.0)
     gclip_mm.apply_clip(cfg, 'max_norm=0.1')
@@ -270,7 +270,7 @@ def test_deepspeed_gets_a_norm_rule_as_its_own_setting():
     assert 'clip_grad' not in cfg.optim_wrapper
 
 
-def test_colossalai_gets_a_norm_rule_as_its_own_setting():
+def test_colossalai_gets_norm_rule_as_max_norm():
     cfg = config(type='ColossalAIOptimWrapper')
     cfg.strategy = dict(type='ColossalAIStrategy', plugin=dict(type='LowLevelZeroPlugin'))
     gclip_mm.apply_clip(cfg, 'max_norm=0.1')
@@ -281,7 +281,7 @@ def test_colossalai_gets_a_norm_rule_as_its_own_setting():
     'recipe',
     ['agc', 'max_norm=1,norm_type=inf', 'max_norm=1,nonfinite=zero', 'max_norm=1,exclude=[bias]'],
 )
-def test_deepspeed_cannot_do_the_rest(recipe):
+def test_deepspeed_refuses_other_rules(recipe):
     cfg = config(type='DeepSpeedOptimWrapper')
     cfg.strategy = dict(type='DeepSpeedStrategy')
     with pytest.raises(gclip_mm.ClipConfigError, match='gradient_clipping'):
@@ -289,18 +289,18 @@ def test_deepspeed_cannot_do_the_rest(recipe):
     assert 'gradient_clipping' not in cfg.strategy
 
 
-def test_colossalai_by_name_has_nowhere_to_put_it():
+def test_colossalai_plugin_given_by_name_is_refused():
     cfg = config(type='ColossalAIOptimWrapper')
     cfg.strategy = dict(type='ColossalAIStrategy', plugin='gemini')
     with pytest.raises(gclip_mm.ClipConfigError, match='max_norm=0.5'):
         gclip_mm.apply_clip(cfg, 'max_norm=0.5')
 
 
-def test_apex_is_told_what_to_write():
+def test_apex_error_names_the_amp_wrapper():
     with pytest.raises(gclip_mm.ClipConfigError, match='GClipAmpOptimWrapper'):
         gclip_mm.apply_clip(config(type='ApexOptimWrapper'), 'max_norm=0.5')
 
 
-def test_attach_refuses_what_is_no_optimizer():
+def test_attach_refuses_a_non_optimizer():
     with pytest.raises(gclip_mm.ClipConfigError, match='gradient_clipping'):
         gclip_mm.attach(object(), dict(max_norm=1))

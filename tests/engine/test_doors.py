@@ -1,4 +1,4 @@
-"""Three doors, one engine: the same run through each, and stock MMEngine beside them."""
+"""The same run with wrapper, hook and attach, compared with stock MMEngine."""
 
 import pytest
 import torch
@@ -32,13 +32,13 @@ CASES += [(rule, 'SGD') for rule in RULES if rule not in ('norm', 'AGC')]
 
 @pytest.mark.parametrize('fused', [False, True], ids=['plain', 'fused'])
 @pytest.mark.parametrize(('rule', 'name'), CASES)
-def test_three_doors_give_the_same_bits(rule, name, fused, tmp_path):
+def test_wrapper_hook_and_attach_are_bit_identical(rule, name, fused, tmp_path):
     optimizer = dict(OPTIMIZERS[name], fused=fused)
     runs = {door: run_door(door, tmp_path / door, RULES[rule], optimizer) for door in DOORS}
     expected = weights(runs['wrapper'])
     for door in DOORS:
         assert equal(weights(runs[door]), expected), door
-    # The same numbers too, step by step.
+    # The same log numbers in every step.
     attached = next(hook for hook in runs['attach'].hooks if hasattr(hook, 'log')).log
     for key in LOG_KEYS:
         values = history(runs['wrapper'], f'train/{key}')
@@ -50,12 +50,12 @@ def test_three_doors_give_the_same_bits(rule, name, fused, tmp_path):
 @pytest.mark.parametrize('door', DOORS)
 @pytest.mark.parametrize('name', OPTIMIZERS)
 @pytest.mark.parametrize('rule', ['norm', 'stock norm', 'value'])
-def test_a_plain_dict_gives_the_bits_of_stock_mmengine(rule, name, door, tmp_path):
+def test_plain_clip_grad_is_bit_identical_to_stock(rule, name, door, tmp_path):
     stock = run_door('stock', tmp_path / 'stock', RULES[rule], OPTIMIZERS[name])
     ours = run_door(door, tmp_path / 'ours', RULES[rule], OPTIMIZERS[name])
     assert equal(weights(ours), weights(stock))
     if rule != 'value' and door != 'attach':
-        # What stock MMEngine logs, in the message hub and in the file.
+        # The numbers that stock MMEngine logs, in the message hub and in the file.
         theirs = history(stock, 'train/grad_norm')
         assert history(ours, 'train/grad_norm') == theirs
         logged = [line['grad_norm'] for line in read_scalars(tmp_path / 'stock')]
@@ -63,19 +63,19 @@ def test_a_plain_dict_gives_the_bits_of_stock_mmengine(rule, name, door, tmp_pat
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
-def test_a_fused_optimizer_differs_by_rounding_only(name, tmp_path):
+def test_fused_optimizer_differs_only_by_rounding(name, tmp_path):
     optimizer = dict(OPTIMIZERS[name], fused=True)
     stock = weights(run_door('stock', tmp_path / 'stock', RULES['norm'], optimizer))
     ours = weights(run_door('wrapper', tmp_path / 'ours', RULES['norm'], optimizer))
     for key, value in stock.items():
         error = float((ours[key] - value).norm() / value.norm())
-        # One step differs by under 1e-6; these are twelve, each built on the one before.
+        # One step differs by less than 1e-6; the differences of twelve steps accumulate.
         assert error < 1e-6, key
 
 
 @pytest.mark.parametrize('door', DOORS)
-def test_parameter_wise_settings_and_schedulers(door, tmp_path):
-    """MMEngine's paramwise_cfg and param_scheduler, against a stock run to the bit."""
+def test_paramwise_cfg_and_schedulers_match_stock(door, tmp_path):
+    """Bit-identical to a stock run with paramwise_cfg and param_scheduler."""
     changes = dict(
         wrapper=dict(
             paramwise_cfg=dict(
@@ -92,7 +92,7 @@ def test_parameter_wise_settings_and_schedulers(door, tmp_path):
     )
     stock = run_door('stock', tmp_path / 'a', RULES['norm'], OPTIMIZERS['SGD'], **changes)
     ours = run_door(door, tmp_path / 'b', RULES['norm'], OPTIMIZERS['SGD'], **changes)
-    # One group a parameter, and MMEngine's own for the base learning rate.
+    # One group per parameter, and MMEngine's group of the base learning rate.
     assert len(ours.optim_wrapper.param_groups) == len(weights(ours)) + 1
     assert equal(weights(ours), weights(stock))
     assert ours.optim_wrapper.get_lr() == stock.optim_wrapper.get_lr()
@@ -100,7 +100,7 @@ def test_parameter_wise_settings_and_schedulers(door, tmp_path):
 
 
 @pytest.mark.parametrize('door', DOORS)
-def test_a_schedule_by_epoch(door, tmp_path):
+def test_schedule_by_epoch_follows_the_epochs(door, tmp_path):
     if door == 'attach':
         pytest.skip('knows no epochs, and says so')
     clip_grad = dict(max_norm=0.4, schedule=dict(type='step', gamma=0.5, by_epoch=True))
@@ -117,8 +117,8 @@ def test_a_schedule_by_epoch(door, tmp_path):
 
 
 @pytest.mark.parametrize('accumulative_counts', [1, 2, 5])
-def test_an_iteration_schedule_counts_iterations(accumulative_counts, tmp_path):
-    """As MMEngine's schedulers do, whatever is accumulated between the steps."""
+def test_iteration_schedule_counts_iterations_not_steps(accumulative_counts, tmp_path):
+    """MMEngine's schedulers count iterations too, with any accumulation."""
     clip_grad = dict(max_norm=1.0, schedule=dict(type='exponential', gamma=0.5))
     seen = {}
     for door in ('wrapper', 'hook'):
@@ -134,7 +134,7 @@ def test_an_iteration_schedule_counts_iterations(accumulative_counts, tmp_path):
     assert seen['wrapper'] == seen['hook'] == [0.5**i for i in last_iterations]
 
 
-def test_the_config_of_a_run_is_left_alone(tmp_path):
+def test_run_leaves_its_config_unchanged(tmp_path):
     from tests.engine.door_task import door_config
 
     for door in ('wrapper', 'hook'):
@@ -143,7 +143,7 @@ def test_the_config_of_a_run_is_left_alone(tmp_path):
         runner = Runner.from_cfg(cfg)
         runner.train()
         assert cfg.to_dict() == before
-        # The run's own copy, which goes into checkpoints, too.
+        # The run's copy of the config, which checkpoints hold too.
         clip_grad = (
             runner.cfg.optim_wrapper.get('clip_grad') or runner.cfg.custom_hooks[0].clip_grad
         )
@@ -152,8 +152,8 @@ def test_the_config_of_a_run_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize('spoil', ['nan', 'inf'])
 @pytest.mark.parametrize('fused', [False, True], ids=['plain', 'fused'])
-def test_a_bad_batch_through_every_door(fused, spoil, tmp_path):
-    """It is logged and left out; stock MMEngine would end with NaN."""
+def test_nonfinite_batch_is_logged_and_skipped(fused, spoil, tmp_path):
+    """Stock MMEngine would end with NaN."""
     data = dict(dataset=dict(type='RandomData', spoiled={'images/003.jpg': float(spoil)}))
     runs = {}
     for door in DOORS:

@@ -1,4 +1,4 @@
-"""The first door by itself: what it shares with MMEngine's own wrapper, and its state."""
+"""GClipOptimWrapper compared with MMEngine's wrapper, and its state."""
 
 import copy
 import io
@@ -49,7 +49,7 @@ def last(hub, key):
     return hub.get_scalar(f'train/{key}').current()
 
 
-# -- as the stock wrapper ----------------------------------------------------------------------
+# -- like the stock wrapper --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def last(hub, key):
     ids=str,
 )
 @pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
-def test_same_bits_and_numbers_as_stock(clip_grad, optimizer, hub):
+def test_stock_clip_grad_is_bit_identical_and_logs_the_same(clip_grad, optimizer, hub):
     ours, theirs = Net(), Net()
     a, b = (getattr(torch.optim, optimizer)(net.parameters(), lr=0.01) for net in (ours, theirs))
     train(GClipOptimWrapper(a, clip_grad=clip_grad), ours)
@@ -77,7 +77,7 @@ def test_same_bits_and_numbers_as_stock(clip_grad, optimizer, hub):
         assert mine.tolist() == hub.get_scalar('train/grad_norm').data[0].tolist()
 
 
-def test_attributes_mean_what_they_mean_in_stock():
+def test_attributes_match_the_stock_wrapper():
     optimizer = torch.optim.SGD(Net().parameters(), lr=0.1)
     wrapper = GClipOptimWrapper(optimizer, accumulative_counts=3)
     assert wrapper.optimizer is optimizer and wrapper.clip_grad_kwargs is None
@@ -85,21 +85,21 @@ def test_attributes_mean_what_they_mean_in_stock():
     wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(type='norm', max_norm=35, norm_type=2))
     assert wrapper.clip_grad_kwargs == dict(max_norm=35, norm_type=2)
     assert wrapper.grad_name == 'grad_norm'
-    # Falsy would mean that nothing is clipped.
+    # Stock MMEngine does not clip if it is empty.
     wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(type='AGC'))
     assert wrapper.clip_grad_kwargs == dict(clip_factor=0.01, eps=1e-3)
 
 
 @pytest.mark.parametrize('clip_grad', [[], {}, 3, dict(type='nrom', max_norm=1)], ids=repr)
-def test_errors_are_those_of_stock_and_value_errors(clip_grad):
+def test_invalid_clip_grad_raises_stock_and_value_errors(clip_grad):
     optimizer = torch.optim.SGD(Net().parameters(), lr=0.1)
     for kind in (AssertionError, ValueError):
         with pytest.raises(kind, match='unknown type|If `clip_grad` is not None'):
             GClipOptimWrapper(optimizer, clip_grad=clip_grad)
 
 
-def test_clip_grad_by_hand_as_subclasses_do(hub):
-    """MMEngine's documented method: clips at once, logs, and the step does not clip again."""
+def test_clip_grad_method_clips_once_and_logs(hub):
+    """MMEngine documents the method: it clips at once, and the step does not clip again."""
     ours, theirs = make_params(), make_params()
     a, b = (torch.optim.SGD(some, lr=0.1, momentum=0.9) for some in (ours, theirs))
     wrapper = GClipOptimWrapper(a, clip_grad=dict(max_norm=0.1))
@@ -111,7 +111,7 @@ def test_clip_grad_by_hand_as_subclasses_do(hub):
         assert equal([p.grad for p in ours], [p.grad for p in theirs])
         assert last(hub, 'grad_norm') == float(norm)
         if step == 1:
-            # Thrown away: the next gradients are new ones.
+            # Dropped: the next gradients are new ones.
             wrapper.zero_grad()
             continue
         wrapper.step()
@@ -120,13 +120,13 @@ def test_clip_grad_by_hand_as_subclasses_do(hub):
         assert len(hub.get_scalar('train/grad_norm').data[0]) == step + 1
 
 
-def test_clip_grad_by_hand_without_a_rule():
+def test_clip_grad_method_without_a_rule_does_nothing():
     wrapper = GClipOptimWrapper(torch.optim.SGD(make_params(), lr=0.1))
     wrapper._clip_grad()
     wrapper.step()
 
 
-def test_a_mocked_optimizer_as_in_mmengines_own_tests():
+def test_mocked_optimizer_works():
     optimizer = MagicMock(spec=Optimizer)
     optimizer.param_groups = []
     wrapper = GClipOptimWrapper(optimizer)
@@ -136,7 +136,7 @@ def test_a_mocked_optimizer_as_in_mmengines_own_tests():
     optimizer.zero_grad.assert_called_once_with(set_to_none=False)
 
 
-def test_step_and_zero_kwargs_are_passed_on():
+def test_step_and_zero_grad_pass_kwargs_on():
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(max_norm=1.0))
@@ -153,7 +153,7 @@ def test_step_and_zero_kwargs_are_passed_on():
     assert seen and all((p.grad == 0).all() for p in model.parameters())
 
 
-def test_from_a_config():
+def test_wrapper_builds_from_a_config():
     model = Net()
     cfg = dict(
         type='GClipOptimWrapper',
@@ -164,13 +164,13 @@ def test_from_a_config():
     before = copy.deepcopy(cfg)
     wrapper = build_optim_wrapper(model, cfg)
     assert type(wrapper) is GClipOptimWrapper and cfg == before
-    # Built without the model; it gets to know it as MMEngine's runner and models use it.
+    # Built without the model; MMEngine's runner and models bind it on first use.
     assert not wrapper.engine.is_bound
     train(wrapper, model, 1)
     assert wrapper.engine.is_bound
 
 
-def test_a_regex_that_matches_nothing_is_found_before_the_first_step():
+def test_unmatched_pattern_is_refused_before_the_first_step():
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(max_norm=1.0, exclude=['haed']))
@@ -178,8 +178,8 @@ def test_a_regex_that_matches_nothing_is_found_before_the_first_step():
         wrapper.initialize_count_status(model, 0, 10)
 
 
-def test_built_anew_around_the_same_optimizer():
-    """With stock wrappers only the one that steps clips."""
+def test_new_wrapper_replaces_the_engine_of_the_old_one():
+    """Of stock wrappers, only the one that steps clips."""
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1)
     GClipOptimWrapper(optimizer, clip_grad=dict(max_norm=1e-6))
@@ -192,7 +192,7 @@ def test_built_anew_around_the_same_optimizer():
     assert not optimizer._optimizer_step_pre_hooks
 
 
-def test_a_schedule_without_a_runner_starts_at_its_beginning(hub):
+def test_schedule_without_a_runner_starts_at_iteration_0(hub):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     wrapper = GClipOptimWrapper(
@@ -204,8 +204,8 @@ def test_a_schedule_without_a_runner_starts_at_its_beginning(hub):
 
 
 @pytest.mark.parametrize('config', [dict(max_norm=0.1), dict(type='AGC', clip_factor=0.02)])
-def test_a_copy_clips_as_well(config):
-    """torch copies an optimizer without its hooks; stock wrappers know no such loss."""
+def test_copied_wrapper_clips(config):
+    """torch copies an optimizer without its hooks."""
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     wrapper = GClipOptimWrapper(optimizer, clip_grad=config)
@@ -225,7 +225,7 @@ def test_a_copy_clips_as_well(config):
 @pytest.mark.parametrize('spoil', [None, math.nan])
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('where', ['hook', 'kernel'])
-def test_clean_at_once_after_a_step_that_fails(where, fused, spoil, monkeypatch):
+def test_failed_step_leaves_optimizer_clean(where, fused, spoil, monkeypatch):
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=fused)
     wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(max_norm=0.1))
@@ -255,7 +255,7 @@ def test_clean_at_once_after_a_step_that_fails(where, fused, spoil, monkeypatch)
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_a_run_resumed_from_a_file_is_the_run_in_one(case, request):
+def test_resumed_run_equals_uninterrupted_run(case, request):
     config = CASES[case]
 
     def build(name):
@@ -277,14 +277,14 @@ def test_a_run_resumed_from_a_file_is_the_run_in_one(case, request):
     second, second_wrapper = build('second')
     second.load_state_dict(weights)
     second_wrapper.load_state_dict(state)
-    # The dict is not eaten: a caller may load it into another wrapper, too.
+    # The dict is unchanged: a caller may load it into another wrapper too.
     assert 'gclip' in state
     train(second_wrapper, second, 4, start=4)
     assert equal(dict(second.state_dict()), dict(whole.state_dict()))
     assert second_wrapper.engine.stats() == wrapper.engine.stats()
 
 
-def test_a_checkpoint_of_ours_in_a_stock_wrapper_and_the_other_way_round():
+def test_stock_and_our_wrapper_load_each_others_state():
     ours, theirs = Net(), Net()
     wrapper = GClipOptimWrapper(
         torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9),
@@ -301,12 +301,12 @@ def test_a_checkpoint_of_ours_in_a_stock_wrapper_and_the_other_way_round():
     train(wrapper, ours, 2)
 
 
-def test_without_clipping_the_state_is_that_of_stock():
+def test_state_without_clipping_equals_stock():
     optimizer = torch.optim.SGD(Net().parameters(), lr=0.1)
     assert GClipOptimWrapper(optimizer).state_dict() == optimizer.state_dict()
 
 
-def test_clipping_state_without_clipping_is_dropped_with_a_word(hub, caplog):
+def test_unused_clipping_state_is_dropped_with_a_warning(hub, caplog):
     logger = MMLogger.get_instance(hub.instance_name, logger_name='gclip_test')
     logger.addHandler(caplog.handler)
     optimizer = torch.optim.SGD(Net().parameters(), lr=0.1)
@@ -316,8 +316,8 @@ def test_clipping_state_without_clipping_is_dropped_with_a_word(hub, caplog):
     assert record.levelno == logging.WARNING and 'clip_grad is not set' in record.message
 
 
-def test_a_log_of_clipping_ends_with_it(hub):
-    """A resumed hub holds its numbers, of which MMEngine would log the last ones for ever."""
+def test_resume_without_clipping_drops_its_log_keys(hub):
+    """Otherwise MMEngine would log the last numbers of the resumed hub until the end."""
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(max_norm=1.0))
@@ -347,7 +347,7 @@ def test_state_of_another_rule_is_refused():
 # -- the log -----------------------------------------------------------------------------------
 
 
-def test_what_is_logged(hub):
+def test_every_log_key_is_written(hub):
     params = [nn.Parameter(torch.zeros(2))]
     wrapper = GClipOptimWrapper(torch.optim.SGD(params, lr=0.1), clip_grad=dict(max_norm=2.0))
     params[0].grad = torch.tensor([3.0, 4.0])
@@ -359,7 +359,7 @@ def test_what_is_logged(hub):
 
 
 @pytest.mark.parametrize('kind', [GClipOptimWrapper, GClipAmpOptimWrapper])
-def test_it_can_be_pickled_and_clips_on(kind):
+def test_pickled_wrapper_clips(kind):
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     schedule = dict(type='linear', start_factor=0.1, end=3)
@@ -370,7 +370,7 @@ def test_it_can_be_pickled_and_clips_on(kind):
     assert wrapper.engine.stats()['grad_norm_post'] == pytest.approx(0.1, rel=1e-3)
 
 
-def test_a_copy_goes_by_the_runners_clock(hub):
+def test_copied_wrapper_follows_the_clock_of_the_runner(hub):
     model = Net()
     schedule = dict(type='linear', start_factor=0.1, end=100)
     wrapper = GClipOptimWrapper(
@@ -384,7 +384,7 @@ def test_a_copy_goes_by_the_runners_clock(hub):
         assert wrapper.engine.stats()['clip_threshold'] == pytest.approx(threshold)
 
 
-def test_what_a_hook_clips_is_not_dropped_from_the_log(hub):
+def test_log_of_a_clip_hook_is_kept_on_load(hub):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     wrapper = GClipOptimWrapper(optimizer, clip_grad=dict(max_norm=1.0))

@@ -1,4 +1,4 @@
-"""Several optimizers: each clips on its own and logs under its own name."""
+"""Several optimizers: each is clipped separately and logs under its own name."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ class PerModule:
 
 @HOOKS.register_module()
 class GradientWatch(Hook):
-    """Keeps the gradients that the optimizers stepped with."""
+    """Stores the gradients with which the optimizers stepped."""
 
     def before_run(self, runner):
         self.seen = {}
@@ -129,20 +129,20 @@ def test_only_the_member_with_a_rule_is_clipped(tmp_path):
 
 
 @pytest.mark.parametrize('door', ['wrapper', 'hook'])
-def test_members_know_the_model(door, tmp_path):
-    """Without it AGC would take the transposed convolution's inputs for its outputs."""
+def test_members_are_bound_to_the_model(door, tmp_path):
+    """Otherwise AGC would confuse inputs and outputs of the transposed convolution."""
     agc = dict(type='AGC', clip_factor=1e-3)
     runner = train_gan(tmp_path, door, agc, agc)
     watch = next(hook for hook in runner.hooks if isinstance(hook, GradientWatch))
     assert all(grads[0].shape == (1, 3, 2, 2) for grads in watch.seen['generator'])
-    # Three outputs, each with a norm of its own; one unit if the input were taken for the output.
+    # Three outputs with one norm each; the transposed layout would have one unit.
     weight = runner.model.generator.weight.detach()
     last = watch.seen['generator'][-1][0]
     ratios = last.square().sum((0, 2, 3)).sqrt() / weight.square().sum((0, 2, 3)).sqrt()
     assert ratios.tolist() == pytest.approx([1e-3] * 3, rel=1e-2)
 
 
-def test_hook_and_wrappers_give_the_same(tmp_path):
+def test_hook_and_wrappers_give_the_same_weights(tmp_path):
     rule = dict(type='AGC', clip_factor=0.02, exclude=['bias$'])
     runs = [train_gan(tmp_path / door, door, rule, rule) for door in ('wrapper', 'hook')]
     assert equal(weights(runs[0]), weights(runs[1]))
@@ -152,7 +152,7 @@ def test_hook_and_wrappers_give_the_same(tmp_path):
             assert a == b
 
 
-def test_the_hook_refuses_if_one_member_clips(tmp_path):
+def test_hook_refuses_a_member_that_clips(tmp_path):
     cfg = gan_config(tmp_path, 'hook', dict(max_norm=1.0), None)
     cfg.optim_wrapper.discriminator.clip_grad = dict(max_norm=1.0)
     with pytest.raises(ClipConfigError, match="OptimWrapper 'discriminator' clips already"):
@@ -160,7 +160,7 @@ def test_the_hook_refuses_if_one_member_clips(tmp_path):
 
 
 @pytest.mark.parametrize(('first', 'second'), [('wrapper', 'hook'), ('hook', 'wrapper')])
-def test_state_of_each_member(first, second, tmp_path):
+def test_state_of_each_member_is_resumed(first, second, tmp_path):
     rule = dict(type='AutoClip', percentile=40, window=9)
     train_gan(tmp_path / 'a', first, rule, rule)
     path = tmp_path / 'a' / 'iter_3.pth'
@@ -177,7 +177,7 @@ def test_state_of_each_member(first, second, tmp_path):
     assert len(history(runner, 'train/generator.grad_norm')) == 6
 
 
-def test_mixed_with_stock_members():
+def test_dict_accepts_stock_members():
     MessageHub.get_instance('test_mixed_with_stock_members')
     models = [nn.Linear(2, 1) for _ in range(2)]
     a, b = (torch.optim.SGD(model.parameters(), lr=0.1) for model in models)

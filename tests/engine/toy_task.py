@@ -1,4 +1,4 @@
-"""A task of milliseconds that draws from every generator, and knows the names of its images."""
+"""A task of milliseconds that uses every random generator and names its images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import nn
 
 from gclip_mm.engine import GClipOptimWrapper  # noqa: F401  registers the package
 
-#: What makes every rule clip on this task, and the adaptive ones leave their warm-up early.
+#: Settings with which every rule clips on this task, with a short warm-up of adaptive rules.
 RULES = {
     'NormClip': dict(type='NormClip', max_norm=0.5),
     'AGC': dict(type='AGC', clip_factor=0.02),
@@ -60,8 +60,7 @@ class RandomNet(BaseModel):
 class RandomData(BaseDataset):
     """``size`` images of six numbers, jittered with NumPy's and Python's generators.
 
-    Those named in ``spoiled`` have their target multiplied by the number given there, which may be
-    ``inf``.
+    ``spoiled`` maps names of images to a factor for their target, which may be ``inf``.
     """
 
     METAINFO = dict(classes=('a',))
@@ -69,7 +68,7 @@ class RandomData(BaseDataset):
     def __init__(self, size: int = 20, spoiled: dict[str, float] | None = None, **kwargs) -> None:
         self.size = size
         self.spoiled = spoiled or {}
-        # To serialise it MMEngine collects garbage, which takes longer than such a run.
+        # MMEngine collects garbage after serialising, which takes longer than such a run.
         super().__init__(serialize_data=False, **kwargs)
 
     def load_data_list(self) -> list[dict]:
@@ -141,18 +140,18 @@ def toy_config(work_dir: str, clip_grad: dict | None = None, **changes: Any) -> 
             default_scope='mmengine',
             log_level='WARNING',
             work_dir=str(work_dir),
-            # One message hub a run: MMEngine shares it among runs of one name.
+            # One message hub per run: MMEngine shares it among runs of one name.
             experiment_name=str(work_dir).replace('/', '_'),
         )
     )
-    # Merging takes marks such as _delete_ out of what it is given.
+    # Merging removes marks such as _delete_ from its argument.
     changes = copy.deepcopy(changes)
     cfg.merge_from_dict({key.replace('__', '.'): value for key, value in changes.items()})
     return cfg
 
 
 def as_it_is(text: str, **_: Any) -> tuple[str, bool]:
-    """Stands in for yapf, which takes three quarters of such a run to format its config."""
+    """Replaces yapf, whose formatting of the config takes three quarters of such a run."""
     return text, True
 
 

@@ -79,7 +79,7 @@ def test_loss_decreases_for_every_rule_and_optimizer(rule, optimizer):
     if rule == 'AGC' and optimizer == 'SGD':
         cfg['optimizer']['lr'] *= 5  # its step is at most lr * clip_factor of the weight
     if rule == 'GradientStabilizer' and optimizer == 'SGD':
-        # The rule changes the gradient's scale, to which SGD's step is proportional.
+        # The rule discards the gradient's scale, to which SGD's step is proportional.
         with pytest.raises(ClipConfigError, match='SGD'):
             build_optim_wrapper(model, cfg)
         return

@@ -1,5 +1,5 @@
-# Adaptive clipping: each unit's gradient is kept small relative to its weights (arXiv 2102.06171).
-# The paper leaves the final classifier unclipped: add exclude=[...] with its name in your model.
+# Adaptive clipping: keep each unit's gradient small relative to its weights (arXiv 2102.06171).
+# The paper does not clip the final classifier: add exclude=[...] with its name in your model.
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 optim_wrapper = dict(
     type='GClipOptimWrapper',

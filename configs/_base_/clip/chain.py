@@ -1,4 +1,4 @@
-# Rules one after another: a threshold that follows the run, and an absolute bound behind it.
+# Two rules in sequence: an adaptive threshold, then an absolute bound.
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 optim_wrapper = dict(
     type='GClipOptimWrapper',

@@ -1,5 +1,6 @@
 # Clip by the global norm (arXiv 1211.5063).
-# The best max_norm falls as one over the learning rate; tools/analysis/advise_clipping.py finds it.
+# The best max_norm is proportional to one over the learning rate;
+# tools/analysis/advise_clipping.py proposes one.
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 optim_wrapper = dict(
     type='GClipOptimWrapper',

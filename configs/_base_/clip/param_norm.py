@@ -1,4 +1,4 @@
-# Clip each tensor by its own norm: one module that explodes does not slow the others down.
+# Clip each tensor by its own norm: one exploding module does not slow the others down.
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 optim_wrapper = dict(
     type='GClipOptimWrapper',

@@ -1,5 +1,5 @@
-# Cut back single elements that are 70 times (the root of theta) their usual size (SPAM,
-# arXiv 2501.06842). Costs one buffer of the gradients' size.
+# Clip single elements above 70 times (the root of theta) their usual size (SPAM, arXiv 2501.06842).
+# Needs one buffer of the size of the gradients.
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 optim_wrapper = dict(
     type='GClipOptimWrapper',

@@ -1,5 +1,5 @@
-# U-Clip (arXiv 2302.02971): what is cut off is added to the next step's gradient, so that clipping
-# is unbiased on average. Costs one buffer of the gradients' size.
+# U-Clip (arXiv 2302.02971): the clipped-off part is added to the gradient of the next step, so that
+# clipping is unbiased on average. Needs one buffer of the size of the gradients.
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 optim_wrapper = dict(
     type='GClipOptimWrapper',

@@ -1,5 +1,5 @@
-# Clip the norms that stand out from the run's own, by z-score (arXiv 2504.02507).
-# The paper's max_norm of 1.0 is a language model's; 35 is what stock MMDetection configs use.
+# Clip the global norm where its z-score among the norms of the run is high (arXiv 2504.02507).
+# The paper's max_norm of 1.0 is for language models; stock MMDetection configs use 35.
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 optim_wrapper = dict(
     type='GClipOptimWrapper',

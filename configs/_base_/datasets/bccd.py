@@ -1,13 +1,13 @@
 # BCCD: 364 microscope photos (640x480) of blood, with red cells, white cells and platelets, in VOC
 # layout. Splits as published: train 205, val 87, test 72.
 
-# ---- what changes from place to place ------------------------------------------------------
+# ---- often changed: paths and workers ------------------------------------------------------
 data_root = 'data/BCCD/'
 scale = (256, 192)
 batch_size = 8
-num_workers = 0  # these pictures load faster than a worker would start
+num_workers = 0  # loading these images takes less time than starting a worker
 
-# ---- what seldom changes -------------------------------------------------------------------
+# ---- rarely changed ------------------------------------------------------------------------
 dataset_type = 'BCCDDataset'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -22,7 +22,7 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
-        # CocoMetric makes its ground truth from `instances` where there is no COCO JSON.
+        # Without a COCO JSON, CocoMetric builds its ground truth from `instances`.
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'instances'),
     ),
 ]
@@ -35,7 +35,7 @@ train_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         ann_file='ImageSets/Main/train.txt',
-        # One training box is 0 pixels wide, and its regression target would be the log of 0.
+        # One training box is 0 pixels wide; its regression target would be the log of 0.
         filter_cfg=dict(filter_empty_gt=True, bbox_min_size=2),
         pipeline=train_pipeline,
     ),

@@ -1,7 +1,7 @@
-# BCCD with proposals, for R-CNN and Fast R-CNN. Make them first, once:
+# BCCD with proposals, for R-CNN and Fast R-CNN. Make the proposals once before training:
 #   python tools/dataset_converters/make_proposals.py CONFIG --method felzenszwalb --max-width 320
 dataset_type = 'BCCDDataset'
-data_root = 'data/'  # the proposals lie beside data/BCCD, which may be a link to a shared copy
+data_root = 'data/'  # proposals are stored beside data/BCCD, which may be a link to a shared copy
 scale = (256, 192)
 batch_size = 4
 

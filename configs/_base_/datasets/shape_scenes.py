@@ -1,13 +1,13 @@
 # ShapeScenes: pictures of colored shapes, drawn on first use.
 
-# ---- what changes from place to place ------------------------------------------------------
+# ---- often changed: paths and workers ------------------------------------------------------
 data_root = 'data/shape_scenes/'
-# Both splits are drawn together, so both data sets must be given the same parameters.
+# Both splits are drawn together, so both data sets must have the same parameters.
 params = dict(num_train=800, num_val=200, image_size=(160, 128), seed=0)
 batch_size = 8
-num_workers = 0  # these pictures load faster than a worker would start
+num_workers = 0  # loading these images takes less time than starting a worker
 
-# ---- what seldom changes -------------------------------------------------------------------
+# ---- rarely changed ------------------------------------------------------------------------
 dataset_type = 'ShapeScenesDataset'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -17,7 +17,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    # To the size that the pictures have: what follows wants a scale factor.
+    # Resize to the size of the images: later transforms need a scale factor.
     dict(type='Resize', scale=params['image_size'], keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(

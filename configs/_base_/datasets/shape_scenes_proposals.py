@@ -1,9 +1,9 @@
-# ShapeScenes with the proposals of selective search, for R-CNN and Fast R-CNN. Make them first,
-# once: python tools/dataset_converters/make_proposals.py CONFIG
+# ShapeScenes with the proposals of selective search, for R-CNN and Fast R-CNN. Make the proposals
+# once before training: python tools/dataset_converters/make_proposals.py CONFIG
 dataset_type = 'ShapeScenesDataset'
 data_root = 'data/shape_scenes/'
 scale = (160, 128)
-# Both splits must be asked for with the same parameters: they are drawn together.
+# Both splits are drawn together, so both data sets must have the same parameters.
 params = dict(num_train=800, num_val=200, image_size=scale, seed=0)
 batch_size = 4
 

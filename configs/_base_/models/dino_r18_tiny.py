@@ -1,9 +1,10 @@
 # DINO small enough to train from scratch on a CPU in minutes: a ResNet-18 with a quarter of its
-# channels, one encoder and two decoder layers, few queries. The width stays 256, since DINO's
-# decoder encodes boxes by 128 numbers a coordinate. Set num_classes where it is used.
+# channels, one encoder and two decoder layers, few queries. The width stays 256, because
+# DINO's decoder encodes each box coordinate by 128 numbers. Set num_classes in the inheriting
+# config.
 model = dict(
     type='DINO',
-    num_queries=60,  # no photo has half as many cells
+    num_queries=60,  # every photo has fewer than half as many cells
     with_box_refine=True,
     as_two_stage=True,
     data_preprocessor=dict(
@@ -19,7 +20,7 @@ model = dict(
         base_channels=16,
         num_stages=4,
         out_indices=(2, 3),
-        frozen_stages=-1,  # nothing is pretrained, so nothing is frozen
+        frozen_stages=-1,  # no pretrained weights, so no frozen stages
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
         style='pytorch',

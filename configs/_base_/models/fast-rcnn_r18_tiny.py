@@ -1,9 +1,9 @@
 # Fast R-CNN on proposals from a file: the tiny Faster R-CNN of three levels, without its RPN. Set
-# num_classes where it is used.
+# num_classes in the inheriting config.
 _base_ = './faster-rcnn_r18_tiny_p3.py'
 
 model = dict(
-    _delete_=True,  # FastRCNN takes no rpn_head
+    _delete_=True,  # FastRCNN does not accept rpn_head
     type='FastRCNN',
     data_preprocessor={{_base_.model.data_preprocessor}},
     backbone={{_base_.model.backbone}},

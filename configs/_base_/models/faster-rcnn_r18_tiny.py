@@ -1,6 +1,6 @@
 # Faster R-CNN small enough to train from scratch on two CPU cores in minutes: a ResNet-18 with a
-# quarter of its channels, a narrow FPN, and fewer proposals. The shape is mmdet's own
-# faster-rcnn_r50_fpn. Set num_classes where it is used.
+# quarter of its channels, a narrow FPN, and fewer proposals. The structure is that of
+# mmdet's faster-rcnn_r50_fpn. Set num_classes in the inheriting config.
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     type='FasterRCNN',
@@ -17,7 +17,7 @@ model = dict(
         base_channels=16,
         num_stages=4,
         out_indices=(0, 1, 2, 3),
-        frozen_stages=-1,  # nothing is pretrained, so nothing is frozen
+        frozen_stages=-1,  # no pretrained weights, so no frozen stages
         norm_cfg=norm_cfg,
         norm_eval=False,
         style='pytorch',
@@ -51,7 +51,7 @@ model = dict(
         type='StandardRoIHead',
         bbox_roi_extractor=dict(
             type='SingleRoIExtractor',
-            # one sample a bin: RoIAlign takes a third of a step on a CPU
+            # one sample per bin: RoIAlign takes a third of a step on a CPU
             roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=1),
             out_channels=64,
             featmap_strides=[4, 8, 16, 32],

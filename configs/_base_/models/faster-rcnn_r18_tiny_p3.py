@@ -1,5 +1,6 @@
-# The tiny Faster R-CNN without its finest level, at half the width: less than half the time of a
-# step. Nothing in BCCD is so small that stride 4 is needed. Set num_classes where it is used.
+# The tiny Faster R-CNN without its finest level, at half the width: a step takes less than half the
+# time. No object in BCCD is small enough to need stride 4. Set num_classes in the inheriting
+# config.
 _base_ = './faster-rcnn_r18_tiny.py'
 
 model = dict(

@@ -1,5 +1,5 @@
 # R-CNN small enough to train from scratch on two CPU cores in minutes: a ResNet-18 with a quarter
-# of its channels on regions of 48 pixels. Set num_classes where it is used.
+# of its channels on regions of 48 pixels. Set num_classes in the inheriting config.
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     type='RCNN',
@@ -16,9 +16,9 @@ model = dict(
         base_channels=16,
         num_stages=4,
         out_indices=(3,),
-        # Stride 16, not 32: three pixels of a crop's map rather than one and a half.
+        # Stride 16, not 32: the feature map of a crop is 3 pixels wide instead of 1.5.
         strides=(1, 2, 2, 1),
-        frozen_stages=-1,  # nothing is pretrained, so nothing is frozen
+        frozen_stages=-1,  # no pretrained weights, so no frozen stages
         norm_cfg=norm_cfg,
         norm_eval=False,
         style='pytorch',
@@ -30,7 +30,7 @@ model = dict(
     roi_head=dict(
         type='RegionRoIHead',
         bbox_roi_extractor=dict(type='ImageRegionExtractor', output_size=48, context=4),
-        # Not averaged: the boxes need to know where in the crop a thing is.
+        # Not averaged: box regression needs the position of the object in the crop.
         bbox_head=dict(
             type='Shared2FCBBoxHead',
             in_channels=128,

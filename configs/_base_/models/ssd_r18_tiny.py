@@ -1,7 +1,7 @@
 # SSD small enough to train from scratch on a CPU in minutes: three stages of a ResNet-18 of 24
 # channels (a VGG spends most of its time at full resolution), one extra layer, and boxes of 16 to
 # 96 pixels. Losses, matching and mining of hard negatives are those of mmdet's ssd300. Set
-# num_classes where it is used.
+# num_classes in the inheriting config.
 model = dict(
     type='SingleStageDetector',
     data_preprocessor=dict(
@@ -19,7 +19,7 @@ model = dict(
         strides=(1, 2, 2),
         dilations=(1, 1, 1),
         out_indices=(1, 2),
-        frozen_stages=-1,  # nothing is pretrained, so nothing is frozen
+        frozen_stages=-1,  # no pretrained weights, so no frozen stages
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
         style='pytorch',
@@ -34,7 +34,7 @@ model = dict(
         out_channels=(48, 96, 96),
         level_strides=(2,),
         level_paddings=(1,),
-        l2_norm_scale=None,  # batch norm has done its work
+        l2_norm_scale=None,  # not needed with batch norm
         norm_cfg=dict(type='BN', requires_grad=True),
     ),
     bbox_head=dict(

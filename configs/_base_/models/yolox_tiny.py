@@ -1,5 +1,5 @@
 # YOLOX small enough to train from scratch on a CPU in minutes: the widths of YOLOX-nano without its
-# depthwise convolutions, which save little on a CPU. Set num_classes where it is used.
+# depthwise convolutions, which save little on a CPU. Set num_classes in the inheriting config.
 # A few hundred iterations are too few for the stock momentum of 0.03.
 norm_cfg = dict(type='BN', momentum=0.1, eps=0.001)
 act_cfg = dict(type='Swish')

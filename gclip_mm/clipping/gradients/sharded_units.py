@@ -53,8 +53,8 @@ class UnitReduction:
         for k, (spec, info, layout) in enumerate(zip(specs, infos, layouts, strict=True)):
             if spec is not None and None in spec.dims:
                 raise ClipConfigError(
-                    f'clip_grad: a rule by units (AGC) cannot find the units of {info.name}: FSDP1 '
-                    'lays it out flat. Shard with FSDP2 (torch.distributed.fsdp.fully_shard), or take '
+                    f'clip_grad: a rule by units (AGC) cannot find the units of {info.name}: '
+                    'FSDP1 lays it out flat. Shard with FSDP2 (fully_shard), or take '
                     'NormClip or ParamNormClip'
                 )
             for group, dim in () if spec is None else zip(spec.groups, spec.dims, strict=True):
@@ -65,6 +65,7 @@ class UnitReduction:
                     )
                 rows = measured.setdefault(group, [])
                 rows.append(2 * units + k)
+                assert dim is not None  # refused above
                 if layout.dims is None or dim % info.param.ndim in layout.dims:
                     here = range(starts[k], starts[k] + sizes[k])
                     rows.extend(here)
@@ -85,8 +86,9 @@ class UnitReduction:
         squares = grads.double().square()
         vector = torch.cat([squares, weights.double().square(), self._per_param(squares)])
         all_reduce_rows(vector, self._measured)
-        norms, self.weights, sums = vector.split([self._units, self._units, self._params])
-        self.weights = self.weights.sqrt()
+        sizes = [self._units, self._units, self._params]
+        norms, weights_squared, sums = vector.split(sizes)  # type: ignore[no-untyped-call]
+        self.weights = weights_squared.sqrt()
         return sums.sum().sqrt(), norms.sqrt()
 
     def totals(

@@ -27,6 +27,7 @@ from ..checks import ClipConfigError
 from ..config.parse import ClipConfig, parse_clip_grad
 from ..host import host
 from ..kernels import can_run_on
+from .buffers import BufferKeeper
 from .decision import decide
 from .nonfinite import NonFiniteGradientError, SkipCounter, offenders
 from .observers import StepObserver
@@ -107,9 +108,13 @@ class GradClipEngine:
         self.steps = self._begun = 0
         self.skips = SkipCounter(self.config.max_consecutive_skips)
         self.last_record: Tensor | None = None
+        #: Whether the last step was left out; a 0-d tensor where only the device knows.
+        self.last_skipped: bool | Tensor = False
         self.book = ParameterBook(optimizer, self.config.router)
         self._pending_state: dict[str, Any] | None = None
         self._side = OptimizerSide(optimizer)
+        self._buffers: BufferKeeper | None = None
+        self._norm_type = self.config.outer.norm_type
         # Set by clip_now(): the gradients are clipped already, and whether the step is to be taken.
         self._early: bool | None = None
         self._check_epochs()
@@ -160,11 +165,16 @@ class GradClipEngine:
             ClipConfigError: a route that matches no parameter.
         """
         self.book.bind(model)
+        if self.config.nonfinite == 'skip':
+            self._buffers = self._buffers or BufferKeeper()
+            self._buffers.watch(model)
 
     def remove(self) -> None:
         """Detach from the optimizer, which is then as it was before."""
         self.restore()
         self._seam.remove()
+        if self._buffers is not None:
+            self._buffers.forget()
 
     def _check_epochs(self) -> None:
         if self.clock is None and any(driver.needs_epoch for driver in self.config.drivers):
@@ -186,13 +196,18 @@ class GradClipEngine:
         self.steps = self._begun
 
     @torch.no_grad()
-    def run_step(self) -> None:
-        """The gradients are complete: clip what the optimizer is about to step with."""
+    def run_step(self) -> bool:
+        """The gradients are complete: clip what the optimizer is about to step with.
+
+        Returns:
+            bool: whether the step is to be taken, as far as the host knows.
+        """
         early, self._early = self._early, None
-        if early is None:
-            self._clip(can_fold=True)
-        elif not early:
-            self._side.hide(self.book.params)
+        return self._clip(can_fold=True) if early is None else early
+
+    def hide_gradients(self) -> None:
+        """Take the gradients away from a step that cannot be kept from running."""
+        self._side.hide(self.book.params)
 
     def step_withheld(self) -> None:
         """A GradScaler found an infinite gradient and did not call the optimizer."""
@@ -220,31 +235,35 @@ class GradClipEngine:
         If the gradients are not finite and the policy is ``skip``, they stay unchanged and the
         coming step is skipped.
         """
-        self._early = True
-        try:
-            self._clip(can_fold=False)
-        except BaseException:
-            self._early = None
-            raise
+        self._early = None
+        self._early = self._clip(can_fold=False)
+
+    @property
+    def is_clipped(self) -> bool:
+        """Whether :meth:`clip_now` has clipped, and recorded, what the coming step will take."""
+        return self._early is not None
 
     def forget(self) -> None:
         """The gradients are gone (``zero_grad``): a :meth:`clip_now` no longer counts."""
         self._early = None
 
     # -- the step --------------------------------------------------------------------------------
-    def _clip(self, can_fold: bool) -> None:
+    def _clip(self, can_fold: bool) -> bool:
+        """Clip; returns whether the step is to be taken."""
         self.book.sync()
         self._adopt_pending_state()
         step = self._collect(can_fold)
         if step is None:
-            return
+            return True
         try:
             self._unscale_or_keep(step)
             if self._decide_on_device(step):
-                return
+                return True
             self._measure(step)
-            if self._judge(step):
-                self._record(step, self._decide_and_apply(step))
+            if not self._judge(step):
+                return False
+            self._record(step, self._decide_and_apply(step))
+            return True
         finally:
             # zero_grad must be able to free the memory of the gradients.
             for _, view in step.views:
@@ -305,7 +324,7 @@ class GradClipEngine:
         step.measures = [part.measure() for part in step.views]
         if step.scale is not None:
             step.measures = [step.measures[0].unscaled(step.scale)]
-        step.norm = total_norm(step.views, step.measures, self.config.outer.norm_type)
+        step.norm = total_norm(step.views, step.measures, self._norm_type)
 
     def _judge(self, step: _Step) -> bool:
         """Find out whether the step is finite, and apply the policy; False: the step is over."""
@@ -326,7 +345,8 @@ class GradClipEngine:
                 torch.nan_to_num_(grad, nan=0.0, posinf=0.0, neginf=0.0)
             self._measure(step)
             return True
-        self._skip(step)
+        record = make_record(step.norm.device, step.norm, 0.0, 0.0, float('nan'), 0.0, 1.0)
+        self._finish(record, skipped=True)
         return False
 
     def _look(self, step: _Step) -> Finite:
@@ -346,14 +366,6 @@ class GradClipEngine:
         """Whether the host, which would have to wait, need not know if a step is finite."""
         policy = self.config.nonfinite
         return policy == 'off' or (policy == 'skip' and fused and self._side.can_skip(views))
-
-    def _skip(self, step: _Step) -> None:
-        if self._early is True:
-            self._early = False
-        else:
-            self._side.hide(self.book.params)
-        record = make_record(step.norm.device, step.norm, 0.0, 0.0, float('nan'), 0.0, 1.0)
-        self._finish(record, skipped=True)
 
     def _decide_and_apply(self, step: _Step) -> list[Outcome | None]:
         """Let every rule clip, apply what coefficient is left, and skip on the device."""
@@ -397,12 +409,23 @@ class GradClipEngine:
         if flag is not None:
             nonfinite = 1.0 - flag.to(torch.float64)
             skipped = ~flag if self.config.nonfinite == 'skip' else False
-        p = self.config.outer.norm_type
-        record = summarize(step.views, step.measures, outcomes, step.norm, nonfinite, p)
+        record = summarize(
+            step.views, step.measures, outcomes, step.norm, nonfinite, self._norm_type
+        )
         self._finish(record, skipped=skipped)
 
     def _finish(self, record: Tensor, skipped: bool | Tensor) -> None:
+        """Count and report a step.
+
+        Args:
+            record: (6,) the record.
+            skipped: whether the step is left out; a 0-d tensor, True or not 0 if so, where only the
+                device knows.
+        """
         self.steps += 1
+        self.last_skipped = skipped
+        if self._buffers is not None:
+            self._buffers.settle(skipped)
         self.last_record = record
         if self.on_record is not None:
             self.on_record(record)

@@ -1,4 +1,4 @@
-"""A file backend that never leaves half a file."""
+"""A file backend whose writes are atomic."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ ATOMIC_BACKEND = 'gclip_local'
 
 @register_backend(ATOMIC_BACKEND, force=True)
 class AtomicLocalBackend(LocalBackend):
-    """MMEngine's local backend, except that a written file is either whole or not there.
+    """MMEngine's local backend with atomic writes.
 
-    The bytes go to a file beside the target, are flushed to the disk, and take the target's name in
-    one step. A file that was there stays until then.
+    The bytes go to a file beside the target, which is flushed to the disk and then renamed to the
+    target. An existing file stays unchanged until then.
     """
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes to a file; its folder is made where it is missing."""
+        """Write bytes to a file; a missing folder is created."""
         filepath = os.path.abspath(filepath)
         folder = os.path.dirname(filepath)
         mkdir_or_exist(folder)
@@ -39,7 +39,7 @@ class AtomicLocalBackend(LocalBackend):
 
 
 def _sync_folder(folder: str) -> None:
-    """Have the new name survive a power cut, where the system can be asked for that."""
+    """Make the new name survive a power failure, on systems that can sync a folder."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

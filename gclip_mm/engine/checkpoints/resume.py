@@ -1,7 +1,7 @@
-"""Which checkpoint a run can really be resumed from.
+"""Finds the last complete checkpoint of a run.
 
-MMEngine believes ``last_checkpoint``, whatever became of the file that it names. A run killed
-while it wrote leaves a truncated file, or an empty ``last_checkpoint``.
+MMEngine resumes from the file that ``last_checkpoint`` names without checking it. A run that was
+killed while writing leaves a truncated file, or an empty ``last_checkpoint``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from mmengine.logging import print_log
 
 
 class ResumeError(RuntimeError):
-    """There are checkpoints, but none that can be read."""
+    """There are checkpoints, but no readable one."""
 
 
 def check_checkpoint(path: str | Path) -> str | None:
-    """What is wrong with a checkpoint file, in words; None if it is whole.
+    """Describe what is wrong with a checkpoint; None if it is complete.
 
-    Checks the sum of every record of the file and reads the structure without loading a tensor, so
-    it takes about as long as reading the file once.
+    Verifies the checksum of every record and reads the structure without loading a tensor. It takes
+    about as long as reading the file once.
+
+    Args:
+        path: a file, or a folder with one file per rank.
     """
     path = Path(path)
     if path.is_dir():
@@ -40,20 +43,20 @@ def check_checkpoint(path: str | Path) -> str | None:
                 return f'its record {bad} is damaged'
         torch.load(path, map_location='cpu', weights_only=True, mmap=is_zip or None)
     except pickle.UnpicklingError as error:
-        # A whole file may hold classes that the safe loader has not been told of.
+        # A complete file may hold classes that are not on the allow-list of torch.load.
         return None if is_zip and 'weights_only' in str(error).lower() else _first_line(error)
-    except Exception as error:  # torch raises whatever the damage leads to
+    except Exception as error:  # the type depends on the damage
         return _first_line(error)
     return None
 
 
 def _check_shards(folder: Path) -> str | None:
-    """The same for a folder with a file of each rank, as ``FSDPStrategy`` writes by default.
+    """Check a folder with one file per rank, as ``FSDPStrategy`` writes by default.
 
-    A folder of another kind, such as DeepSpeed's, is left to its strategy.
+    A folder of another strategy, such as DeepSpeed's, counts as complete.
     """
     files = {path.name: path for path in folder.glob('rank*.pth')}
-    # Every rank writes for itself, and a kill can hit one of them before it has.
+    # Every rank writes its own file; a killed one may have written none.
     ranks = max(len(files), int(os.environ.get('WORLD_SIZE', 1))) if files else 0
     for name in (f'rank{rank}.pth' for rank in range(ranks)):
         if name not in files:
@@ -69,19 +72,19 @@ def _check_shards(folder: Path) -> str | None:
 
 
 def find_resumable(work_dir: str | Path) -> str | None:
-    """The checkpoint to resume the run of a work dir from.
+    """The checkpoint from which the run of a work dir can be resumed.
 
-    That is the one ``last_checkpoint`` names, if it is whole; else the newest whole one beside it
-    or in the work dir, with a warning for each file that is passed over. Nothing is deleted.
+    This is the one that ``last_checkpoint`` names, if it is complete; else the newest complete one
+    beside it or in the work dir. Each skipped file causes a warning. Nothing is deleted.
 
     Args:
-        work_dir: where the run keeps ``last_checkpoint``.
+        work_dir: the folder with ``last_checkpoint``.
 
     Returns:
-        str or None: None if the run has not yet saved a checkpoint.
+        str or None: the path; None if the run has not saved a checkpoint yet.
 
     Raises:
-        ResumeError: ``last_checkpoint`` is there, but no checkpoint that can be read.
+        ResumeError: ``last_checkpoint`` exists, but no checkpoint is readable.
 
     Example:
         >>> cfg.resume, cfg.load_from = True, find_resumable(cfg.work_dir)
@@ -90,26 +93,26 @@ def find_resumable(work_dir: str | Path) -> str | None:
     pointer = work_dir / 'last_checkpoint'
     named = pointer.read_text().strip() if pointer.is_file() else ''
     if '://' in named:
-        # Not on this machine: left to MMEngine's file backends.
+        # A remote path, which only MMEngine's file backends can read.
         return named
     if pointer.is_file() and not named:
-        _warn(f'{pointer} is empty: the run was killed while it wrote it')
-    reasons = []
+        _warn(f'{pointer} is empty: the run was killed while writing it')
+    reasons: list[str] = []
     for path in _candidates(work_dir, named):
         reason = check_checkpoint(path)
         if reason is None and path != Path(named) and not _has_optimizer(path):
-            # What save_best and published_keys write is for testing, not for going on.
+            # Files of save_best and published_keys are for testing, not for resuming.
             continue
         if reason is None:
             if reasons or path != Path(named):
-                _warn(f'Resuming from {path}, the last checkpoint that is whole')
+                _warn(f'Resuming from {path}, the last complete checkpoint')
             return str(path)
         reasons.append(f'{path}: {reason}')
         _warn(f'Skipped the checkpoint {path}: {reason}')
     if named:
         raise ResumeError(
             f'no checkpoint of {work_dir} can be read ({"; ".join(reasons)}). Give another one as '
-            'load_from, or start afresh in another work dir'
+            'load_from, or start a new run in another work dir'
         )
     return None
 
@@ -129,7 +132,7 @@ def _has_optimizer(path: Path) -> bool:
         return True
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except Exception:  # a whole file of another kind
+    except Exception:  # a complete file of another kind
         return False
     return isinstance(checkpoint, dict) and 'optimizer' in checkpoint and 'meta' in checkpoint
 

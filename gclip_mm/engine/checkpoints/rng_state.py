@@ -1,4 +1,4 @@
-"""The random state of a process as tensors and numbers, so that any checkpoint can hold it."""
+"""The random state of a process as tensors and numbers, which any checkpoint can hold."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 
 
 def capture_rng_state() -> dict[str, Any]:
-    """The state of the generators of Python, NumPy and PyTorch of this process.
+    """Capture the states of the generators of Python, NumPy and PyTorch of this process.
 
     Returns:
         dict: ``python``: ``version``, ``state`` (625,) int64, ``gauss``; ``numpy``: ``key`` (624,)
-        int64, ``pos``, ``has_gauss``, ``gauss``; ``torch``: uint8, as ``torch.get_rng_state``;
-        ``cuda``: the same of the current CUDA device, or None.
+        int64, ``pos``, ``has_gauss``, ``gauss``; ``torch``: the uint8 tensor of
+        ``torch.get_rng_state``; ``cuda``: that of the current CUDA device, or None.
     """
     version, numbers, gauss = random.getstate()
-    legacy = np.random.get_state(legacy=False)
+    legacy: Any = np.random.get_state(legacy=False)
     uses_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     return {
         'python': {'version': version, 'state': torch.tensor(numbers), 'gauss': gauss},
@@ -34,7 +34,7 @@ def capture_rng_state() -> dict[str, Any]:
 
 
 def restore_rng_state(state: dict[str, Any]) -> None:
-    """Set what :func:`capture_rng_state` returned; tensors may lie on any device."""
+    """Restore the states that :func:`capture_rng_state` returned; tensors may be on any device."""
     python, numpy = state['python'], state['numpy']
     random.setstate((python['version'], tuple(python['state'].tolist()), python['gauss']))
     np.random.set_state(

@@ -1,37 +1,39 @@
-"""The second door: clipping for a pipeline whose optimizer wrapper must stay as it is."""
+"""Clipping for a pipeline whose optimizer wrapper must stay as it is."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ...clipping.checks import ClipConfigError
-from ...clipping.config.parse import parse_clip_grad
+from ...clipping.checks import ClipConfigError, suggest
+from ...clipping.config.parse import COMMON_KEYS, parse_clip_grad
+from ...clipping.config.registry import CLIPPERS
 from ...clipping.step.engine import GradClipEngine
-from ..hub.clock import HubClock
-from ..hub.record_log import record_log
+from ..hub import HubClock, record_log
 from ..optim_wrapper import STATE_KEY
 from ..strategies import FOREIGN_WRAPPERS, refuse
+from ..telemetry.observing import wrapper_members
+from .keys import unknown_key
 
 
 @HOOKS.register_module()
 class GClipHook(Hook):
-    """Clips whatever optimizer the runner trains with, without touching its wrapper's config.
+    """Clips the optimizer that the runner trains with; the wrapper's config stays as it is.
 
-    The state of the rules is saved where :class:`GClipOptimWrapper` saves it, so that either door
-    resumes what the other has begun. With an ``OptimWrapperDict`` every member is clipped on its
-    own and logs under its own name.
+    The state of the rules is saved under the same key as by :class:`GClipOptimWrapper`, so that
+    each of the two resumes a checkpoint of the other. The members of an ``OptimWrapperDict`` are
+    clipped separately, and each logs under its own name.
 
     Args:
         clip_grad: a rule and its keys (:func:`gclip_mm.clipping.config.parse.parse_clip_grad`).
 
     Raises:
-        ClipConfigError: a ``clip_grad`` that cannot be obeyed (when the hook is built), or an
+        ClipConfigError: an unknown key or an invalid ``clip_grad`` (when the hook is built), or an
             optimizer wrapper that clips already (before the run starts).
 
     Example:
@@ -44,25 +46,29 @@ class GClipHook(Hook):
 
     def __init__(self, clip_grad: dict[str, Any] | None = None, **misplaced: Any) -> None:
         if misplaced:
-            rule = ', '.join(f'{key}={value!r}' for key, value in misplaced.items())
-            raise ClipConfigError(
-                f"GClipHook takes 'clip_grad' and no {next(iter(misplaced))!r}: write "
-                f"dict(type='GClipHook', clip_grad=dict({rule}))"
-            )
-        parse_clip_grad(clip_grad)
-        self.clip_grad = copy.deepcopy(clip_grad)
+            raise _misplaced_keys(misplaced)
+        # A missing rule gets the same error as a malformed one.
+        rule = cast(dict[str, Any], clip_grad)
+        parse_clip_grad(rule)
+        self.clip_grad = copy.deepcopy(rule)
         self.engines: dict[str, GradClipEngine] = {}
-        # What a checkpoint held for engines that were not there yet.
-        self._waiting: dict | None = None
+        # Optimizer state of a checkpoint that was loaded before the engines were built.
+        self._waiting: dict[str, Any] | None = None
 
     def before_run(self, runner: Runner) -> None:
-        """Attach; the wrapper is there. A checkpoint is loaded later, by FlexibleRunner before."""
-        # A run that broke off has left its engines.
+        """Attach an engine to each optimizer.
+
+        A Runner loads the checkpoint after this call, a FlexibleRunner before it.
+
+        Raises:
+            ClipConfigError: an optimizer is clipped already, or its wrapper cannot be clipped.
+        """
+        # A run that ended with an error leaves its engines attached.
         self.after_run(runner)
         if not isinstance(runner.optim_wrapper, OptimWrapper):
             # A runner that only tests or validates builds no optimizer.
             return
-        for name, wrapper in _members(runner.optim_wrapper).items():
+        for name, wrapper in wrapper_members(runner.optim_wrapper).items():
             if getattr(wrapper, 'clip_grad_kwargs', None) or GradClipEngine.on(wrapper.optimizer):
                 raise ClipConfigError(
                     f'GClipHook: the {type(wrapper).__name__}{f" {name!r}" if name else ""} clips '
@@ -76,21 +82,22 @@ class GClipHook(Hook):
                 self.clip_grad,
                 model=runner.model,
                 clock=HubClock(runner.message_hub),
-                on_record=log.append,
+                on_record=log.append_record,
+                owner=self,
             )
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             self._load(waiting)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the state of the rules to the optimizer's."""
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the rules to the optimizer's state."""
         if 'optimizer' not in checkpoint:
             return
         for name, engine in self.engines.items():
             optimizer = checkpoint['optimizer'][name] if name else checkpoint['optimizer']
             optimizer[STATE_KEY] = engine.state_dict()
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Restore the state of the rules on a resume."""
         if not runner._resume or 'optimizer' not in checkpoint:
             return
@@ -99,18 +106,27 @@ class GClipHook(Hook):
         else:
             self._waiting = checkpoint['optimizer']
 
-    def _load(self, optimizer: dict) -> None:
+    def _load(self, optimizer: dict[str, Any]) -> None:
         for name, engine in self.engines.items():
             state = (optimizer.get(name, {}) if name else optimizer).get(STATE_KEY)
             if state is not None:
                 engine.load_state_dict(state)
 
     def after_run(self, runner: Runner) -> None:
-        """Detach."""
+        """Detach the engines."""
         for engine in self.engines.values():
             engine.remove()
         self.engines.clear()
 
 
-def _members(wrapper: OptimWrapper) -> dict[str, OptimWrapper]:
-    return dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {'': wrapper}
+def _misplaced_keys(keys: dict[str, Any]) -> ClipConfigError:
+    """The error for keys of the hook that are misspelt, or belong into ``clip_grad``."""
+    key = next(iter(keys))
+    is_of_a_rule = key in COMMON_KEYS or any(key in CLIPPERS.keys_of(name) for name in CLIPPERS)
+    if not is_of_a_rule and suggest(key, ['clip_grad']):
+        return unknown_key('GClipHook', key, ['clip_grad'])
+    rule = ', '.join(f'{key}={value!r}' for key, value in keys.items())
+    return ClipConfigError(
+        f"GClipHook takes 'clip_grad' and no {key!r}: write "
+        f"dict(type='GClipHook', clip_grad=dict({rule}))"
+    )

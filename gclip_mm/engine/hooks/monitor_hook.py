@@ -1,4 +1,4 @@
-"""What clipping does to each module, written to the visualizer's backends now and then."""
+"""Writes the effect of clipping on each module to the visualizer's backends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,24 +24,26 @@ from ...clipping.checks import check_number
 from ..telemetry.histograms import log_histograms, publish
 from ..telemetry.module_probe import ModuleProbe, ModuleStats, UnitNorms, cut_name
 from ..telemetry.observing import iterations_of_a_step, observe, refuse_sharded, wrapper_members
+from .keys import reject_unknown_keys
 
-#: The file of the local backend that the numbers go to.
+#: File of the local backend that gets the numbers.
 SCALARS = 'module_scalars.json'
 
 
 @HOOKS.register_module()
+@reject_unknown_keys
 class GClipMonitorHook(Hook):
-    """Watches one step in ``interval`` closely, and warns of modules that have stopped learning.
+    """Measures one step in ``interval`` by module, and warns of modules that have stopped learning.
 
-    Works with ``GClipOptimWrapper``, with ``GClipHook`` and with a stock wrapper. In the steps that
-    are not watched it keeps two references and does nothing else; a watched one reads gradients and
-    weights a few times and makes the host wait for the device once. Only the main process watches,
-    since after the gradients' all-reduce every process sees the same.
+    Works with ``GClipOptimWrapper``, with ``GClipHook`` and with a stock wrapper. A measured step
+    reads gradients and weights a few times and makes the host wait for the device once. In any
+    other step the hook only stores two references. Only the main process measures, because after
+    the all-reduce every process has the same gradients.
 
-    Written to every backend of the visualizer, into ``module_scalars.json`` beside
-    ``scalars.json`` by the local one, and not to the terminal (``<module>`` is a name cut at
-    ``depth`` parts, as ``backbone.layer1``; with an ``OptimWrapperDict`` each name begins with the
-    member's):
+    The hook writes these numbers to every backend of the visualizer, but not to the terminal. The
+    local backend writes them to ``module_scalars.json`` beside ``scalars.json``. ``<module>`` is a
+    name cut at ``depth`` parts, such as ``backbone.layer1``; with an ``OptimWrapperDict`` each name
+    begins with the member's name:
 
     * ``module_grad_norm.<module>``: norm of its gradient before clipping;
     * ``module_update_ratio.<module>``: norm of the step's change over the norm of the weights;
@@ -48,30 +51,30 @@ class GClipMonitorHook(Hook):
       whose gradient was made smaller;
     * ``loss_interval_grad_norm.q<k>`` and ``loss_interval_end.q<k>``: the steps since the last
       report, sorted by loss into ``loss_intervals`` groups of equal size: mean gradient norm of
-      each group, and the largest loss in it. When only the last group's norm is high it is hard or
-      wrong samples that blow up the gradient, not the state of training.
+      each group, and the largest loss in it. If only the last group has a high norm, hard or
+      mislabelled samples cause the large gradients, not the state of training.
 
-    Every ``histogram_interval`` iterations, histograms of the units' gradient norms
-    (``unit_grad_norm``) and of their ratio to the weights (``unit_grad_to_weight``, what AGC's
-    ``clip_factor`` is a bound on): as histograms to TensorBoard and Weights & Biases, as a picture
-    to the others.
+    Every ``histogram_interval`` iterations the hook also writes histograms of the units' gradient
+    norms (``unit_grad_norm``) and of their ratio to the weights (``unit_grad_to_weight``, which
+    AGC's ``clip_factor`` bounds): as histograms to TensorBoard and Weights & Biases, as an image to
+    any other backend.
 
-    Warnings, once for each module until it recovers, after ``patience`` watched steps in a row:
+    The hook warns once for each module until it recovers, after ``patience`` measured steps in a
+    row in which the module is
 
-    * dead: its gradient is exactly zero, or there is none;
+    * dead: its gradient is exactly zero, or it has none;
     * vanishing: its gradient is less than ``vanishing`` times its weights.
 
     Args:
-        interval: iterations from one watched step to the next, at least 1.
-        histogram_interval: iterations between histograms, drawn of the next step that is watched;
-            0: none.
-        depth: parts of a module's name to report under, at least 1.
-        loss_intervals: groups of steps by loss, at least 2; 0: none.
+        interval: iterations from one measured step to the next, at least 1.
+        histogram_interval: iterations between histograms, of the next measured step; 0: none.
+        depth: number of parts of a module's name in the report, at least 1.
+        loss_intervals: number of groups of steps by loss, at least 2; 0: none.
         vanishing: ratio of gradient to weights below which a module counts as vanishing.
-        patience: watched steps in a row before a warning, at least 1.
+        patience: measured steps in a row before a warning, at least 1.
 
     Raises:
-        ClipConfigError: a value out of range.
+        ClipConfigError: an unknown key, or a value out of range.
         ValueError: sharded parameters (FSDP, tensor parallelism), when training starts.
 
     Example:
@@ -107,7 +110,11 @@ class GClipMonitorHook(Hook):
         self._detach: Callable[[], None] = lambda: None
 
     def before_train(self, runner: Runner) -> None:
-        """Attach; every hook that clips has attached its engine before the run."""
+        """Attach to the optimizers; hooks that clip have attached their engines in ``before_run``.
+
+        Raises:
+            ValueError: the model has sharded parameters.
+        """
         refuse_sharded(runner, 'GClipMonitorHook')
         if not is_main_process():
             return
@@ -124,7 +131,7 @@ class GClipMonitorHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
     ) -> None:
-        """Arm the probes; with accumulated gradients the step may come some iterations later."""
+        """Arm the probes; with accumulated gradients the step may follow some iterations later."""
         if self.every_n_train_iters(runner, self.interval):
             for probe in self._probes.values():
                 probe.armed = True
@@ -134,9 +141,9 @@ class GClipMonitorHook(Hook):
         runner: Runner,
         batch_idx: int,
         data_batch: DATA_BATCH = None,
-        outputs: dict | None = None,
+        outputs: dict[str, Any] | None = None,
     ) -> None:
-        """Report the step, if one was watched."""
+        """Report the step, if one was measured."""
         loss = (outputs or {}).get('loss')
         loss = None if loss is None else torch.as_tensor(loss).detach()
         for name, probe in self._probes.items():
@@ -163,22 +170,28 @@ class GClipMonitorHook(Hook):
 
 
 def _write(visualizer: Visualizer, scalars: dict[str, float], step: int) -> None:
-    """Hand scalars to every backend; the local one gets a file of its own for them.
+    """Write scalars to every backend; the local one writes them to a separate file.
 
-    ``analyze_logs.py`` of MMDetection takes each line of ``scalars.json`` for a step with a loss.
+    MMDetection's ``analyze_logs.py`` assumes that each line of ``scalars.json`` is a step with a
+    loss.
     """
     for backend in visualizer._vis_backends.values():
         if not isinstance(backend, LocalVisBackend):
             backend.add_scalars(dict(scalars), step=step)
             continue
-        # Asking for it makes the folder.
+        # Reading the property creates the folder.
         folder = Path(backend.experiment._save_dir)
         with (folder / SCALARS).open('a') as file:
             file.write(json.dumps({**scalars, 'step': step}) + '\n')
 
 
 class _Probe(ModuleProbe):
-    """A module probe that also keeps, on the device, the norm and loss of every step."""
+    """A module probe that also keeps the norm and loss of every step, on the device.
+
+    Args:
+        wrapper: the optimizer wrapper to measure.
+        runner: the runner; its model names the parameters.
+    """
 
     def __init__(self, wrapper: OptimWrapper, runner: Runner) -> None:
         super().__init__(wrapper.optimizer, runner.model)
@@ -187,10 +200,15 @@ class _Probe(ModuleProbe):
         self._steps: list[tuple[Tensor, list[Tensor]]] = []
 
     def on_record(self, record: Tensor) -> None:
+        """Keep the record (6,) of a step until its iteration ends."""
         self._records.append(record)
 
     def end_iteration(self, loss: Tensor | None) -> None:
-        """The iteration is over; several may make one step, or one several steps."""
+        """Assign losses to steps: several iterations may make one step, one may make several.
+
+        Args:
+            loss: 0-d, the loss of the iteration; None: the model reported none.
+        """
         if loss is not None:
             self._losses.append(loss)
         if self._records:
@@ -200,7 +218,7 @@ class _Probe(ModuleProbe):
             self._losses.clear()
 
     def take_history(self) -> tuple[np.ndarray, np.ndarray]:
-        """Losses and norms (S,) of the steps since the last call; copied at once."""
+        """Losses and norms (S,) of the steps since the last call; one copy from the device."""
         pairs = [
             torch.stack([torch.stack(losses).double().mean().to(record.device), record[0]])
             for record, losses in self._steps
@@ -214,7 +232,7 @@ class _Probe(ModuleProbe):
 
 
 def module_scalars(stats: ModuleStats) -> dict[str, float]:
-    """The numbers of a step by the names that :class:`GClipMonitorHook` writes them under."""
+    """The numbers of a step under the names that :class:`GClipMonitorHook` writes."""
     scalars = {}
     for i, name in enumerate(stats.names):
         scalars[f'module_grad_norm.{name}'] = float(stats.grad[i])
@@ -228,9 +246,12 @@ def loss_interval_scalars(losses: np.ndarray, norms: np.ndarray, groups: int) ->
     """Mean norm and largest loss of the steps, sorted by loss into groups of equal size.
 
     Args:
-        losses: (S,), of S steps.
-        norms: (S,) their gradient norms; steps where either is not finite are left out.
-        groups: how many groups; with less than two steps each there is nothing to tell.
+        losses: (S,), losses of S steps.
+        norms: (S,), their gradient norms; steps where either is not finite are left out.
+        groups: number of groups.
+
+    Returns:
+        dict: the numbers by name; empty if a group would have less than two steps.
     """
     finite = np.isfinite(losses) & np.isfinite(norms)
     losses, norms = losses[finite], norms[finite]
@@ -245,7 +266,7 @@ def loss_interval_scalars(losses: np.ndarray, norms: np.ndarray, groups: int) ->
 
 
 def unit_quantities(units: dict[str, UnitNorms], depth: int) -> dict[str, dict[str, Tensor]]:
-    """What histograms are drawn of: by title, the units' values of each module."""
+    """The values of the histograms: by title and module name, (U,) for the module's units."""
     quantities: dict[str, dict[str, list[Tensor]]] = {
         'unit_grad_norm': {},
         'unit_grad_to_weight': {},
@@ -253,7 +274,7 @@ def unit_quantities(units: dict[str, UnitNorms], depth: int) -> dict[str, dict[s
     for name, norms in units.items():
         key = cut_name(name, depth)
         quantities['unit_grad_norm'].setdefault(key, []).append(norms.grad)
-        # A weight of zero, as a fresh bias, has no scale to compare with.
+        # A weight of zero, such as a new bias, has no scale to compare with.
         ratio = (norms.grad / norms.weight)[norms.weight > 0]
         quantities['unit_grad_to_weight'].setdefault(key, []).append(ratio)
     return {
@@ -263,7 +284,12 @@ def unit_quantities(units: dict[str, UnitNorms], depth: int) -> dict[str, dict[s
 
 
 class _LearningWatch:
-    """Counts, for each module, watched steps in a row in which it could not learn."""
+    """Counts, for each module, measured steps in a row without a usable gradient.
+
+    Args:
+        vanishing: ratio of gradient to weights below which a gradient counts as vanishing.
+        patience: measured steps in a row before a warning.
+    """
 
     def __init__(self, vanishing: float, patience: int) -> None:
         self._vanishing = vanishing
@@ -271,7 +297,7 @@ class _LearningWatch:
         self._counts: dict[str, dict[str, int]] = {'dead': {}, 'vanishing': {}}
 
     def __call__(self, stats: ModuleStats) -> list[str]:
-        """The warnings that this step calls for."""
+        """The warnings after this step."""
         found = {
             'dead': stats.grad == 0,
             'vanishing': (stats.grad > 0) & (stats.grad < self._vanishing * stats.weight),
@@ -287,7 +313,7 @@ class _LearningWatch:
         return messages
 
     def _describe(self, kind: str) -> str:
-        times = f'in {self._patience} watched steps in a row'
+        times = f'in {self._patience} measured steps in a row'
         if kind == 'dead':
             return f'dead modules, no gradient {times}:'
         return f'vanishing gradient, below {self._vanishing:g} of the weights {times}:'

@@ -1,4 +1,4 @@
-"""Random state in the checkpoint, so that a resumed run goes on as if it had never stopped."""
+"""Random state in the checkpoint, so that a resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -15,41 +15,48 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..checkpoints.rng_state import capture_rng_state, restore_rng_state
+from .keys import reject_unknown_keys
 
-#: The key under which the state lies in a checkpoint.
+#: Key of the state in a checkpoint.
 RNG_KEY = 'gclip_rng'
 
 
 @HOOKS.register_module()
+@reject_unknown_keys
 class GClipRNGStateHook(Hook):
     """Saves the random state of Python, NumPy, PyTorch and CUDA of every process, and restores it.
 
-    MMEngine's checkpoints hold none, so a resumed run draws other augmentations, proposals and
-    dropout masks than the run it continues. With this hook it reaches the same weights to the bit:
+    MMEngine's checkpoints hold no random state, so a resumed run draws other augmentations,
+    proposals and dropout masks than the run it continues. With this hook the resumed run reaches
+    bit-identical weights:
 
-    * ``IterBasedTrainLoop``: MMEngine feeds the data loader forward over what was trained already,
-      which brings its sampler (and its workers) to where they were; the state is restored after
+    * ``IterBasedTrainLoop``: on a resume MMEngine reads and drops the batches of the iterations
+      already trained, which advances the sampler and the workers. The state is restored after
       that, before the next batch is read.
-    * ``EpochBasedTrainLoop``: restored at the start of the epoch. A checkpoint from the middle of
-      an epoch is resumed by MMEngine at that epoch's first batch, which this hook warns of.
+    * ``EpochBasedTrainLoop``: the state is restored at the start of the epoch. MMEngine resumes a
+      checkpoint from the middle of an epoch at the first batch of that epoch; this hook warns of
+      it.
     * Validation draws random numbers too (each data loader draws a seed), but a resumed run does
-      not repeat it: the state is put back after every validation, so that it leaves no trace.
-    * The seed of the sampler and of the workers is restored as well, should the config name none.
+      not repeat the validation. The state from before a validation is restored after it.
+    * The seed of the sampler and of the workers is restored as well, if the config sets none.
 
-    What it cannot restore it warns of: ``persistent_workers=True`` with an epoch-based loop (the
-    workers' generators run on from epoch to epoch, out of reach), and another number of processes.
-    Transforms with a memory of their own (``CachedMosaic``), gradients accumulated halfway to a
-    step, and kernels that are not deterministic (``randomness=dict(deterministic=True)``) are out
-    of its hands.
+    The hook warns where it cannot restore the state: ``persistent_workers=True`` with an
+    epoch-based loop (the generators of the workers cannot be accessed), and another number of
+    processes. It does not restore transforms with a state (``CachedMosaic``) or gradients that
+    were accumulated for part of a step, and it does not make kernels deterministic; set
+    ``randomness=dict(deterministic=True)`` for that.
 
-    With several processes ``runner.save_checkpoint`` must be called by all of them, as MMEngine's
-    ``CheckpointHook`` does, since their states are collected there.
+    All processes must call ``runner.save_checkpoint``, as MMEngine's ``CheckpointHook`` does,
+    because their states are gathered there.
+
+    Raises:
+        ClipConfigError: an unknown key.
 
     Example:
         >>> custom_hooks = [dict(type='GClipRNGStateHook')]
     """
 
-    # First: nothing that another hook draws may come between restoring and going on.
+    # First, so that no other hook draws numbers between the restoring and the next batch.
     priority = 'HIGHEST'
 
     def __init__(self) -> None:
@@ -60,24 +67,24 @@ class GClipRNGStateHook(Hook):
 
     # -- saving ----------------------------------------------------------------------------------
     def before_run(self, runner: Runner) -> None:
-        """With several processes, have their states collected whenever a checkpoint is saved."""
+        """With several processes, gather their states whenever a checkpoint is saved."""
         if get_world_size() == 1:
             return
         save = runner.save_checkpoint
 
         @functools.wraps(save)
         def save_with_states(*args: Any, **kwargs: Any) -> Any:
-            # The runner goes on with one process only, so this is the last place to meet.
+            # The runner's method continues in one process only, so gather before it.
             self._gathered = all_gather_object(self._current())
             return save(*args, **kwargs)
 
         runner.save_checkpoint = save_with_states
 
     def after_run(self, runner: Runner) -> None:
-        """Give the runner its own method back."""
+        """Restore the runner's own method."""
         runner.__dict__.pop('save_checkpoint', None)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the state: one entry for each process."""
         states, self._gathered = self._gathered or [self._current()], None
         checkpoint[RNG_KEY] = {'states': states, 'sampler_seed': _sampler_seed(runner)}
@@ -92,27 +99,27 @@ class GClipRNGStateHook(Hook):
         self._before_val = capture_rng_state()
 
     def after_val(self, runner: Runner) -> None:
-        """Put it back."""
+        """Restore it."""
         if self._before_val is not None:
             restore_rng_state(self._before_val)
             self._before_val = None
 
     # -- resuming --------------------------------------------------------------------------------
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep what the checkpoint holds until it is known whether the run goes on from it."""
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of the checkpoint until it is known whether the run resumes."""
         self._loaded = checkpoint.get(RNG_KEY, {})
 
     def before_train(self, runner: Runner) -> None:
-        """On a resume, arrange for the state to be restored at the right moment."""
-        # Of a validation that an error has ended.
+        """On a resume, schedule the restoring of the state."""
+        # A validation that ended with an error leaves its state.
         self._before_val = None
         loop = runner.train_loop
         by_iter = hasattr(loop, 'dataloader_iterator')
         if not by_iter and _is_persistent(loop.dataloader):
             _warn(
                 'persistent_workers=True: the random state of the workers cannot be saved, so a '
-                'resumed run will draw other augmentations. Set persistent_workers=False to resume '
-                'to the bit'
+                'resumed run will draw other augmentations. Set persistent_workers=False for a '
+                'bit-identical resume'
             )
         loaded, self._loaded = self._loaded, None
         if runner.iter == 0 or loaded is None:
@@ -127,13 +134,13 @@ class GClipRNGStateHook(Hook):
         if runner.iter % len(loop.dataloader):
             _warn(
                 f'the checkpoint is from the middle of epoch {runner.epoch + 1}, and MMEngine '
-                'begins that epoch anew: the run will not be the one that was interrupted. Save '
-                'checkpoints with by_epoch=True, or train with IterBasedTrainLoop'
+                'repeats that epoch from its start: the run will differ from the interrupted one. '
+                'Save checkpoints with by_epoch=True, or train with IterBasedTrainLoop'
             )
         self._at_epoch = state
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Restore the state for a loop that goes by epochs."""
+        """Restore the state for an epoch-based loop."""
         if self._at_epoch is not None:
             restore_rng_state(self._at_epoch)
             self._at_epoch = None
@@ -154,7 +161,14 @@ class GClipRNGStateHook(Hook):
 
 
 class _RestoringIterator:
-    """Stands before a loop's data while MMEngine skips what was trained, then steps aside."""
+    """Iterates over a loop's data and restores the state after the batches that MMEngine skips.
+
+    Then the loop gets its own iterator back.
+
+    Args:
+        loop: the training loop; ``loop.iter`` batches will be skipped.
+        state: what :func:`capture_rng_state` returned.
+    """
 
     def __init__(self, loop: Any, state: dict[str, Any]) -> None:
         self._loop = loop
@@ -174,7 +188,7 @@ class _RestoringIterator:
 
 
 def _sampler(dataloader: DataLoader) -> Any:
-    """The sampler that has a seed: inside the batch sampler, where the config gives one."""
+    """The sampler with a seed, which may be inside the batch sampler; None: no sampler has one."""
     for sampler in (dataloader.sampler, getattr(dataloader.batch_sampler, 'sampler', None)):
         if getattr(sampler, 'seed', None) is not None:
             return sampler
@@ -186,15 +200,18 @@ def _sampler_seed(runner: Runner) -> int | None:
 
 
 def _restore_sampler_seed(loop: Any, seed: int | None) -> None:
-    """Draw the data in the order of the interrupted run: the loader was built before the resume."""
+    """Give the sampler and the workers the seed of the interrupted run.
+
+    The loader was built, with another seed, before the checkpoint was loaded.
+    """
     sampler = _sampler(loop.dataloader)
     if seed is None or sampler is None or sampler.seed == seed:
         return
     sampler.seed = seed
     if hasattr(sampler, '_indices_of_rank'):
-        # InfiniteSampler has its order from the start.
+        # InfiniteSampler computes its order when it is built.
         sampler.indices = sampler._indices_of_rank()
-    init: Callable | None = loop.dataloader.worker_init_fn
+    init: Callable[..., Any] | None = loop.dataloader.worker_init_fn
     if isinstance(init, functools.partial) and 'seed' in init.keywords:
         loop.dataloader.worker_init_fn = functools.partial(
             init.func, *init.args, **{**init.keywords, 'seed': seed}

@@ -1,1 +1,1 @@
-"""What the monitor and the spike hook read from a step."""
+"""Measurements of the steps for the monitor hook and the spike hook."""

@@ -1,4 +1,4 @@
-"""Which images a batch is made of, whatever the data set packs it into."""
+"""Finds the names of the images of a batch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from mmengine.structures import BaseDataElement
 
 
 def batch_images(data_batch: Any) -> list[dict[str, Any]]:
-    """The images of a batch, each as ``dict(img_id=..., img_path=...)``, where it has them.
+    """The images of a batch, each as ``dict(img_id=..., img_path=...)`` with the keys it has.
 
-    Looks through dicts and lists (so also through the branches of semi-supervised training) for
-    data samples with ``img_path`` or ``img_id`` among their meta information.
+    Searches dicts and lists (such as the branches of semi-supervised training) for data samples
+    with ``img_path`` or ``img_id`` in their meta information.
+
+    Args:
+        data_batch: the batch, as the data loader returned it.
     """
     images = []
     for meta in _metas(data_batch):
@@ -22,7 +25,7 @@ def batch_images(data_batch: Any) -> list[dict[str, Any]]:
     return images
 
 
-def _metas(value: Any) -> Iterator[Mapping]:
+def _metas(value: Any) -> Iterator[Mapping[str, Any]]:
     if isinstance(value, BaseDataElement):
         yield value.metainfo
     elif isinstance(value, Mapping):
@@ -36,15 +39,15 @@ def _metas(value: Any) -> Iterator[Mapping]:
             yield from _metas(item)
 
 
-def _rows(value: Mapping) -> Iterator[Mapping]:
-    """A dict that names images: one image, or a column of them for each key."""
+def _rows(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The images of a dict with one image, or with a list of images for each key."""
     columns = {k: _column(value[k]) for k in ('img_id', 'img_path') if k in value}
     for i in range(max(map(len, columns.values()))):
         yield {key: column[i] for key, column in columns.items() if i < len(column)}
 
 
-def _column(value: Any) -> list:
-    """One entry for each image; PyTorch's ``default_collate`` makes tensors of numbers."""
+def _column(value: Any) -> list[Any]:
+    """One entry for each image; PyTorch's ``default_collate`` turns numbers into tensors."""
     value = value.tolist() if hasattr(value, 'tolist') else value
     return list(value) if isinstance(value, list | tuple) else [value]
 

@@ -1,4 +1,4 @@
-"""Histograms of positive numbers over many decades, and where a run's visualizer puts them."""
+"""Histograms of positive numbers on a logarithmic scale, written to a run's visualizer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from mmengine.visualization import Visualizer
 from torch import Tensor
 
-#: Decades that a histogram covers; what lies outside is counted at its end.
+#: Decades that a histogram covers; values outside are counted in the first or last bin.
 LOW, HIGH = -12, 4
 BINS = 96
 
@@ -19,19 +19,19 @@ class LogHistogram(NamedTuple):
     """A histogram of ``log10(values)`` between ``LOW`` and ``HIGH``.
 
     Attributes:
-        counts: (BINS,) numbers of values.
+        counts: (BINS,), number of values in each bin.
     """
 
     counts: np.ndarray
 
     @property
     def edges(self) -> np.ndarray:
-        """(BINS + 1,) the bounds of the bins, in log10."""
+        """(BINS + 1,), the bounds of the bins in log10."""
         return np.linspace(LOW, HIGH, BINS + 1)
 
 
 def log_histograms(values: dict[str, Tensor]) -> dict[str, LogHistogram]:
-    """Histograms of tensors with values of 0 or more; counted on the device, copied at once."""
+    """Histograms of tensors with values of 0 or more; counted on the device, copied once."""
     if not values:
         return {}
     counts = torch.stack(
@@ -51,20 +51,20 @@ def log_histograms(values: dict[str, Tensor]) -> dict[str, LogHistogram]:
 def publish(
     visualizer: Visualizer, title: str, histograms: dict[str, LogHistogram], step: int
 ) -> None:
-    """Hand histograms to every backend of the visualizer, each in the form that it can show.
+    """Write histograms to every backend of the visualizer.
 
-    TensorBoard and Weights & Biases get one histogram a name, ``{title}.{name}``; every other
-    backend gets one picture with a row for each name.
+    TensorBoard and Weights & Biases get one histogram per name, ``{title}.{name}``. Any other
+    backend gets one image with a row per name.
 
     Args:
-        visualizer: the run's.
-        title: what the numbers are.
-        histograms: by name.
+        visualizer: the visualizer of the run.
+        title: the quantity.
+        histograms: the histograms by name.
         step: the iteration.
     """
     picture = None
     for backend in visualizer._vis_backends.values():
-        # Through the class, so that a backend whose service is not there fails in its own words.
+        # By class name, so that a backend without its package raises its own error.
         kind = type(backend).__name__
         experiment = backend.experiment
         if hasattr(experiment, 'add_histogram_raw'):
@@ -102,13 +102,13 @@ def _to_tensorboard(writer: Any, name: str, histogram: LogHistogram, step: int) 
     )
 
 
-# -- the picture: pixels ------------------------------------------------------------------------
+# -- the image: sizes in pixels ------------------------------------------------------------------
 _ROW, _BIN, _LEFT, _TOP, _BOTTOM = 22, 6, 260, 34, 30
 _FONT, _SIZE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 
 
 def draw(title: str, histograms: dict[str, LogHistogram]) -> np.ndarray:
-    """A picture (H, W, 3) uint8 RGB: a row for each name, darker where there are more values."""
+    """An image (H, W, 3) uint8 RGB with a row per name; darker bins hold more values."""
     height = _TOP + _ROW * len(histograms) + _BOTTOM
     width = _LEFT + _BIN * BINS + 20
     picture = np.full((height, width, 3), 255, np.uint8)
@@ -118,7 +118,8 @@ def draw(title: str, histograms: dict[str, LogHistogram]) -> np.ndarray:
         _write(picture, _shorten(name), 8, y + 15)
         # The square root keeps a bin with a hundredth of the values visible.
         share = np.sqrt(histogram.counts / max(histogram.counts.max(), 1.0))
-        tone = cv2.applyColorMap(np.uint8(255 * (1 - share))[None], cv2.COLORMAP_VIRIDIS)[..., ::-1]
+        tone = cv2.applyColorMap((255 * (1 - share)).astype(np.uint8)[None], cv2.COLORMAP_VIRIDIS)
+        tone = tone[..., ::-1].copy()
         tone[0, histogram.counts == 0] = 255
         strip = np.repeat(np.repeat(tone, _ROW - 4, 0), _BIN, 1)
         picture[y : y + _ROW - 4, _LEFT : _LEFT + strip.shape[1]] = strip

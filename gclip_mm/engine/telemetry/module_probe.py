@@ -1,4 +1,4 @@
-"""What a step does to each module, read off the gradients and weights around the clipping."""
+"""Measures the effect of a step on each module: gradients, weights and clipped units."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _SHRUNK = 1 - 1e-5
 
 
 class ModuleStats(NamedTuple):
-    """One step, module by module: M modules that own parameters, in the model's order.
+    """Measurements of one step for M modules that own parameters, in the model's order.
 
     Attributes:
         names: dotted names of the M modules; ``'(root)'`` for parameters of the model itself.
-        grad: (M,) norm of the module's gradient before clipping; 0 where it has none.
-        weight: (M,) norm of its weights before the step.
-        update: (M,) norm of the change that the step made to them.
-        clipped: (M,) how many of its units were clipped.
-        units: (M,) how many units it has (:mod:`gclip_mm.clipping.gradients.units`).
+        grad: (M,) float64, norm of the module's gradient before clipping; 0 without a gradient.
+        weight: (M,) float64, norm of its weights before the step.
+        update: (M,) float64, norm of the change of its weights in the step.
+        clipped: (M,) float64, number of its clipped units.
+        units: (M,) float64, number of its units (:mod:`gclip_mm.clipping.gradients.units`).
     """
 
     names: list[str]
@@ -38,7 +38,7 @@ class ModuleStats(NamedTuple):
     units: np.ndarray
 
     def grouped(self, depth: int) -> ModuleStats:
-        """The same for modules cut at ``depth`` parts of their names."""
+        """The measurements of modules joined by the first ``depth`` parts of their names."""
         keys = [cut_name(name, depth) for name in self.names]
         names = list(dict.fromkeys(keys))
         index = np.array([names.index(key) for key in keys])
@@ -47,7 +47,8 @@ class ModuleStats(NamedTuple):
             return np.bincount(index, values, len(names))
 
         squares = (np.sqrt(add(x.astype(float) ** 2)) for x in self[1:4])
-        return ModuleStats(names, *squares, add(self.clipped), add(self.units))
+        grad, weight, update = squares
+        return ModuleStats(names, grad, weight, update, add(self.clipped), add(self.units))
 
 
 class UnitNorms(NamedTuple):
@@ -63,11 +64,14 @@ class UnitNorms(NamedTuple):
 
 
 class ModuleProbe(StepObserver):
-    """Watches the one step it is armed for; in all others it does nothing.
+    """Measures a step if ``armed`` is set; otherwise it does nothing.
 
     Args:
         optimizer: the optimizer.
-        model: gives the parameters their names.
+        model: the model that names the parameters.
+
+    Attributes:
+        armed: whether the next step is measured; :meth:`read` sets it to False.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:
@@ -77,6 +81,7 @@ class ModuleProbe(StepObserver):
         self._infos: list[ParamInfo] = []
         self._modules: list[str] = []
         self._index: Tensor | None = None
+        self._scale: Tensor | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -95,7 +100,7 @@ class ModuleProbe(StepObserver):
         norm: Tensor,
         scale: Tensor | None,
     ) -> None:
-        """Norms of gradients and weights, and a copy of the weights."""
+        """Measure norms of gradients and weights, and copy the weights."""
         if not self.armed:
             return
         self._forget()
@@ -114,7 +119,7 @@ class ModuleProbe(StepObserver):
                 self._weight_units[i] = info.layout.norms(info.param.detach())
 
     def after_clip(self, views: list[RoutedView], outcomes: list[Outcome | None]) -> None:
-        """Which units were clipped."""
+        """Count the clipped units."""
         if not self.armed or self._norms is None:
             return
         clipped = [self._norms.new_zeros(()) for _ in self._infos]
@@ -123,7 +128,7 @@ class ModuleProbe(StepObserver):
             for i, info, grad in zip(view.positions, view.infos, view.grads, strict=True):
                 before = self._units[i]
                 if coef is not None:
-                    # Perhaps folded into the optimizer, and then not seen in the gradient.
+                    # If the coefficient is folded into the optimizer, the gradient is unchanged.
                     clipped[i] = (coef < 1) * before.numel()
                 else:
                     clipped[i] = (info.layout.norms(grad) < before * _SHRUNK).sum()
@@ -132,15 +137,21 @@ class ModuleProbe(StepObserver):
     # -- after the step --------------------------------------------------------------------------
     @property
     def has_seen(self) -> bool:
-        """Whether a step was watched to its end; one skipped for a non-finite gradient is not."""
+        """Whether a step was measured completely; a step skipped as non-finite is not."""
         return self._clipped is not None
 
     def read(self, with_units: bool = False) -> tuple[ModuleStats, dict[str, UnitNorms]]:
-        """The step that was watched; the host waits for the device once. Disarms.
+        """The measurements of the step; the host waits for the device once. Disarms the probe.
+
+        Call it only if :attr:`has_seen`.
 
         Args:
-            with_units: return the norms of the units, by module, as well.
+            with_units: also return the norms of the units.
+
+        Returns:
+            tuple: the measurements of the modules; the norms of the units by module, or ``{}``.
         """
+        assert self._norms is not None and self._clipped is not None and self._index is not None
         device = self._norms.device
         now = [info.param.detach() for info in self._infos]
         weight = torch.stack([_norm(w, device) for w in self._before])
@@ -170,7 +181,7 @@ class ModuleProbe(StepObserver):
         return stats, norms
 
     def _unit_norms(self) -> dict[str, UnitNorms]:
-        scale = 1.0 if self._scale is None else self._scale
+        scale: Tensor | float = 1.0 if self._scale is None else self._scale
         found: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for i, norms in self._units.items():
             pair = (norms.flatten() / scale, self._weight_units[i].flatten())
@@ -193,12 +204,12 @@ class ModuleProbe(StepObserver):
 
 
 def module_name(info: ParamInfo) -> str:
-    """The module that owns a parameter."""
+    """The name of the module that owns a parameter; ``(root)`` for the model itself."""
     return info.name.rpartition('.')[0] or '(root)'
 
 
 def cut_name(name: str, depth: int) -> str:
-    """The first ``depth`` parts of a dotted name."""
+    """The first ``depth`` parts of a dotted name: ``cut_name('a.b.c', 2) == 'a.b'``."""
     return '.'.join(name.split('.')[:depth])
 
 

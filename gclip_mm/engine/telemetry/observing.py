@@ -1,8 +1,9 @@
-"""Puts an observer on whatever clips in a run: the engine's own seam, or a stock wrapper's."""
+"""Attaches step observers to a run: to an engine, or to a stock optimizer wrapper."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ...clipping.step.optimizer import is_nested
 from ...clipping.step.parameters import RoutedView
 from ...clipping.step.record import make_record
 
-#: Iterations that a model is thought to accumulate by itself at most.
+#: Assumed maximum of iterations per step where a model accumulates gradients itself.
 _MOST_BY_HAND = 16
 
 
@@ -32,16 +33,16 @@ def wrapper_members(wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, Optim
 
 
 def iterations_of_a_step(wrapper: OptimWrapper) -> int:
-    """How many iterations' data belong to a step of a wrapper at most.
+    """Maximum number of iterations whose data belong to one step of a wrapper.
 
-    A member of an ``OptimWrapperDict`` may be left out for as long as its model likes, and then
-    step on what the last of them has brought.
+    The model decides when a member of an ``OptimWrapperDict`` steps; the step then belongs to the
+    last iterations.
     """
     return max(getattr(wrapper, '_accumulative_counts', 1), _MOST_BY_HAND)
 
 
 def find_engines(runner: Runner) -> dict[str, GradClipEngine | None]:
-    """The engine that clips for each member of the run's wrapper; None where a stock one does."""
+    """The engine of each member of the run's wrapper; None for a stock wrapper without a hook."""
     engines: dict[str, GradClipEngine | None] = {
         name: getattr(wrapper, 'engine', None)
         for name, wrapper in wrapper_members(runner.optim_wrapper).items()
@@ -54,7 +55,11 @@ def find_engines(runner: Runner) -> dict[str, GradClipEngine | None]:
 
 
 def refuse_sharded(runner: Runner, who: str) -> None:
-    """Raise where a rank holds only parts of the parameters, so that it cannot see a module whole.
+    """Refuse a model whose ranks hold only parts of the parameters, and so of a module.
+
+    Args:
+        runner: the runner.
+        who: the hook that refuses; begins the message.
 
     Raises:
         ValueError: a parameter is a DTensor or belongs to an FSDP module.
@@ -62,21 +67,21 @@ def refuse_sharded(runner: Runner, who: str) -> None:
     params = list(runner.model.parameters())
     if any(is_dtensor(p) for p in params) or is_spread_flat(runner.model):
         raise ValueError(
-            f'{who} does not support sharded parameters (FSDP, tensor parallelism): take it out of '
+            f'{who} does not support sharded parameters (FSDP, tensor parallelism): remove it from '
             'custom_hooks'
         )
 
 
-def observe(runner: Runner, observers: dict[str, StepObserver]) -> Callable[[], None]:
-    """Let each observer watch one member of the run's optimizer wrapper.
+def observe(runner: Runner, observers: Mapping[str, StepObserver]) -> Callable[[], None]:
+    """Attach one observer to each member of the run's optimizer wrapper.
 
     Args:
-        runner: a runner whose optimizer wrapper is built; hooks that clip must have had their
-            ``before_run``.
-        observers: by the names of :func:`wrapper_members`.
+        runner: a runner whose optimizer wrapper is built. Call after the ``before_run`` of hooks
+            that clip.
+        observers: the observers by the names of :func:`wrapper_members`.
 
     Returns:
-        Callable: takes the observers away again.
+        Callable: detaches the observers.
     """
     engines = find_engines(runner)
     undo: list[Callable[[], None]] = []
@@ -84,7 +89,7 @@ def observe(runner: Runner, observers: dict[str, StepObserver]) -> Callable[[], 
         observer, engine = observers[name], engines[name]
         if engine is not None:
             engine.observers.append(observer)
-            undo.append(lambda engine=engine, observer=observer: engine.observers.remove(observer))
+            undo.append(functools.partial(engine.observers.remove, observer))
         else:
             undo.append(_StockSeam(wrapper, runner.model, observer).remove)
 
@@ -97,10 +102,16 @@ def observe(runner: Runner, observers: dict[str, StepObserver]) -> Callable[[], 
 
 
 class _StockSeam:
-    """Makes the calls of an engine for a wrapper that clips, if at all, by ``torch.nn.utils``.
+    """Calls an observer as an engine would, for a stock wrapper.
 
-    Such a wrapper clips in ``_clip_grad``, before the optimizer's ``step``; where it does not clip
-    the gradients are first seen complete, and unscaled, in the optimizer's own step hook.
+    A stock wrapper clips, if at all, with ``torch.nn.utils`` in ``_clip_grad``, before the
+    optimizer's ``step``. Without clipping, the gradients are complete and unscaled for the first
+    time in the step hook of the optimizer.
+
+    Args:
+        wrapper: the stock wrapper.
+        model: the model that names the parameters.
+        observer: the observer to call.
     """
 
     def __init__(self, wrapper: OptimWrapper, model: nn.Module, observer: StepObserver) -> None:
@@ -114,6 +125,7 @@ class _StockSeam:
         self._hook = wrapper.optimizer.register_step_pre_hook(self._before_step)
 
     def remove(self) -> None:
+        """Restore the wrapper and remove the step hook."""
         self._wrapper.__dict__.pop('_clip_grad', None)
         self._hook.remove()
 

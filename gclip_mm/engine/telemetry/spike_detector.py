@@ -1,4 +1,4 @@
-"""When a gradient norm is a spike: a robust z-score on the logarithms of the recent norms."""
+"""Spike detection by a robust z-score of the logarithms of the recent gradient norms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ...clipping.checks import check_number
 
-#: Makes the median absolute deviation of a normal distribution its standard deviation.
+#: Ratio of standard deviation to median absolute deviation of a normal distribution.
 _MAD_TO_STD = 1.4826
 
 
@@ -20,8 +20,8 @@ class Verdict(NamedTuple):
     Attributes:
         cause: ``'nonfinite'``, ``'norm'``, ``'clip_coef'`` or ``'loss'``.
         median: median of the recent norms (for ``'loss'``, losses); None while there are too few.
-        threshold: from where a step was a spike; None while there are too few.
-        term: for ``'loss'``, which term of it.
+        threshold: the norm or loss above which a step is a spike; None while there are too few.
+        term: for ``'loss'``, the term of the loss.
     """
 
     cause: str
@@ -31,25 +31,27 @@ class Verdict(NamedTuple):
 
 
 class SpikeDetector:
-    """Tells spikes from the steps around them.
+    """Decides whether a step is a spike compared with the steps before it.
 
-    Norms are spread over decades and their distribution has a heavy tail, so it is their logarithms
-    that are compared, by median and median absolute deviation (MAD), which a spike in the window
-    moves but little. A step is a spike if its norm is above ::
+    Norms spread over decades with a heavy tail. The detector therefore compares their logarithms,
+    by median and median absolute deviation (MAD), which are robust to spikes in the window. A step
+    is a spike if its norm is above ::
 
         median * max(min_ratio, exp(z_threshold * 1.4826 * MAD(log norms)))
 
-    of the last ``window`` finite norms before it, or if it is not finite, or if its clipping
-    coefficient is below ``min_coef``. Spikes enter the window as well: a level that is higher for
-    good stops being a spike when it fills half of it.
+    of the last ``window`` finite norms before it, if it is not finite, or if its clipping
+    coefficient is below ``min_coef``. Spikes enter the window as well: a permanently higher level
+    is no longer a spike once it fills half of the window.
 
     Args:
         z_threshold: standard deviations, above 0.
-        min_ratio: smallest multiple of the median that can be a spike, at least 1; keeps very even
-            stretches from reporting trifles.
-        window: norms remembered, at least 2.
-        min_history: norms needed before the first verdict on a norm, from 2 to ``window``.
-        min_coef: coefficient below which a clipped step is a spike, from 0 to 1; None: none is.
+        min_ratio: smallest multiple of the median that can be a spike, at least 1; avoids reports
+            of small deviations where the norms hardly vary.
+        window: number of norms in the window, at least 2.
+        min_history: norms needed before a norm can be a spike, from 2 to ``window``.
+        min_coef: coefficient below which a clipped step is a spike, from 0 to 1; None: no step is
+            a spike for its coefficient.
+        where: begins the message of an error.
 
     Raises:
         ClipConfigError: a value out of range.
@@ -76,24 +78,28 @@ class SpikeDetector:
         self._logs: deque[float] = deque(maxlen=window)
 
     def remember(self, norm: float) -> None:
-        """Take a norm into the window without judging it."""
+        """Add a norm to the window without a verdict; ignores zero and non-finite norms."""
         if math.isfinite(norm) and norm > 0:
             self._logs.append(math.log(norm))
 
     def __call__(self, norm: float, coef: float, nonfinite: bool) -> Verdict | None:
-        """Judge a step and take it into the window; None: no spike.
+        """Judge a step and add its norm to the window.
 
         Args:
             norm: gradient norm before clipping.
-            coef: clipping coefficient; NaN where it is not known.
+            coef: clipping coefficient; NaN if unknown.
             nonfinite: whether the step had a non-finite gradient.
+
+        Returns:
+            Verdict or None: None if the step is not a spike.
         """
         median = threshold = None
         if len(self._logs) >= self.min_history:
-            middle = np.median(self._logs)
-            spread = _MAD_TO_STD * np.median(np.abs(np.array(self._logs) - middle))
+            logs = np.array(self._logs)
+            middle = np.median(logs)
+            spread = _MAD_TO_STD * float(np.median(np.abs(logs - middle)))
             median = float(np.exp(middle))
-            # At most e^700: beyond, a float has no number for it.
+            # At most 700, because exp overflows above.
             excess = min(max(math.log(self.min_ratio), self.z_threshold * spread), 700.0)
             threshold = median * math.exp(excess)
         self.remember(norm)

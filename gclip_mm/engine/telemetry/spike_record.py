@@ -1,4 +1,4 @@
-"""What is kept of each step until it is known whether it was a spike, and what is written then."""
+"""Data of the steps that are not yet checked for spikes, and the lines written for spikes."""
 
 from __future__ import annotations
 
@@ -19,29 +19,38 @@ from ...clipping.step.parameters import RoutedView
 from .module_probe import module_name
 from .spike_detector import SpikeDetector, Verdict
 
-#: Modules named in a line.
+#: Maximum number of modules in a line.
 _MOST_MODULES = 10
 
 
 class BatchRecord:
-    """What is kept of an iteration: the images, the losses, and the batch itself on request."""
+    """Data of an iteration.
 
-    def __init__(self, images: list[dict], data: Any) -> None:
+    Args:
+        images: the images, each with ``img_id`` or ``img_path``.
+        data: the batch itself, as the data loader returned it; None: not kept.
+
+    Attributes:
+        losses: the terms of the loss and other numbers that the model returned.
+    """
+
+    def __init__(self, images: list[dict[str, Any]], data: Any) -> None:
         self.images = images
         self.data = data
         self.losses: dict[str, Tensor | float] = {}
 
 
 class StepRecord(NamedTuple):
-    """What is kept of a step of the optimizer.
+    """Data of a step of the optimizer.
 
     Attributes:
-        iter: its last iteration, from 1.
-        epoch: from 1.
-        batches: its iterations' data.
-        record: (6,) the engine's record (:mod:`gclip_mm.clipping.step.record`).
+        iter: last iteration of the step, from 1.
+        epoch: its epoch, from 1.
+        batches: data of the iterations of the step.
+        record: (6,) float64, the engine's record (:mod:`gclip_mm.clipping.step.record`).
         infos: the N parameters that had a gradient.
-        norms: (N,) their norms before clipping; None where a loss scaler kept the step back.
+        norms: (N,) float64, norms of their gradients before clipping; None if the loss scaler
+            skipped the step.
     """
 
     iter: int
@@ -60,8 +69,22 @@ class StepRecord(NamedTuple):
         return {key: torch.stack(values).mean() for key, values in terms.items()}
 
 
+class Spike(NamedTuple):
+    """A step that is a spike.
+
+    Attributes:
+        step: data of the step.
+        numbers: (6,) float64, its record on the host.
+        verdict: why it is a spike.
+    """
+
+    step: StepRecord
+    numbers: np.ndarray
+    verdict: Verdict
+
+
 class _StepMeasurer(StepObserver):
-    """Keeps, on the device, what a step's engine has measured."""
+    """Keeps the measurements of the engine for each step, on the device."""
 
     def __init__(self) -> None:
         self._infos: list[ParamInfo] = []
@@ -76,6 +99,7 @@ class _StepMeasurer(StepObserver):
         norm: Tensor,
         scale: Tensor | None,
     ) -> None:
+        """Keep the norm of each gradient, (N,) float64, without the loss scale."""
         pairs = zip(views, measures, strict=True)
         parts = [parameter_norms(part, measure, scale).double() for part, measure in pairs]
         self._norms = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -84,13 +108,14 @@ class _StepMeasurer(StepObserver):
         self._norm = norm
 
     def on_record(self, record: Tensor) -> None:
+        """Keep the record (6,) of the step; without norms if ``before_clip`` was not called."""
         self._steps.append((record, self._infos, self._norms))
         self._norm = self._norms = None
 
     def take(self) -> list[tuple[Tensor, list[ParamInfo], Tensor | None]]:
         """Record, parameters and norms of the steps since the last call."""
         if self._norm is not None:
-            # Broken off between measuring and clipping, as nonfinite='raise' does.
+            # An error ended the step between measuring and clipping, as with nonfinite='raise'.
             nan = self._norm.new_full((5,), math.nan, dtype=torch.float64)
             self.on_record(torch.cat([self._norm.double().reshape(1), nan]))
         steps, self._steps = self._steps, []
@@ -98,12 +123,12 @@ class _StepMeasurer(StepObserver):
 
 
 class StepBuffer:
-    """The steps of one optimizer that have not been looked at.
+    """The steps of one optimizer that are not yet checked for spikes.
 
     Args:
         name: the member of an ``OptimWrapperDict``, or empty.
-        make_detector: makes a detector of spikes.
-        iterations: how many iterations' data belong to a step at most.
+        make_detector: returns a new spike detector.
+        iterations: maximum number of iterations of one step.
     """
 
     def __init__(
@@ -111,20 +136,20 @@ class StepBuffer:
     ) -> None:
         self.name = name
         self.detector = make_detector()
-        # One for each term: what stands out of a small term may drown in the sum.
-        self.loss_detectors = defaultdict(make_detector)
+        # One for each term: an outlier of a small term may not be one of the sum.
+        self.loss_detectors: defaultdict[str, SpikeDetector] = defaultdict(make_detector)
         self.observer = _StepMeasurer()
         self._batches: deque[BatchRecord] = deque(maxlen=iterations)
         self._when = (0, 0)
         self._steps: list[StepRecord] = []
 
     def begin(self, iteration: int, epoch: int, batch: BatchRecord) -> None:
-        """Note an iteration's data; ``iteration`` and ``epoch`` from 1."""
+        """Store an iteration's data; ``iteration`` and ``epoch`` from 1."""
         self._when = (iteration, epoch)
         self._batches.append(batch)
 
     def end(self, losses: dict[str, Tensor | float]) -> None:
-        """Note an iteration's losses; it is over, or has been broken off by an error."""
+        """Store an iteration's losses; it is complete, or was ended by an error."""
         if self._batches:
             self._batches[-1].losses = losses
         steps = self.observer.take()
@@ -132,10 +157,18 @@ class StepBuffer:
             return
         batches = list(self._batches)
         self._batches.clear()
-        self._steps += [StepRecord(*self._when, batches, *step) for step in steps]
+        iteration, epoch = self._when
+        self._steps += [
+            StepRecord(iteration, epoch, batches, record, infos, norms)
+            for record, infos, norms in steps
+        ]
 
-    def judge(self, agree: bool = False) -> list[tuple[StepRecord, np.ndarray, Verdict]]:
-        """The spikes among the steps, which are then forgotten; the host waits for the device."""
+    def judge(self, agree: bool = False) -> list[Spike]:
+        """The spikes among the steps; the buffer is then empty. The host waits for the device.
+
+        Args:
+            agree: a step is a spike for every process if it is one for any process.
+        """
         steps, self._steps = self._steps, []
         if not steps:
             return []
@@ -143,49 +176,52 @@ class StepBuffer:
         losses = _to_host([step.losses() for step in steps])
         verdicts = [self._verdict(*pair) for pair in zip(numbers, losses, strict=True)]
         if agree and get_world_size() > 1:
-            # The losses are each process's own; gradients are the same on equal machines.
+            # Gradients are the same in every process, but each process has its own losses.
             flags = steps[0].record.new_tensor([v is not None for v in verdicts])
             all_reduce(flags, 'max')
             verdicts = [
                 v or (Verdict('loss', None, None) if flag else None)
                 for v, flag in zip(verdicts, flags.tolist(), strict=True)
             ]
-        found = zip(steps, numbers, verdicts, strict=True)
-        return [
-            (step, row, verdict if step.norms is not None else verdict._replace(cause='loss_scale'))
-            for step, row, verdict in found
-            if verdict is not None
-        ]
+        spikes = []
+        for step, row, verdict in zip(steps, numbers, verdicts, strict=True):
+            if verdict is not None:
+                if step.norms is None:
+                    verdict = verdict._replace(cause='loss_scale')
+                spikes.append(Spike(step, row, verdict))
+        return spikes
 
     def _verdict(self, row: np.ndarray, losses: dict[str, float]) -> Verdict | None:
-        """On a step's record (6,) and the terms of its loss."""
+        """Judge a step by its record (6,) and by the terms of its loss; None: no spike."""
         found = self.detector(row[0], row[2], row[5] == 1)
         worst, most = None, 0.0
-        # The sum last: where a term explains it as well, the term says more.
+        # The sum last: a single term is the more specific cause.
         for term, value in sorted(losses.items(), key=lambda item: item[0] == 'loss'):
             verdict = self.loss_detectors[term](value, math.nan, False)
             if verdict is None:
                 continue
-            excess = value / verdict.threshold if verdict.cause == 'norm' else math.inf
+            excess = math.inf
+            if verdict.cause == 'norm' and verdict.threshold is not None:
+                excess = value / verdict.threshold
             if excess > most:
                 worst, most = verdict._replace(cause='loss', term=term), excess
         return found if found is not None else worst
 
 
 def _to_host(losses: list[dict[str, Tensor]]) -> list[dict[str, float]]:
-    """The terms of the loss of several steps, without what else is logged; copied at once."""
+    """The terms of the loss of several steps, with one copy from the device."""
     terms = [{key: value for key, value in step.items() if 'loss' in key} for step in losses]
     values = [value for step in terms for value in step.values()]
     if not values:
         return [{} for _ in losses]
-    # Numbers among tensors are on the CPU.
+    # Losses that the model returned as numbers are tensors on the CPU.
     device = next((v.device for v in values if v.device.type != 'cpu'), values[0].device)
     numbers = iter(torch.stack([value.to(device) for value in values]).tolist())
     return [{key: next(numbers) for key in step} for step in terms]
 
 
 def rank_entry(step: StepRecord) -> dict[str, Any]:
-    """What this process knows of a step's data: the entry of ``ranks`` in a line."""
+    """The entry of this process in the field ``ranks`` of a line."""
     return {
         'rank': get_rank(),
         'images': [image for batch in step.batches for image in batch.images],
@@ -194,9 +230,16 @@ def rank_entry(step: StepRecord) -> dict[str, Any]:
 
 
 def spike_line(
-    step: StepRecord, numbers: np.ndarray, verdict: Verdict, ranks: list[dict]
+    step: StepRecord, numbers: np.ndarray, verdict: Verdict, ranks: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """A line of ``spikes.jsonl``, field by field as :class:`GClipSpikeHook` describes it."""
+    """A line of ``spikes.jsonl`` with the fields that :class:`GClipSpikeHook` describes.
+
+    Args:
+        step: data of the step.
+        numbers: (6,), its record on the host.
+        verdict: why the step is a spike.
+        ranks: the :func:`rank_entry` of each process.
+    """
     return {
         'iter': step.iter,
         'epoch': step.epoch,
@@ -219,7 +262,7 @@ def _largest_modules(step: StepRecord) -> dict[str, Any]:
     norms: dict[str, float] = {}
     for info, norm in zip(step.infos, step.norms.cpu().tolist(), strict=True):
         name = module_name(info)
-        # hypot, unlike a square, overflows no sooner than the norm itself.
+        # Unlike a sum of squares, hypot overflows only if the norm itself does.
         norms[name] = math.hypot(norms.get(name, 0.0), norm)
 
     def size(name: str) -> float:
@@ -234,12 +277,12 @@ def _largest_modules(step: StepRecord) -> dict[str, Any]:
 
 
 def _or_none(number: float) -> float | None:
-    # A record's NaN stands for what does not exist, such as the threshold of a skipped step.
+    # NaN in a record marks a missing number, such as the threshold of a skipped step.
     return None if math.isnan(number) else float(number)
 
 
 def to_json(value: Any) -> Any:
-    """JSON's own numbers, and the words ``nan``, ``inf`` and ``-inf`` for those it has not."""
+    """A copy for JSON: non-finite numbers become the strings ``nan``, ``inf`` and ``-inf``."""
     if isinstance(value, dict):
         return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -250,7 +293,7 @@ def to_json(value: Any) -> Any:
 
 
 def spike_summary(line: dict[str, Any], most: int = 4) -> str:
-    """A line of ``spikes.jsonl`` as a sentence for the log; names ``most`` images."""
+    """A line of ``spikes.jsonl`` as a sentence for the log; it names up to ``most`` images."""
     paths = [
         str(image.get('img_path', image.get('img_id')))
         for entry in line['ranks']
@@ -265,7 +308,7 @@ def spike_summary(line: dict[str, Any], most: int = 4) -> str:
     module = f', most in {line["modules"][0]["name"]}' if line['modules'] else ''
     bad, total = line['modules_not_finite'], line['modules_in_all']
     if bad == total > 1:
-        # It comes from what they all learn from, and none of them is to blame.
+        # The cause is common to all modules, so none of them is named.
         losses = [value for entry in line['ranks'] for value in entry['losses'].values()]
         are_fine = bool(losses) and all(map(math.isfinite, losses))
         module = f', in all {total} modules' + '; every loss is finite' * are_fine

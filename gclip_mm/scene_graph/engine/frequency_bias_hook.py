@@ -11,12 +11,14 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 
+from ...engine.hooks.keys import reject_unknown_keys
 from ..datasets.statistics import relation_statistics
 from ..models.heads.frequency_bias import FrequencyBias, load_counts, save_counts
 from .unwrapped_model import unwrapped_model
 
 
 @HOOKS.register_module()
+@reject_unknown_keys
 class FrequencyBiasHook(Hook):
     """Sets the training-set counts in every :class:`FrequencyBias` of the model.
 

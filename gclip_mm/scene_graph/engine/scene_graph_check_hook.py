@@ -11,6 +11,7 @@ from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 
+from ...engine.hooks.keys import reject_unknown_keys
 from ..evaluation.metric import SceneGraphMetric
 from ..models.detectors import SceneGraphRCNN
 from ..models.protocol import SceneGraphProtocol
@@ -22,6 +23,7 @@ _CHECKED_PICTURES = 100
 
 
 @HOOKS.register_module()
+@reject_unknown_keys
 class SceneGraphCheckHook(Hook):
     """Checks a scene-graph model against its data sets and metrics before the run starts.
 

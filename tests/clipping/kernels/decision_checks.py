@@ -35,7 +35,7 @@ from gclip_mm.clipping.kernels import (  # noqa: E402
 from gclip_mm.clipping.rules.norm_clip import NormClip  # noqa: E402
 from gclip_mm.clipping.step.observers import StepObserver  # noqa: E402
 
-from ..test_fold import Reads, like_gpu  # noqa: E402
+from ..step.test_fold import Reads, like_gpu  # noqa: E402
 from .kernel_checks import (  # noqa: E402
     DEVICE,
     INTERPRETED,

@@ -122,7 +122,7 @@ def test_checkpoint_of_other_model_raises_in_test_only(trains):
     loops = dict(_train_loop=loop() if trains else None, _val_loop=None, _test_loop=loop())
     runner = SimpleNamespace(model=model, **loops)
     weights = {key: value for key, value in model.state_dict().items() if 'backbone' in key}
-    with nullcontext() if trains else pytest.raises(ValueError, match='of another model'):
+    with nullcontext() if trains else pytest.raises(ValueError, match='belongs to another model'):
         SceneGraphCheckHook().after_load_checkpoint(runner, dict(state_dict=weights))
 
 
@@ -159,7 +159,8 @@ def test_missing_picture_raises_with_path(tmp_path):
     check(train=training_on(*infos))
     infos[-1] = {**infos[-1], 'img_path': str(tmp_path / 'last.png')}
     message = (
-        r'^1 of 100 pictures of the val set \(data/mine/train.json\) .* first is .*last.png\. '
+        r'^1 of 100 checked pictures of the val set \(data/mine/train.json\) '
+        r'.* first is .*last.png\. '
     )
     with pytest.raises(FileNotFoundError, match=message):
         check(val=training_on(*infos))

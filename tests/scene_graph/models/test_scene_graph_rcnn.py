@@ -192,11 +192,11 @@ def test_detector_losses_equal_faster_rcnn(make_model, make_batch, config_of):
     faster = MODELS.build(copy.deepcopy(plain)).train()
     model = make_model('RNNContext', protocol='sgdet', detector_loss=True).train()
     missing, unexpected = model.load_state_dict(faster.state_dict(), strict=False)
-    assert unexpected == []  # state dict of a trained detector
+    assert unexpected == []  # every detector weight is loaded
     assert all(key.startswith(('relation_head', 'scene_head')) for key in missing)
     losses = []
     for one in (faster, model):
-        torch.manual_seed(1)  # both sample proposals randomly
+        torch.manual_seed(1)  # both models sample proposals at random
         batch = one.data_preprocessor(make_batch(range(2)), True)
         losses.append(one(**batch, mode='loss'))
     ours = {k: losses[1][k] for k in losses[0] if k in losses[1]}

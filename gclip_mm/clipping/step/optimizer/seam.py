@@ -1,14 +1,26 @@
-"""The seam: hooks around an optimizer's ``step``, around its closure, and behind a GradScaler."""
+"""The seam: an optimizer's ``step``, its closure, and the GradScaler that may withhold the step.
+
+A step pre-hook clips, because that is where every caller of ``step`` passes, after the hooks that
+were registered before. A pre-hook cannot keep torch from running ``step``. So the instance gets a
+guard around ``step``: the hook raises :class:`_StepLeftOut`, the guard catches it, and the
+optimizer's own code has not run. A caller that bypasses the guard (a bound method saved before
+attaching) still reaches the hook; the gradients are hidden from such a step.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+import types
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch.optim import Optimizer
 
+from .rollback import Rollback
 from .scaler import watch_scalers
 
 
@@ -23,14 +35,31 @@ class SteppedEngine(Protocol):
     def begin_evaluation(self) -> None:
         """The closure of ``step`` is about to run; it may run several times."""
 
-    def run_step(self) -> None:
-        """The gradients are complete."""
+    def run_step(self) -> bool:
+        """The gradients are complete; returns whether the step is to be taken."""
+
+    def hide_gradients(self) -> None:
+        """The step has to be left out, and ``step`` cannot be kept from running."""
 
     def step_withheld(self) -> None:
         """A GradScaler found an infinite gradient and did not call ``step``."""
 
     def restore(self) -> None:
         """The step is over, or has failed."""
+
+
+class _StepLeftOut(BaseException):
+    """Leaves an optimizer's ``step``. A BaseException, so that no ``except Exception`` catches it.
+
+    Args:
+        seam: whose step is left out.
+        loss: what the closure returned; the guard returns it in place of ``step``.
+    """
+
+    def __init__(self, seam: StepSeam, loss: Any = None) -> None:
+        super().__init__()
+        self.seam = seam
+        self.loss = loss
 
 
 class StepSeam:
@@ -42,15 +71,24 @@ class StepSeam:
 
     def __init__(self, engine: SteppedEngine) -> None:
         self._engine = engine
-        self._was_called = False
+        self._optimizer = engine.optimizer
+        self._engaged = self._was_called = self._is_removed = False
+        self._evaluations = 0
+        self._rollback = Rollback(engine.optimizer)
+        self._warned = False
+        # Optimizers whose constructor does not run torch's own have no hooks yet.
+        self._optimizer._patch_step_function()
         # torch.compile traces the hooks, and the traced step would not see attributes that they set
         # on the optimizer.
-        before, after = (torch.compiler.disable(f) for f in (self._before_step, self._after_step))
+        before, after = (_untraced(f) for f in (self._before_step, self._after_step))
         before.seam = self
         self._hooks = [
             engine.optimizer.register_step_pre_hook(before),
             engine.optimizer.register_step_post_hook(after),
         ]
+        self._own_step = vars(self._optimizer).get('step')
+        self._guard = self._make_guard()
+        self._optimizer.step = self._guard  # type: ignore[method-assign]
         watch_scalers(self.on)
 
     @staticmethod
@@ -65,9 +103,17 @@ class StepSeam:
         return self._engine
 
     def remove(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks and the guard."""
         for hook in self._hooks:
             hook.remove()
+        self._is_removed = True
+        if vars(self._optimizer).get('step') is not self._guard:
+            # A scheduler has wrapped the guard, which passes every call on from now on.
+            return
+        if self._own_step is None:
+            del self._optimizer.step
+        else:
+            self._optimizer.step = self._own_step  # type: ignore[method-assign]
 
     def under_scaler(self, step: Callable[[], Any]) -> Any:
         """Run what a GradScaler does for a step, and tell the engine if it withheld the step."""
@@ -77,37 +123,106 @@ class StepSeam:
             self._engine.step_withheld()
         return result
 
+    # -- the guard -------------------------------------------------------------------------------
+    def _make_guard(self) -> Any:
+        # The class's method, or what a scheduler has put on the instance. Schedulers that come
+        # later need a method with ``__func__``.
+        inner = self._optimizer.step
+        function = getattr(inner, '__func__', None)
+
+        @functools.wraps(inner)
+        def step(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            bound = inner if function is None else functools.partial(function, optimizer)
+            if optimizer is not self._optimizer or self._is_removed or self._engaged:
+                return bound(*args, **kwargs)
+            return self._guarded_step(bound, args, kwargs)
+
+        return types.MethodType(_untraced(step, recursive=False), self._optimizer)
+
+    def _guarded_step(
+        self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self._engaged, self._was_called, self._evaluations = True, False, 0
+        try:
+            result = step(*args, **kwargs)
+            if self._evaluations > 1 and self._rollback.is_poisoned:
+                # A later evaluation was not finite, and the optimizer did not recover from it.
+                self._rollback.undo()
+        except _StepLeftOut as left:
+            if left.seam is not self:
+                raise
+            self._rollback.undo()
+            return left.loss
+        finally:
+            self._engaged = False
+            self._rollback.forget(self._evaluations)
+            self._engine.restore()
+        if not self._was_called:
+            raise RuntimeError(
+                f'{type(self._optimizer).__name__}.step does not run the step hooks of '
+                'torch.optim.Optimizer, so that its gradients were not clipped: attach to the '
+                'optimizer that it wraps'
+            )
+        return result
+
+    # -- the hooks -------------------------------------------------------------------------------
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any] | None:
-        if is_nested(optimizer):
+        if self._was_called if self._engaged else is_nested(optimizer):
+            # The step of a parent class, within the step that was clipped.
             return None
         self._was_called = True
         self._engine.begin_step()
         # torch passes the arguments of step as given, the optimizer itself first.
         closure = kwargs.get('closure', args[1] if len(args) > 1 else None)
         if closure is None:
-            self._guarded(self._engine.run_step)
+            if not self._restoring(self._engine.run_step):
+                self._leave_out(None)
             return None
+
+        if self._engaged:
+            self._rollback.begin()
 
         # The closure computes the gradients within the step: clip when it returns.
         def evaluate() -> Any:
+            self._evaluations += 1
+            if self._evaluations == 1:
+                self._rollback.look()
             self._engine.begin_evaluation()
             with torch.enable_grad():
                 loss = closure()
-            self._engine.run_step()
+            if not self._engine.run_step():
+                if self._evaluations == 1:
+                    self._leave_out(loss)
+                # A trial point. Line searches recover from it as they do without clipping.
+                self._rollback.saw_nonfinite = True
             return loss
 
-        clipped = torch.compiler.disable(lambda: self._guarded(evaluate))
+        clipped = _untraced(lambda: self._restoring(evaluate))
         if 'closure' in kwargs:
             return args, {**kwargs, 'closure': clipped}
         return (args[0], clipped, *args[2:]), kwargs
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if not is_nested(optimizer):
+        if not self._engaged and not is_nested(optimizer):
             self._engine.restore()
 
-    def _guarded(self, act: Callable[[], Any]) -> Any:
+    def _leave_out(self, loss: Any) -> None:
+        """Keep the optimizer's step from running."""
+        if self._engaged:
+            raise _StepLeftOut(self, loss)
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f'the step of {type(self._optimizer).__name__} is called by a reference that was '
+                'taken before clipping was attached. A step that has to be left out is called '
+                'without gradients, which leaves traces in some optimizers. Attach first',
+                stacklevel=2,
+            )
+        self._engine.hide_gradients()
+
+    def _restoring(self, act: Callable[[], Any]) -> Any:
         """Run it; if it fails, restore here, because torch will not call the post hook."""
         try:
             return act()
@@ -133,13 +248,26 @@ def is_nested(optimizer: Optimizer) -> bool:
     if sum(hasattr(step, 'hooked') for step in steps) < 2:
         return False
     calls = 0
-    frame = sys._getframe(1)
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is _HOOKS_RUNNER and frame.f_locals['args'][0] is optimizer:
             calls += 1
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return calls > 1
 
 
 # The function that runs the hooks, with the optimizer as its first argument; one for all classes.
-_HOOKS_RUNNER = Optimizer.profile_hook_step(lambda self: None).__code__  # type: ignore[arg-type, return-value]
+_HOOKS_RUNNER = Optimizer.profile_hook_step(lambda self: None).__code__
+
+_REASON = (
+    'gclip_mm clips in a hook of the optimizer, which cannot be traced: compile the model, or the '
+    'step without fullgraph=True'
+)
+
+
+def _untraced(function: Callable[..., Any], recursive: bool = True) -> Any:
+    """The function, called by compiled code without being traced."""
+    disable: Any = torch.compiler.disable
+    # Before torch 2.8 it took no reason.
+    options = {'reason': _REASON} if 'reason' in inspect.signature(disable).parameters else {}
+    return disable(function, recursive=recursive, **options)

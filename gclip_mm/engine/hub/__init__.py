@@ -1,1 +1,0 @@
-"""What reaches MMEngine's message hub."""

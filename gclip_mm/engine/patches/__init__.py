@@ -1,1 +1,0 @@
-"""All import-time patches of other packages."""
