@@ -12,8 +12,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..clipping import ClipConfigError
-from ..engine.dist import close_distributed, set_up_cpu_distributed
 from ..engine.configs import LaunchError, load_config
+from ..engine.dist import close_distributed, set_up_cpu_distributed
 from .arguments import add_config, new_parser
 from .launch import explain_missing_data, limit_dynamo_cache
 

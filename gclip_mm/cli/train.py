@@ -13,8 +13,8 @@ from mmengine.runner import Runner
 from ..clipping import ClipConfigError
 from ..engine.apply_clip import load_clipped
 from ..engine.checkpoints.resume import ResumeError, find_resumable
-from ..engine.dist import close_distributed, set_up_cpu_distributed
 from ..engine.configs import LaunchError
+from ..engine.dist import close_distributed, set_up_cpu_distributed
 from .arguments import add_config, new_parser
 from .launch import (
     check_clipping,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from gclip_mm.engine.dist import set_up_cpu_distributed
 from gclip_mm.engine.configs import LaunchError
+from gclip_mm.engine.dist import set_up_cpu_distributed
 
 from .conftest import ROOT, TOY
 

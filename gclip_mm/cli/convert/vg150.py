@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ...scene_graph.boxes import box_iou
 from ...scene_graph.datasets.json_file import read_json
 from ...scene_graph.datasets.writer import SceneGraphWriter
-from ...scene_graph.boxes import box_iou
 from ..arguments import new_parser
 
 DESCRIPTION = """\
