@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from .conftest import ROOT, TOY
 
 #: Every command line without its arguments, such as ``convert psg``.
 ALL = [[name] for name in COMMANDS] + [['convert', name] for name in convert.CONVERTERS]
-SCRIPTS = sorted((ROOT / 'tools').rglob('*.py'))
+SCRIPTS = sorted(path for path in (ROOT / 'tools').rglob('*.py') if path.parent.name != 'dev')
 
 
 def run(*arguments, cwd=None, **environment):
@@ -156,16 +158,22 @@ def test_help_does_not_need_mmdet(command, tmp_path):
 # -- The scripts in tools/ -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.stem)
-def test_a_script_runs_from_anywhere_without_an_installed_package(script, tmp_path):
+@pytest.mark.parametrize('name', ['train.py', 'analysis/plot_clipping.py'])
+def test_a_script_runs_from_anywhere_without_an_installed_package(name, tmp_path):
+    script = ROOT / 'tools' / name
     done = run(script, '--help', cwd=tmp_path, PYTHONPATH='')
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f'usage: {script.name}')
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.stem)
-def test_a_script_is_a_thin_door(script):
-    assert len(script.read_text().splitlines()) <= 12
+def test_a_script_is_a_thin_door_to_a_command(script):
+    text = script.read_text()
+    assert len(text.splitlines()) <= 12
+    (module,) = re.findall(r"import_module\('([\w.]+)'\)\.main\(prog=", text)
+    assert importlib.util.find_spec(module) is not None
+    (parents,) = re.findall(r'\.parents\[(\d)\]', text)
+    assert script.parents[int(parents)] == ROOT
 
 
 def test_a_script_names_itself_in_errors(tmp_path):
@@ -199,6 +207,45 @@ def test_an_installed_package_works_from_another_directory(tmp_path):
 def test_the_entry_point_is_declared():
     text = (ROOT / 'pyproject.toml').read_text()
     assert '[project.scripts]\ngclip = "gclip_mm.cli:main"\n' in text
+
+
+@pytest.fixture
+def gclip(tmp_path):
+    """Run a script ``gclip``, which also prints which of some packages it has imported."""
+    script = tmp_path / 'gclip'
+    script.write_text(
+        'import sys\nfrom gclip_mm.cli import main\n'
+        'try:\n    sys.exit(main())\nfinally:\n'
+        '    print("imported", *(m for m in ("torch", "mmengine", "mmdet") if m in sys.modules))\n'
+    )
+    return lambda *arguments: run(script, *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
+
+
+def test_help_and_plot_import_neither_torch_nor_mmengine(gclip, tmp_path):
+    done = gclip('--help')
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == 'imported', done.stderr
+    done = gclip('trian')
+    assert done.returncode == 2 and done.stdout == 'imported\n'
+    (tmp_path / 'scalars.json').write_text('{"lr": 0.1, "loss": 1.0, "step": 1}\n')
+    done = gclip('plot', 'scalars.json')
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == 'imported', done.stderr
+
+
+def test_public_names_are_imported_on_use_in_the_process_of_the_command(tmp_path):
+    script = tmp_path / 'gclip'
+    script.write_text(
+        'import sys, gclip_mm\nprint("torch" in sys.modules)\n'
+        'print(gclip_mm.attach.__name__, gclip_mm.apply_clip.__name__)\n'
+        'print("AGC" in gclip_mm.CLIPPERS)\n'
+        'from gclip_mm import *\nprint(GClipHook.__name__, hasattr(gclip_mm, "nothing"))\n'
+    )
+    done = run(script, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.stdout.splitlines() == [
+        'False',
+        'attach apply_clip',
+        'True',
+        'GClipHook False',
+    ], done.stderr
 
 
 # -- JSON ------------------------------------------------------------------------------------------
