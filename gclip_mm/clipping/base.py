@@ -1,8 +1,8 @@
 """The contract of a clipping rule, and the four kinds of rule.
 
-A rule sees a step in two calls. :meth:`Clipper.measure` reads the gradients. The engine then judges
-whether the step is finite, so that no state learns from a non-finite step. :meth:`Clipper.clip`
-decides, updates the state of the rule, and changes the gradients.
+The engine calls a rule twice in a step. :meth:`Clipper.measure` reads the gradients. The engine
+then checks whether the step is finite, because a non-finite step must not update the state.
+:meth:`Clipper.clip` decides, updates the state of the rule, and changes the gradients.
 
 Most rules are one of four kinds. A kind implements both calls, and the rule only decides:
 
@@ -41,11 +41,11 @@ _DECISIONS = ('measure', 'clip', 'decide', 'ranges')
 
 
 class Finite(NamedTuple):
-    """Whether the gradients of a step are finite, and who knows.
+    """Whether the gradients of a step are finite, and where that is known.
 
     Attributes:
-        known: True or False where the host knows; None where only the device knows.
-        flag: 0-d bool tensor on the device where ``known`` is None, else None.
+        known: True or False if known on the host; None if known on the device only.
+        flag: 0-d bool tensor on the device if ``known`` is None, else None.
     """
 
     known: bool | None
@@ -53,7 +53,7 @@ class Finite(NamedTuple):
 
     @property
     def learns(self) -> bool:
-        """Whether a rule may update its state, masked by ``flag`` where that is not None."""
+        """Whether a rule may update its state, masked by ``flag`` if that is not None."""
         return self.known is not False
 
 
@@ -132,14 +132,14 @@ class Clipper(ABC):
         return True
 
     def assembled(self) -> Clipper:
-        """The rule that a config with these keys stands for: this one, or a wrapper around it."""
+        """The rule that the registry returns: this one, or a wrapper around it."""
         return self
 
     def check_optimizer(self, optimizer: Optimizer) -> None:  # noqa: B027 (most rules take any)
-        """Refuse an optimizer that the rule does not suit; called once, before attaching.
+        """Check the optimizer; called once, before attaching.
 
         Raises:
-            ClipConfigError: the rule makes no sense with this optimizer.
+            ClipConfigError: the rule does not work with this optimizer.
         """
 
     @abstractmethod
@@ -174,8 +174,8 @@ class Clipper(ABC):
     # -- state -----------------------------------------------------------------------------------
     #: The named tuple that holds the state of the rule, documented there; None: no state.
     State: ClassVar[Any] = None
-    #: The fields of the state with an entry for each parameter of the route, and what the entry of
-    #: a new parameter starts with.
+    #: The fields of the state with one entry per parameter of the route -> the initial value of an
+    #: entry.
     per_param: ClassVar[dict[str, Any]] = {}
     #: Whether the state holds an element for each weight, laid out like the gradients.
     elementwise_state: bool = False
@@ -187,8 +187,7 @@ class Clipper(ABC):
         """Reorder the per-parameter state after the parameters of the route have changed.
 
         Args:
-            slots: for each parameter of the route its place among the former ones; None for a new
-                parameter.
+            slots: the former index of each parameter of the route; None for a new parameter.
         """
         if self.state is not None:
             moved = {
@@ -202,7 +201,7 @@ class Clipper(ABC):
         return {} if self.state is None else _copy(self.state._asdict())
 
     def reset(self) -> None:
-        """Drop the state: the rule starts from scratch with the next step."""
+        """Drop the state; the next step starts from scratch."""
         self.state = None
 
     def load_state_dict(self, state: dict[str, Any], params: list[Tensor]) -> None:
@@ -245,7 +244,7 @@ def _copy(value: Any) -> Any:
 
 
 def _moved(value: Any, slots: list[int | None], begin: Any) -> Any:
-    """A field with one entry a parameter, for other parameters; see :meth:`Clipper.follow`."""
+    """A per-parameter field, reordered; see :meth:`Clipper.follow`."""
     if isinstance(value, list):
         return [begin if slot is None else value[slot] for slot in slots]
     moved = value.new_full((len(slots), *value.shape[1:]), begin)
@@ -267,11 +266,11 @@ def _place(value: Any, params: list[Tensor]) -> Any:
 
 
 class CoefClipper(Clipper):
-    """A rule whose decision is one coefficient for everything, or one for each tensor."""
+    """A rule that decides one coefficient for all tensors, or one for each tensor."""
 
     @abstractmethod
     def resolve(self, view: GradView, measure: Measure, finite: Finite) -> tuple[Tensor, Outcome]:
-        """Decide without writing: the coefficients, 0-d or (N,), and what they amount to."""
+        """Decide without writing; returns the coefficients, 0-d or (N,), and the outcome."""
 
 
 class GlobalClipper(CoefClipper):
@@ -395,7 +394,7 @@ class ElementClipper(Clipper):
 
     @abstractmethod
     def ranges(self, view: GradView, finite: Finite) -> Ranges:
-        """The range of the elements of each gradient, and what becomes of those outside."""
+        """The range of the elements of each gradient, and how elements outside it change."""
 
     def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
         ranges = self.ranges(view, finite)

@@ -50,6 +50,9 @@ class KernelBackend(Backend):
     def __init__(self, infos: list[ParamInfo]) -> None:
         super().__init__(infos)
         self._tables: dict[tuple[str, type], Any] = {}
+        # Chosen at the first step: a view is made for gradients of one device.
+        self._kind: type[MultiTensor] | type[HostTensors] | None = None
+        self._is_chosen = False
         # What has measured the gradients of this step, if a kernel has.
         self._whole_used: MultiTensor | HostTensors | None = None
         self._units_used: UnitTensors | None = None
@@ -61,17 +64,21 @@ class KernelBackend(Backend):
         self._whole_used = self._units_used = self._weights = self._scan = None
 
     # -- the kernels -----------------------------------------------------------------------------
-    def _kind(self) -> type[MultiTensor] | type[HostTensors] | None:
-        first = self.grads[0]
-        if can_run_on(first.device):
-            return MultiTensor
-        return HostTensors if can_take(first) else None
+    def _choose(self) -> type[MultiTensor] | type[HostTensors] | None:
+        if not self._is_chosen:
+            self._is_chosen = True
+            first = self.grads[0]
+            if can_run_on(first.device):
+                self._kind = MultiTensor
+            elif can_take(first):
+                self._kind = HostTensors
+        return self._kind
 
     def _whole_kernels(
         self, p: float = 2.0, exact: bool = False
     ) -> MultiTensor | HostTensors | None:
         """The kernels for whole tensors, or None where they cannot work on these gradients."""
-        kind = self._kind()
+        kind = self._choose()
         if kind is None or (kind is HostTensors and (exact or p != 2)):
             return None
         tables = self._tables.get(('whole', kind))
@@ -82,7 +89,7 @@ class KernelBackend(Backend):
 
     def _unit_kernels(self) -> UnitTensors | None:
         """The kernels for units, or None where they cannot work on these gradients."""
-        kind = self._kind()
+        kind = self._choose()
         if kind is None:
             return None
         tables = self._tables.get(('units', kind))

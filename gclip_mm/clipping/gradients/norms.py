@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from operator import attrgetter
 
 import torch
@@ -23,7 +24,7 @@ from .rows import WIDE, RowNorms, row_norms
 _TINY_POWERS = {torch.float32: 1e-30, torch.float64: 1e-290}
 
 
-def quiet() -> contextlib.AbstractContextManager:
+def quiet() -> contextlib.AbstractContextManager[None]:
     """Silence NumPy's warnings about what torch does silently: division by zero, NaN."""
     return contextlib.nullcontext() if np is None else np.errstate(all='ignore')
 
@@ -59,12 +60,12 @@ def read_by_rows(tensors: list[Tensor], width: int = WIDE) -> RowNorms | None:
     return row_norms(tensors, width)
 
 
-def finish_norms(norms: list[Tensor], tensors: list[Tensor], p: float = 2.0) -> Tensor:
+def finish_norms(norms: Sequence[Tensor], tensors: list[Tensor], p: float = 2.0) -> Tensor:
     """N norms, 0-d, as one tensor (N,), free of over- and underflow."""
     return _recompute_extremes(torch.stack(list(norms)), tensors, p)
 
 
-def _each_norm(tensors: list[Tensor], p: float) -> list[Tensor]:
+def _each_norm(tensors: list[Tensor], p: float) -> Sequence[Tensor]:
     first = tensors[0]
     if p == math.inf and (first.device.type == 'cpu' or any(t.numel() == 0 for t in tensors)):
         norms = [_largest(tensor) for tensor in tensors]
@@ -96,7 +97,8 @@ def _largest(tensor: Tensor) -> Tensor:
         # Undefined in torch; the norm of an empty tensor is 0.
         return torch.zeros((), dtype=dtype, device=tensor.device)
     if tensor.device.type != 'cpu' or tensor.numel() < 4096:
-        return torch.linalg.vector_norm(tensor, math.inf, dtype=dtype)
+        norm: Tensor = torch.linalg.vector_norm(tensor, math.inf, dtype=dtype)
+        return norm
     # torch's norm of order inf is ten times as slow.
     low, high = torch.aminmax(tensor)
     return torch.maximum(-low, high).abs_().to(dtype)
@@ -118,7 +120,8 @@ def _recompute_extremes(norms: Tensor, tensors: list[Tensor], p: float) -> Tenso
 
 def _is_safe(norms: Tensor, values: np.ndarray, p: float) -> np.ndarray:
     """Whether no power over- or underflowed in the computation of these norms."""
-    return (values > _TINY_POWERS[norms.dtype] ** (1.0 / p)) & (values < np.inf)
+    safe: np.ndarray = (values > _TINY_POWERS[norms.dtype] ** (1.0 / p)) & (values < np.inf)
+    return safe
 
 
 def _careful_norm(tensor: Tensor, p: float) -> Tensor:
@@ -130,7 +133,8 @@ def _careful_norm(tensor: Tensor, p: float) -> Tensor:
     if value == 0 or not math.isfinite(value):
         # If the largest element is zero, inf or NaN, so is the norm.
         return top
-    return torch.linalg.vector_norm(tensor.double() / top, p) * top
+    norm: Tensor = torch.linalg.vector_norm(tensor.double() / top, p) * top
+    return norm
 
 
 def fit(wide: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class OutlierEdit:
         #: (N,) float64, how many elements of each gradient have been changed.
         self.counts = norms.new_zeros(len(grads), dtype=torch.float64)
         self._scratch: Tensor | None = None
-        self._range_of: tuple | None = None
+        self._range_of: tuple[float | None, float | None, torch.dtype] | None = None
 
     def apply(self, i: int, low: float | None, high: float | None, change: Change) -> None:
         """Change the elements of gradient ``i`` that are below ``low`` or above ``high``."""
@@ -111,10 +111,11 @@ class OutlierEdit:
         grad = self._grads[i]
         self._expects = False
         rows = None if self._rows is None else self._rows.parts[i]
-        if rows is None:
+        line = None if rows is None else in_line(grad)
+        if rows is None or line is None:
             found = sum(self._edit(piece) for (piece,) in pieces(grad))
         else:
-            found = self._edit_rows(in_line(grad), rows, inner)
+            found = self._edit_rows(line, rows, inner)
         if found:
             host(self.counts)[i] = found
             self._changed.append(i)
@@ -145,16 +146,17 @@ class OutlierEdit:
         new = self._room(piece)
         self._change(piece, new)
         # Flags take the gradient's own place until the new values are copied there: one scratch.
-        found = piece.ne_(new).sum(dtype=_count_type(piece)).tolist()
+        found = _number(piece.ne_(new).sum(dtype=_count_type(piece)))
         piece.copy_(new)
         self._expects = found > 0
-        if rows is not None and found:
+        if rows is not None and self._rows is not None and found:
             read_rows(new, rows, self._rows.width)
         return found
 
     def _groups(self, indices: list[int]) -> Iterator[list[int]]:
         """Small gradients, as many at a time as the scratch memory holds with their new values."""
-        group, size = [], 0
+        group: list[int] = []
+        size = 0
         for i in indices:
             numel = self._grads[i].numel()
             if group and size + numel > chunk_size(self._grads[i]) // 2:
@@ -171,7 +173,7 @@ class OutlierEdit:
         sizes = [grad.numel() for grad in grads]
         total = sum(sizes)
         both = self._room(grads[0].new_empty(0), 2 * total)
-        old, new = both.split(total)
+        old, new = both.split(total)  # type: ignore[no-untyped-call]
         torch.cat([grad.reshape(-1) for grad in grads], out=old)
         if not self._has_outliers(old):
             return
@@ -186,12 +188,14 @@ class OutlierEdit:
 
     def _edit_rows(self, line: Tensor, rows: Tensor, inner: float) -> float:
         """Change a tensor where the norms of its rows allow for an element outside."""
+        assert self._rows is not None
         width = self._rows.width
         size = max(chunk_size(line) // width, 1)
         hot = None if inner < _SMALLEST else ~(host(rows) <= _MARGIN * inner)
         if hot is None or np.count_nonzero(hot) > _MANY * len(hot):
-            pairs = zip(line.split(size * width), rows.split(size), strict=True)
-            return sum(self._edit(*pair) for pair in pairs)
+            lines = line.split(size * width)  # type: ignore[no-untyped-call]
+            parts = rows.split(size)  # type: ignore[no-untyped-call]
+            return sum(self._edit(*pair) for pair in zip(lines, parts, strict=True))
         which = np.flatnonzero(hot)
         found = 0.0
         full = line.numel() // width
@@ -200,18 +204,21 @@ class OutlierEdit:
             found += self._edit(line[full * width :], rows[full:])
             which = which[:-1]
         matrix = line[: full * width].view(full, width)
-        for index in torch.from_numpy(which).split(max(size // 2, 1)) if len(which) else ():
-            found += self._edit_some(matrix, rows, index)
+        if len(which):
+            indices = torch.from_numpy(which)
+            for index in indices.split(max(size // 2, 1)):  # type: ignore[no-untyped-call]
+                found += self._edit_some(matrix, rows, index)
         return found
 
     def _edit_some(self, matrix: Tensor, rows: Tensor, index: Tensor) -> float:
         """:meth:`_edit` for some rows of a matrix, gathered, if there is an outlier among them."""
-        some, new = self._room(matrix, 2 * len(index)).split(len(index))
+        room = self._room(matrix, 2 * len(index))
+        some, new = room.split(len(index))  # type: ignore[no-untyped-call]
         torch.index_select(matrix, 0, index, out=some)
         if not self._has_outliers(some):
             return 0.0
         self._change(some, new)
-        found = some.ne_(new).sum(dtype=_count_type(some)).tolist()
+        found = _number(some.ne_(new).sum(dtype=_count_type(some)))
         matrix.index_copy_(0, index, new)
         rows.index_copy_(0, index, torch.linalg.vector_norm(new, dim=1))
         return found
@@ -241,8 +248,14 @@ def _inner(low: float | None, high: float | None) -> float:
 
 def _largest_rows(rows: RowNorms) -> np.ndarray:
     """The largest norm among the rows of each gradient that has rows."""
-    starts = np.cumsum([0, *(len(rows.parts[i]) for i in rows.places[:-1])])
+    starts = np.cumsum([0, *(len(rows.rows_of(i)) for i in rows.places[:-1])])
     return np.maximum.reduceat(host(rows.flat), starts)
+
+
+def _number(tensor: Tensor) -> float:
+    """The value of a 0-d tensor in host memory."""
+    # Unlike item(), tolist() does not dispatch a device read.
+    return tensor.tolist()  # type: ignore[return-value]
 
 
 def _count_type(piece: Tensor) -> torch.dtype:

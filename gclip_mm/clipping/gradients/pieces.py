@@ -26,7 +26,7 @@ def pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     size = chunk_size(first)
     if first.numel() <= size or any(tensor.stride() != first.stride() for tensor in tensors):
         return [tensors]
-    lines = [in_line(tensor) for tensor in tensors]
-    if any(line is None for line in lines):
+    lines = [line for tensor in tensors if (line := in_line(tensor)) is not None]
+    if len(lines) < len(tensors):
         return [tensors]
-    return list(zip(*(line.split(size) for line in lines), strict=True))
+    return list(zip(*(line.split(size) for line in lines), strict=True))  # type: ignore[no-untyped-call]

@@ -9,6 +9,8 @@ not look.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -40,10 +42,17 @@ class RowNorms:
         self.places = list(sizes)
         self.flat = torch.empty(sum(rows))
         self.parts: list[Tensor | None] = [None] * count
-        for place, part in zip(sizes, self.flat.split(rows), strict=True):
+        parts = self.flat.split(rows)  # type: ignore[no-untyped-call]
+        for place, part in zip(sizes, parts, strict=True):
             self.parts[place] = part
 
-    def norms(self, tensors: list[Tensor]) -> list[Tensor]:
+    def rows_of(self, i: int) -> Tensor:
+        """The norms of the rows of a tensor that has rows."""
+        rows = self.parts[i]
+        assert rows is not None
+        return rows
+
+    def norms(self, tensors: list[Tensor]) -> Sequence[Tensor]:
         """The 2-norm of each tensor, 0-d, as far as it has rows from what is in ``flat``."""
         pairs = zip(tensors, self.parts, strict=True)
         return torch._foreach_norm([tensor if part is None else part for tensor, part in pairs])
@@ -67,7 +76,7 @@ def row_norms(tensors: list[Tensor], width: int = WIDE) -> RowNorms | None:
         return None
     norms = RowNorms({i: line.numel() for i, line in memory.items()}, len(tensors), width)
     for i, line in memory.items():
-        read_rows(line, norms.parts[i], width)
+        read_rows(line, norms.rows_of(i), width)
     return norms
 
 

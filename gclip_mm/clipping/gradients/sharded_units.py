@@ -65,6 +65,7 @@ class UnitReduction:
                     )
                 rows = measured.setdefault(group, [])
                 rows.append(2 * units + k)
+                assert dim is not None  # refused above
                 if layout.dims is None or dim % info.param.ndim in layout.dims:
                     here = range(starts[k], starts[k] + sizes[k])
                     rows.extend(here)
@@ -85,8 +86,9 @@ class UnitReduction:
         squares = grads.double().square()
         vector = torch.cat([squares, weights.double().square(), self._per_param(squares)])
         all_reduce_rows(vector, self._measured)
-        norms, self.weights, sums = vector.split([self._units, self._units, self._params])
-        self.weights = self.weights.sqrt()
+        sizes = [self._units, self._units, self._params]
+        norms, weights_squared, sums = vector.split(sizes)  # type: ignore[no-untyped-call]
+        self.weights = weights_squared.sqrt()
         return sums.sum().sqrt(), norms.sqrt()
 
     def totals(

@@ -8,13 +8,16 @@ to cross a mesh dimension crosses it in one all-reduce of a small vector.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..checks import ClipConfigError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class ShardSpec(NamedTuple):
@@ -83,7 +86,7 @@ class Sharding:
         # In float64 the powers of float32 norms neither over- nor underflow for any usual p.
         return self.sum(norms.double() ** p) ** (1.0 / p)
 
-    def _exchange(self, values: Tensor, op: dist.ReduceOp) -> Tensor:
+    def _exchange(self, values: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
         if self._rows is None:
             # Kept on the device: an index from the host would make it wait in every step.
             self._index = torch.tensor(self._slots, device=values.device)
@@ -107,7 +110,7 @@ def to_rows(
 def all_reduce_rows(
     values: Tensor,
     rows_of: dict[dist.ProcessGroup, Tensor],
-    op: dist.ReduceOp = dist.ReduceOp.SUM,
+    op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
 ) -> Tensor:
     """All-reduce in place the rows that each group shares, one collective a group.
 
@@ -148,7 +151,8 @@ def find_sharding(
 
 def _shard_spec(param: Tensor, flat_groups: dict[int, FlatShard]) -> ShardSpec | None:
     if is_dtensor(param):
-        groups, dims = [], []
+        groups: list[dist.ProcessGroup] = []
+        dims: list[int | None] = []
         for mesh_dim, placement in enumerate(param.placements):
             if placement.is_replicate():
                 continue
@@ -166,8 +170,9 @@ def _shard_spec(param: Tensor, flat_groups: dict[int, FlatShard]) -> ShardSpec |
         return ShardSpec(tuple(groups), tuple(dims), param.shape) if groups else None
     if id(param) in flat_groups:
         group, shape, is_joined = flat_groups[id(param)]
-        groups = () if group is None else (group,)
-        return ShardSpec(groups, (None,), shape) if groups or is_joined else None
+        if group is None and not is_joined:
+            return None
+        return ShardSpec(() if group is None else (group,), (None,), shape)
     if getattr(param, '_fsdp_flattened', False):
         raise ClipConfigError(
             'clip_grad: the optimizer holds FSDP1 parameters, of which each rank sees a part: pass '
@@ -202,7 +207,7 @@ def is_spread_flat(model: nn.Module | None) -> bool:
     return any(flat.group is not None for flat in flat_param_groups(model).values())
 
 
-def is_dtensor(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether this is a ``torch.distributed.tensor.DTensor``."""
     if type(tensor) in (Tensor, nn.Parameter) or not dist.is_available():
         return False
@@ -236,7 +241,7 @@ def scatter(whole: Tensor, param: Tensor) -> Tensor:
         return whole
     mesh = param.device_mesh
     cuts = [
-        (placement.is_shard(), mesh_dim, placement.dim)
+        (placement.is_shard(), mesh_dim, placement.dim)  # type: ignore[attr-defined]
         for mesh_dim, placement in enumerate(param.placements)
         if not placement.is_replicate()
     ]

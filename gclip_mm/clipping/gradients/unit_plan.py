@@ -61,10 +61,8 @@ class UnitPlan:
 
     def _cut(self, flat: Tensor) -> list[Tensor]:
         """Views of a flat vector of unit norms, one for each parameter, ready to broadcast."""
-        return [
-            part.view(shape)
-            for part, shape in zip(flat.split(self.sizes), self.shapes, strict=True)
-        ]
+        parts = flat.split(self.sizes)  # type: ignore[no-untyped-call]
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def norms(self, tensors: list[Tensor], buffer: Tensor, guard: bool = False) -> Tensor:
         """Unit norms of all tensors, written into ``buffer`` (U,) where nothing overflows.

@@ -27,7 +27,10 @@ class UnitLayout(NamedTuple):
 
     def split(self, tensor: Tensor) -> Tensor:
         """The tensor with its first axis split; a view."""
-        return tensor if self.groups is None else tensor.unflatten(0, (self.groups, -1))
+        if self.groups is None:
+            return tensor
+        split: Tensor = tensor.unflatten(0, (self.groups, -1))  # type: ignore[no-untyped-call]
+        return split
 
     def shape(self, tensor: Tensor) -> tuple[int, ...]:
         """Shape of the unit norms, broadcastable against :meth:`split`; () for one unit."""
@@ -50,10 +53,12 @@ class UnitLayout(NamedTuple):
     def norms(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """2-norm of every unit, in the shape of :meth:`shape`."""
         if self.dims is None:
-            return torch.linalg.vector_norm(tensor, dtype=dtype)
-        return torch.linalg.vector_norm(
-            self.split(tensor), dim=self.dims, keepdim=True, dtype=dtype
-        )
+            norms: Tensor = torch.linalg.vector_norm(tensor, dtype=dtype)
+        else:
+            norms = torch.linalg.vector_norm(
+                self.split(tensor), dim=self.dims, keepdim=True, dtype=dtype
+            )
+        return norms
 
 
 WHOLE = UnitLayout(None)
@@ -82,7 +87,7 @@ def unit_layout(param: Tensor, module: nn.Module | None = None, attribute: str =
     if is_transposed and is_weight and param.ndim >= 3:
         # (in, out / groups, *kernel): the output channels of group k are fed by the k-th block of
         # input channels only.
-        groups = module.groups
+        groups: int = getattr(module, 'groups', 1)
         if groups == 1:
             return UnitLayout((0, *range(2, param.ndim)))
         return UnitLayout((1, *range(3, param.ndim + 1)), groups)

@@ -70,6 +70,7 @@ class AutoClip(GlobalClipper):
         self.percentile = percentile
         self.window = window
 
+    # kernels/decision_kernels.py, ``autoclip``, computes the same formula.
     def decide(self, norm: Tensor, finite: Finite) -> tuple[Tensor, Tensor | float]:
         state = self.state or self._empty_state(norm.device)
         on_host = host(norm) is not None and host(state.history) is not None
@@ -126,7 +127,8 @@ class AutoClip(GlobalClipper):
         ordered = torch.sort(history).values
         a, b = (ordered.gather(0, at.view(1)).view(()) for at in (low, high))
         remember(state, (history, count + 1), finite)
-        return a + (rank - low) * (b - a)
+        threshold: Tensor = a + (rank - low) * (b - a)
+        return threshold
 
     def load_state_dict(self, state: dict[str, Any], params: list[Tensor]) -> None:
         """Restore the history.

@@ -136,11 +136,10 @@ class SpikeClip(Clipper):
 
     def _cut(self, grad: Tensor, average: Tensor, armed: bool | Tensor) -> Tensor | None:
         """Cut a piece of a gradient in place; the number of cut elements, None for none."""
-        on_host = not isinstance(armed, Tensor)
-        if on_host and not armed:
+        if not isinstance(armed, Tensor) and not armed:
             return None
         wide = grad.to(average.dtype)
-        if on_host:
+        if not isinstance(armed, Tensor):
             # Spikes are rare: finding none takes fewer passes than cutting.
             excess = torch.addcmul(average * -self.theta, wide, wide)
             if not excess.numel() or host(excess.max()) <= 0:
@@ -148,7 +147,7 @@ class SpikeClip(Clipper):
         limit = average.sqrt().mul_(self.theta**0.5)
         limit.masked_fill_(limit == 0, torch.inf)
         spikes = wide.abs() > limit
-        if not on_host:
+        if isinstance(armed, Tensor):
             spikes &= armed.to(spikes.device)
         grad.copy_(torch.where(spikes, limit.copysign_(wide), wide))
         return spikes.sum()

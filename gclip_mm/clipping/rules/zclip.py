@@ -98,6 +98,7 @@ class ZClip(GlobalClipper):
         self.mode = mode
         self.max_norm = max_norm
 
+    # kernels/decision_kernels.py, ``zclip``, computes the same formula.
     def decide(self, norm: Tensor, finite: Finite) -> tuple[Tensor, Tensor | float]:
         state = self.state or _empty_state(norm.device)
         (n, count, mean, var), where = scalars(norm, *state)

@@ -109,7 +109,8 @@ class GradClipEngine:
         self.book = ParameterBook(optimizer, self.config.router)
         self._pending_state: dict[str, Any] | None = None
         self._side = OptimizerSide(optimizer)
-        self._buffers = BufferKeeper()
+        self._buffers: BufferKeeper | None = None
+        self._norm_type = self.config.outer.norm_type
         # Set by clip_now(): the gradients are clipped already, and whether the step is to be taken.
         self._early: bool | None = None
         self._check_epochs()
@@ -169,13 +170,15 @@ class GradClipEngine:
         """
         self.book.bind(model)
         if self.config.nonfinite == 'skip':
+            self._buffers = self._buffers or BufferKeeper()
             self._buffers.watch(model)
 
     def remove(self) -> None:
         """Detach from the optimizer, which is then as it was before."""
         self.restore()
         self._seam.remove()
-        self._buffers.forget()
+        if self._buffers is not None:
+            self._buffers.forget()
 
     def warn_if_unused(self, has_trained: bool = False) -> None:
         """Warn if no step was clipped although there was something to clip.
@@ -336,7 +339,7 @@ class GradClipEngine:
         step.measures = [part.measure() for part in step.views]
         if step.scale is not None:
             step.measures = [step.measures[0].unscaled(step.scale)]
-        step.norm = total_norm(step.views, step.measures, self.config.outer.norm_type)
+        step.norm = total_norm(step.views, step.measures, self._norm_type)
 
     def _judge(self, step: _Step) -> bool:
         """Find out whether the step is finite, and apply the policy; False: the step is over."""
@@ -421,8 +424,9 @@ class GradClipEngine:
         if flag is not None:
             nonfinite = 1.0 - flag.to(torch.float64)
             skipped = ~flag if self.config.nonfinite == 'skip' else False
-        p = self.config.outer.norm_type
-        record = summarize(step.views, step.measures, outcomes, step.norm, nonfinite, p)
+        record = summarize(
+            step.views, step.measures, outcomes, step.norm, nonfinite, self._norm_type
+        )
         self._finish(record, skipped=skipped)
 
     def _finish(self, record: Tensor, skipped: bool | Tensor) -> None:
@@ -435,12 +439,8 @@ class GradClipEngine:
         """
         self.steps += 1
         self.last_skipped = skipped
-        if isinstance(skipped, Tensor):
-            self._buffers.settle(skipped == 0)
-        elif skipped:
-            self._buffers.put_back()
-        else:
-            self._buffers.keep()
+        if self._buffers is not None:
+            self._buffers.settle(skipped)
         self.last_record = record
         if self.on_record is not None:
             self.on_record(record)

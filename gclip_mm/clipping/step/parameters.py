@@ -177,7 +177,7 @@ class ParameterBook:
             ]
         if self.has_dtensors:
             return [None if grad is None else to_local(grad) for grad in grads]
-        return grads  # type: ignore[return-value]
+        return grads
 
     def _plan(self, key: Any, grads: list[Tensor | None]) -> list[RoutedView]:
         for info, grad in zip(self.infos, grads, strict=True):

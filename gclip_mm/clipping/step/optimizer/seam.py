@@ -325,7 +325,7 @@ def is_nested(optimizer: Optimizer) -> bool:
 
 
 # The function that runs the hooks, with the optimizer as its first argument; one for all classes.
-_HOOKS_RUNNER = Optimizer.profile_hook_step(lambda self: None).__code__  # type: ignore[attr-defined]
+_HOOKS_RUNNER = Optimizer.profile_hook_step(lambda self: None).__code__
 
 #: How many gradients of each group are looked at.
 _LOOKED_AT = 2
