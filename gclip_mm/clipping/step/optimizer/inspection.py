@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import types
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,7 +68,7 @@ def clippable(thing: object) -> Optimizer:
         )
     raise ClipConfigError(
         f'{name} cannot be clipped: it has no step hooks '
-        f'({", ".join(table for table in _HOOK_TABLES if not hasattr(thing, table))}), because its '
+        f'({", ".join(_missing_tables(thing))}), because its '
         'constructor does not call torch.optim.Optimizer.__init__. Call it there, or attach to the '
         'optimizer that it steps'
     )
@@ -88,7 +89,12 @@ def _give_inner(thing: object) -> str:
 
 def has_hooks(optimizer: Optimizer) -> bool:
     """Whether an optimizer has what torch's step hooks are kept in."""
-    return all(hasattr(optimizer, table) for table in _HOOK_TABLES)
+    return not _missing_tables(optimizer)
+
+
+def _missing_tables(optimizer: Optimizer) -> list[str]:
+    # torch refers weakly to the table, which a plain dict does not allow.
+    return [t for t in _HOOK_TABLES if not isinstance(getattr(optimizer, t, None), OrderedDict)]
 
 
 def inner_optimizers(thing: object) -> dict[str, Optimizer]:
