@@ -32,7 +32,7 @@ from .buffers import BufferKeeper
 from .decision import decide
 from .nonfinite import NonFiniteGradientError, SkipCounter, offenders
 from .observers import StepObserver
-from .optimizer import OptimizerSide, StepSeam
+from .optimizer import OptimizerSide, StepSeam, check_own_clipping, clippable
 from .parameters import ParameterBook, RoutedView
 from .record import make_record, record_to_dict, summarize, total_norm
 from .state import dump_state, load_state
@@ -69,7 +69,9 @@ class GradClipEngine:
     """Clips what ``optimizer`` is about to step with.
 
     Args:
-        optimizer: any ``torch.optim.Optimizer`` that no other engine clips.
+        optimizer: any ``torch.optim.Optimizer`` that no other engine clips; a wrapper without step
+            hooks stands for the one that it wraps
+            (:func:`gclip_mm.clipping.step.optimizer.inspection.clippable`).
         clip_grad: a ``clip_grad`` config (:func:`gclip_mm.clipping.config.parse.parse_clip_grad`);
             it is not changed.
         model: gives the parameters their names and modules. Needed before the first step when the
@@ -93,13 +95,7 @@ class GradClipEngine:
         on_record: Callable[[Tensor], None] | None = None,
         owner: object | None = None,
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise ClipConfigError(
-                f'clipping needs a torch.optim.Optimizer, got {type(optimizer).__name__}. An '
-                'engine with an optimizer of its own (DeepSpeed, ColossalAI) clips by its own '
-                'setting, such as gradient_clipping in the DeepSpeed config'
-            )
-        self.optimizer = optimizer
+        self.optimizer = optimizer = clippable(optimizer)
         self.config: ClipConfig = parse_clip_grad(clip_grad)
         self.clock = clock
         self.on_record = on_record
@@ -126,6 +122,14 @@ class GradClipEngine:
                 'clip_grad: this optimizer is clipped already, and would be twice: remove() the '
                 "first handle, or give both rules to one dict(type='ChainClip', clips=[...])"
             )
+        inner = StepSeam.within(optimizer)
+        if inner is not None:
+            raise ClipConfigError(
+                f'clip_grad: the optimizer in .{inner} of {type(optimizer).__name__} is clipped '
+                'already, and its gradients would be clipped twice: remove() that handle, or keep '
+                'it and do not attach here'
+            )
+        check_own_clipping(optimizer)
         for route in self.config.router.routes:
             if route.clipper is not None:
                 route.clipper.check_optimizer(optimizer)
@@ -138,7 +142,7 @@ class GradClipEngine:
     # -- life cycle ------------------------------------------------------------------------------
     @staticmethod
     def on(optimizer: Optimizer) -> GradClipEngine | None:
-        """The engine that clips for an optimizer, or None."""
+        """The engine that clips for an optimizer, or for the one in a wrapper, or None."""
         seam = StepSeam.on(optimizer)
         return None if seam is None else seam.engine
 
@@ -186,6 +190,16 @@ class GradClipEngine:
         self._seam.remove()
         if self._buffers is not None:
             self._buffers.forget()
+
+    def warn_if_unused(self, has_trained: bool = False) -> None:
+        """Warn if no step was clipped although there was something to clip.
+
+        Args:
+            has_trained: whether iterations are known to have been run; otherwise gradients of the
+                parameters are the sign.
+        """
+        if self.last_record is None:
+            self._seam.bystander.warn_if_unused(has_trained)
 
     def _check_epochs(self) -> None:
         if self.clock is None and any(driver.needs_epoch for driver in self.config.drivers):
@@ -272,6 +286,7 @@ class GradClipEngine:
         self.book.sync()
         self._adopt_pending_state()
         step = self._collect(can_fold)
+        self._seam.bystander.stepped(has_gradients=step is not None)
         if step is None:
             return True
         try:
