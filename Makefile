@@ -15,13 +15,14 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train test lint format clean
+.PHONY: help setup train test test-optimizers lint format clean
 
 help:
 	@echo 'make train   train the quickstart detector, evaluate it and draw its report'
 	@echo '             (CONFIG=..., WORK_DIR=..., ARGS="--resume" or any other flag of tools/train.py)'
-	@echo 'make test    ruff, then the whole test suite (ARGS="-k resume" or any other flag of pytest)'
-	@echo 'make lint    ruff check and ruff format --check'
+	@echo 'make test    make lint, then the whole test suite (ARGS="-k resume" or any flag of pytest)'
+	@echo 'make test-optimizers   skipping and clipping over some 300 third-party optimizers'
+	@echo 'make lint    ruff check, ruff format --check and mypy'
 	@echo 'make format  apply the fixes and the format of ruff'
 	@echo 'make setup   only build $(VENV)'
 	@echo 'make clean   remove the environments and the tool caches; data/ and work_dirs/ stay'
@@ -39,6 +40,7 @@ train: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 format: setup
 	$(PY) -m ruff check --fix .
@@ -47,5 +49,18 @@ format: setup
 test: lint
 	$(RUN) -m pytest -n 2 $(ARGS)
 
+# Beside the environment and not in it: what the other targets import does not change.
+OPTIMIZERS := $(VENV)/optimizers
+
+$(OPTIMIZERS)/.done: requirements/optimizers.txt | setup
+	rm -rf $(OPTIMIZERS)
+	$(PY) -m pip --disable-pip-version-check --no-input install --no-deps --no-compile \
+		--target $(OPTIMIZERS) -r requirements/optimizers.txt
+	touch $@
+
+test-optimizers: setup $(OPTIMIZERS)/.done
+	PYTHONPATH=$(CURDIR)/$(OPTIMIZERS) $(RUN) -m pytest -n 0 -q tests/optimizers $(ARGS)
+	PYTHONPATH=$(CURDIR)/$(OPTIMIZERS) $(RUN) -m tests.optimizers.table
+
 clean:
-	rm -rf .venv .venv-onedl .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-onedl .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

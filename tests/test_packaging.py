@@ -71,7 +71,7 @@ def test_wheel_metadata(wheel, pyproject):
 def test_wheel_holds_the_package_and_its_licence(wheel):
     held = {name for name in wheel.namelist() if '.dist-info/' not in name}
     here = {path.relative_to(ROOT).as_posix() for path in (ROOT / 'gclip_mm').rglob('*.py')}
-    assert held >= here
+    assert held >= here | {'gclip_mm/py.typed'}
     assert {name.split('/')[0] for name in held} == {'gclip_mm'}
     for folder in ('configs', 'tools'):
         files = (

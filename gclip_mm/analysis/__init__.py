@@ -1,1 +1,1 @@
-"""What the tools in ``tools/analysis`` do, for those who want it without the command line."""
+"""The library behind the sub-commands of ``gclip``."""

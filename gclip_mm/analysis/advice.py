@@ -1,26 +1,26 @@
 """Thresholds for four clipping rules, from statistics of unclipped steps and a learning rate.
 
-The principle, for optimizers whose step is proportional to the gradient (SGD): what a step may do
-to the weights is what counts, not how long the gradient is. A unit (a filter, a row) whose gradient
-is ``r`` times its weights moves by ``lr * r`` of them in one step, and by up to
-``lr * r / (1 - momentum)`` before momentum has forgotten that step. Every threshold is the one at
-which this *reach* is at most ``REACH`` of the weights: AGC bounds each unit by definition; for the
-other rules it holds for most of the units, in the median step (the rest are units with next to no
-weights yet, which have to move far): nine in ten by value, nineteen in twenty by norm. So every
-threshold falls as one over the learning rate.
+For optimizers whose step is proportional to the gradient (SGD), the thresholds bound the change of
+the weights, not the length of the gradient. A unit (a filter, a row) whose gradient norm is ``r``
+times its weight norm moves by ``lr * r`` of the weights in one step, and by up to
+``lr * r / (1 - momentum)`` before momentum has forgotten that step. This *reach* may be at most
+``REACH`` of the weights. AGC bounds each unit by definition. The other rules keep the bound for
+most units, in the median step: nine in ten by value, nineteen in twenty by norm. The remaining
+units have very small weights and have to move far. So every threshold is inversely proportional to
+the learning rate.
 
-By norm nine in ten did for most detectors that were tried. For scene-graph models it is too loose
-a bound: nothing was lost to NaN with it, and little learned. Their units are more unequal, which
-may be why (``results/scene_graph/README.md``).
+By norm, nine in ten was enough for most detectors that were tried. For scene-graph models that
+bound is too loose: no run was lost to NaN, but the models learned little. A possible cause is that
+their units are more unequal (``results/scene_graph/README.md``).
 
-Where the gradients keep to that bound by themselves, the threshold is set above all that was seen,
-by ``MARGIN``: clipping then acts on spikes alone. A clamp is set lower still: when everything
-explodes, each of millions of elements passes at the clamp, so it is the one that makes a gradient
-``SPIKE`` times the usual no longer than that margin.
+If the gradients keep the bound without clipping, the threshold is ``MARGIN`` times the largest
+value seen, and clipping acts on spikes alone. A clamp is set lower: when all elements explode, each
+of millions of elements passes at the clamp. It is therefore set so that a gradient ``SPIKE`` times
+the usual one is no longer than that margin after clamping.
 
-For optimizers that divide by a running size of the gradient (Adam and its kin) the step does not
-depend on the gradient's scale, and neither does the advice on the rate: a threshold only decides
-which steps count as a spike.
+For optimizers that divide by a running size of the gradient (Adam and similar) the step does not
+depend on the scale of the gradient, and the advice does not depend on the learning rate: a
+threshold only decides which steps count as a spike.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from .gradient_stats import GradientStats, octave_sizes
 REACH = 0.05
 #: Share of the units for which that holds, by value and by norm.
 UNITS_BY_VALUE, UNITS_BY_NORM = 0.9, 0.95
-#: How far above all that was seen a threshold is that is there for spikes alone.
+#: Factor between the largest value seen and a threshold that is for spikes alone.
 MARGIN = 2.0
-#: How many times the usual a gradient is that a clamp must make harmless.
+#: Size of a spike, relative to the usual gradient, that a clamp must make harmless.
 SPIKE = 1000.0
 #: Optimizers whose step is proportional to the gradient.
 PROPORTIONAL = ('SGD', 'ASGD', 'FusedSGD')
@@ -49,10 +49,10 @@ class Advice(NamedTuple):
 
     Attributes:
         name: ``value``, ``norm``, ``agc`` or ``zclip``.
-        clip_grad: the config.
-        reason: why this number.
-        clipped: share that would have been clipped among what was recorded: elements for value,
-            steps for norm and ZClip's bound, units for AGC.
+        clip_grad: the config of the rule.
+        reason: the reason for its threshold, in words.
+        clipped: share of the recorded elements (value), steps (norm, and ``max_norm`` of ZClip) or
+            units (AGC) that the threshold would have clipped.
     """
 
     name: str
@@ -68,14 +68,14 @@ def advise(
     proportional: bool = True,
     reach: float = REACH,
 ) -> list[Advice]:
-    """Advice on the four rules.
+    """Thresholds for the four rules.
 
     Args:
-        stats: unclipped steps.
+        stats: statistics of unclipped steps.
         lr: the base learning rate to train with, above 0.
-        momentum: the optimizer's, at least 0 and below 1.
-        proportional: whether its step is proportional to the gradient.
-        reach: see the module.
+        momentum: of the optimizer, at least 0 and below 1.
+        proportional: whether the step of the optimizer is proportional to the gradient.
+        reach: largest share of its weights that a step may move a unit by, above 0.
 
     Raises:
         ValueError: no step with a gradient, or a number out of range.
@@ -167,7 +167,7 @@ def _advise_scale_free(stats: GradientStats) -> list[Advice]:
 def norm_bound(stats: GradientStats, ratio: float) -> float:
     """The norm at which ``UNITS_BY_NORM`` have at most ``ratio``, in the median step."""
     reached = np.quantile(stats.unit_ratio, UNITS_BY_NORM, axis=1)
-    # Where so many units have no gradient the step says nothing about them.
+    # A step in which most units have no gradient gives no bound.
     seen = reached > 0
     if not seen.any():
         return float('inf')
@@ -203,13 +203,13 @@ def largest_element(stats: GradientStats) -> float:
 
 
 def _largest_elements(stats: GradientStats) -> np.ndarray:
-    """(S,) of each step."""
+    """(S,) the size of the largest element of each step."""
     filled = stats.elements.sum(axis=1) > 0
     return np.where(filled, octave_sizes(), 0.0).max(axis=1)
 
 
 def _solve(rising: Callable[[float], float], target: float, top: float) -> float:
-    """Where a function that rises with its argument meets the target; inf if not below ``top``."""
+    """Where an increasing function reaches the target, by bisection; inf if not below ``top``."""
     if rising(top) <= target:
         return float('inf')
     low, high = np.log(top) - 60.0, np.log(top)
@@ -220,7 +220,7 @@ def _solve(rising: Callable[[float], float], target: float, top: float) -> float
 
 
 def _bounded(bound: float, seen: float, why: str, what: str) -> tuple[float, str]:
-    """The bound, or ``MARGIN`` above all that was seen where it would never act."""
+    """The bound and its reason; if it would never act, ``MARGIN`` times the largest value seen."""
     if bound <= MARGIN * seen:
         return bound, why
     return MARGIN * seen, (
@@ -267,5 +267,5 @@ def _zclip(stats: GradientStats, max_norm: float, reason: str) -> Advice:
 
 
 def two_digits(number: float) -> float:
-    """Rounded to two digits: more would pretend to know more than a few steps tell."""
+    """Round to two significant digits; a few steps do not support more."""
     return float(f'{number:.2g}')

@@ -1,4 +1,4 @@
-"""The boxes of an image as the data set of a config has them, and what is wrong with them."""
+"""Annotations of single images in the data set of a config, and faults of boxes and pixels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-# Pixels that a box may stick out by: annotators count corners differently.
+# Pixels by which a box may exceed the image: tools count corners from 0 or from 1.
 _SLACK = 1.5
-# Share of pixels that are black or white to the full in an image that something has happened to.
+# An image in which more than this share of the values is 0 or 255 counts as damaged.
 _SATURATED = 0.5
 
 
@@ -24,7 +24,7 @@ class Annotation(NamedTuple):
         img_id: its id in the data set.
         boxes: (N, 4) float, x1, y1, x2, y2 in pixels.
         labels: N class names.
-        ignored: (N,) bool, boxes that training leaves out.
+        ignored: (N,) bool, boxes that training ignores.
     """
 
     path: str
@@ -37,7 +37,7 @@ class Annotation(NamedTuple):
 class AnnotationIndex:
     """Finds the annotation of an image by its path or id.
 
-    Works with every detection data set of MMEngine's kind (COCO JSON, VOC XML, ...), and looks into
+    Works with every MMEngine data set for detection (COCO JSON, VOC XML, ...), and searches
     wrappers such as ``RepeatDataset`` and ``ConcatDataset``.
 
     Args:
@@ -104,7 +104,7 @@ def _label(index: int | None, classes: tuple[str, ...]) -> str:
 
 
 def box_faults(boxes: np.ndarray, height: int, width: int) -> list[str | None]:
-    """What is wrong with each box (N, 4) of an image; None for a sound one."""
+    """The fault of each box (N, 4), in words; None for a box without one."""
     faults: list[str | None] = []
     for x1, y1, x2, y2 in boxes:
         if not np.isfinite([x1, y1, x2, y2]).all():
@@ -119,7 +119,7 @@ def box_faults(boxes: np.ndarray, height: int, width: int) -> list[str | None]:
 
 
 def pixel_fault(image: np.ndarray) -> str | None:
-    """What is wrong with the pixels (H, W, 3) of an image; None if nothing is seen."""
+    """The fault of the pixels (H, W, 3) of an image, in words; None if there is none."""
     if image.min() == image.max():
         return 'one colour all over'
     share = float(((image == 0) | (image == 255)).mean())

@@ -1,9 +1,9 @@
-"""What the gradients of unclipped steps look like: the numbers that advice is drawn from."""
+"""Statistics of the gradients of unclipped steps, from which the advisor computes thresholds."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,23 +17,23 @@ from ..clipping.step.parameters import RoutedView
 
 #: Half-octaves of the size of a gradient's elements: from 2**-60 to 2**20.
 OCTAVE_LOW, OCTAVE_HIGH, OCTAVE_BINS = -60, 20, 160
-#: Stands in for a smaller weight norm of a unit, as in AGC.
+#: Lower bound of the weight norm of a unit, as in AGC.
 UNIT_EPS = 1e-3
 
 
 class GradientStats(NamedTuple):
     """S unclipped steps, of P parameters with U units.
 
-    Only parameters with several units (filters, rows) have weights whose norm is a scale to compare
-    a gradient with; biases and the gains of norm layers start at 0 or 1, whatever they will become.
-    They count in ``grad`` and ``elements`` and have no entry in ``unit_ratio``.
+    Only parameters with several units (filters, rows) have entries in ``unit_ratio``. Biases and
+    the gains of norm layers start at 0 or 1, so that their norm is no scale for a gradient; they
+    count in ``grad`` and ``elements`` only.
 
     Attributes:
         names: names of the P parameters.
         has_scale: (P,) whether the parameter has several units.
         lr_mult: (P,) learning rate of the parameter over the base rate.
         weight: (S, P) norms of the weights before the step.
-        grad: (S, P) norms of the gradients; 0 where there is none.
+        grad: (S, P) norms of the gradients; 0 without a gradient.
         unit_ratio: (S, U) ``lr_mult * norm(grad) / max(norm(weight), 1e-3)`` of every unit.
         unit_param: (U,) the place of each unit's parameter among the P.
         elements: (S, P, OCTAVE_BINS) how many elements have ``log2(abs)`` in each half-octave;
@@ -62,7 +62,7 @@ class GradientStats(NamedTuple):
         """(S, P) norms of the gradients if their elements were clamped to ``clip_value``."""
         sizes = np.minimum(octave_sizes(), clip_value) ** 2
         bound = np.sqrt(self.elements @ sizes)
-        # A bin's middle stands for its elements, so the sum may come out above the norm itself.
+        # The middle of a bin stands for its elements, so the sum can exceed the norm.
         return np.minimum(bound, self.grad)
 
 
@@ -74,9 +74,9 @@ def octave_sizes() -> np.ndarray:
 
 def save_stats(stats: GradientStats, path: str | Path) -> None:
     """Write the statistics to a NumPy archive (``.npz``)."""
-    arrays = {key: np.asarray(value) for key, value in stats._asdict().items()}
+    arrays: dict[str, Any] = {key: np.asarray(value) for key, value in stats._asdict().items()}
     for key in ('weight', 'grad', 'unit_ratio', 'elements'):
-        # Counts and norms fit; half the file is enough.
+        # float32 is precise enough, and halves the file.
         arrays[key] = arrays[key].astype(np.float32)
     np.savez_compressed(path, **arrays)
 
@@ -85,7 +85,7 @@ def load_stats(path: str | Path) -> GradientStats:
     """Read what :func:`save_stats` wrote.
 
     Raises:
-        ValueError: the file is something else.
+        ValueError: the file does not hold gradient statistics.
     """
     with np.load(path, allow_pickle=False) as file:
         if set(file.files) != set(GradientStats._fields):
@@ -115,7 +115,7 @@ class GradientRecorder(StepObserver):
         norm: Tensor,
         scale: Tensor | None,
     ) -> None:
-        """Measure a step."""
+        """Record norms, unit ratios and element sizes of a step, on the CPU."""
         if not self._infos:
             params = [p for group in self._optimizer.param_groups for p in group['params']]
             self._infos = describe_params(params, self._model)
@@ -145,14 +145,14 @@ class GradientRecorder(StepObserver):
         self._lrs.append(max(group['lr'] for group in self._optimizer.param_groups))
 
     def end_step(self, loss: float) -> None:
-        """The loss of the step that was recorded last."""
+        """Store the loss of the step that was recorded last."""
         self._losses.append(loss)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def stats(self) -> GradientStats:
-        """All that was recorded."""
+        """The statistics of all recorded steps."""
         weight, grad, ratio, elements = (
             torch.stack(column).double().numpy() for column in zip(*self._rows, strict=True)
         )

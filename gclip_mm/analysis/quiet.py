@@ -1,4 +1,4 @@
-"""Keeps the log of the packages below us out of a tool's own output."""
+"""Suppresses the log output of other packages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_logs(level: int = logging.WARNING) -> Iterator[None]:
-    """Let nothing up to ``level`` be logged within the block."""
+    """Suppress log messages up to ``level`` within the block."""
     before = logging.root.manager.disable
     logging.disable(max(before, level))
     try:

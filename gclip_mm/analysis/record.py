@@ -1,4 +1,4 @@
-"""Trains a config for some steps without clipping, at a rate that it survives, and records them."""
+"""Trains a config for some steps without clipping, at a rate that it survives."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from ..engine.configs import optim_wrappers
 from ..engine.telemetry.observing import observe
 from .gradient_stats import GradientRecorder, GradientStats
 
-#: Does not clip, and keeps a non-finite step from spoiling the weights.
+#: Never clips; skips a non-finite step, which would ruin the weights.
 _NO_CLIPPING = dict(type='NormClip', max_norm=1e30, nonfinite='skip')
-#: A rate that a run does not survive is divided by this.
+#: The next rate after a failed one is the failed one divided by this.
 _LOWER = 4.0
-#: The run has blown up when the loss is so many times what it began with, ...
+#: The run has blown up when the loss has risen by this factor, ...
 _BLOWN_UP = 3.0
-#: ... as the median of so many steps, ...
+#: ... both losses being medians over this many steps, ...
 _MEDIAN_OF = 5
-#: ... or when so large a share of its steps is not finite.
+#: ... or when more than this share of its steps is not finite.
 _MOST_NONFINITE = 0.2
 
 
 class AdviceError(Exception):
-    """A config that no advice can be drawn from; one line says why."""
+    """No advice is possible for a config; the message is one line."""
 
 
 class Recording(NamedTuple):
-    """What was recorded, and how.
+    """The recorded steps, and how they were recorded.
 
     Attributes:
         stats: the finite steps.
         lr: the rate that the steps were taken at, after a warm-up.
-        failed: the rates that were tried before it and blew up, with the reason.
-        nonfinite: how many steps were left out because they were not finite.
+        failed: the rates that blew up before, with the reason.
+        nonfinite: number of steps that were left out, because they were not finite.
     """
 
     stats: GradientStats
@@ -62,18 +62,18 @@ def record_gradients(
 ) -> Recording:
     """Train a config without clipping and record every step.
 
-    The data, the model, the optimizer with its settings for single parameters, and ``load_from``
-    are the config's, and so are hooks that do nothing but prepare a run (``before_run``).
-    Validation, checkpoints, other hooks and the schedule are left out: the rate rises linearly over
-    the first quarter of the steps and then stays. A run that blows up is begun
-    anew at a quarter of the rate, so that the statistics are those of a model that learns.
+    Data, model, optimizer with its parameter-wise settings, ``load_from``, and hooks that only
+    prepare a run (``before_run``) are those of the config. Validation, checkpoints, other hooks and
+    the schedule are left out: the rate rises linearly over the first quarter of the steps and stays
+    constant afterwards. A run that blows up is restarted at a quarter of the rate, so that the
+    statistics are those of a model that learns.
 
     Args:
         cfg: a complete MMEngine config; it is not changed.
         iterations: steps of the optimizer to record, at least 10.
-        lr: the learning rate; None: the config's.
-        attempts: how many rates to try.
-        progress: is told of each step and of each rate that fails.
+        lr: the learning rate; None: that of the config.
+        attempts: number of rates to try.
+        progress: called with a text after each step, and for each rate that fails.
 
     Raises:
         AdviceError: no optimizer or more than one, a loss that is not finite from the first step
@@ -124,7 +124,7 @@ def _prepare(cfg: Config, lr: float, iterations: int) -> Config:
             cfg[key] = None
     sampler = cfg.train_dataloader.get('sampler')
     if sampler and sampler.get('type') == 'DefaultSampler':
-        # An iteration-based loop would stop for two seconds at the end of each epoch.
+        # With DefaultSampler an iteration-based loop waits two seconds after each epoch.
         sampler['type'] = 'InfiniteSampler'
         sampler.pop('round_up', None)
     cfg.default_hooks = dict(timer=None, logger=None, checkpoint=None)
@@ -141,7 +141,7 @@ def _prepare(cfg: Config, lr: float, iterations: int) -> Config:
 
 
 def _only_prepares(hook: dict[str, Any], registry: Registry) -> bool:
-    """Whether a hook acts before a run and never again."""
+    """Whether ``before_run`` is the only method that a hook implements."""
     kind = hook.get('type')
     cls = registry.get(kind) if isinstance(kind, str) else kind
     acts = [n for n in vars(Hook) if n.startswith(('before_', 'after_'))]
@@ -151,10 +151,10 @@ def _only_prepares(hook: dict[str, Any], registry: Registry) -> bool:
 
 
 def _run(cfg: Config, hook: _RecordHook) -> str | None:
-    """Train; what was wrong with the run, or None."""
+    """Train; returns why the run failed, or None."""
     with tempfile.TemporaryDirectory() as folder:
         cfg.work_dir = folder
-        # MMEngine keeps one message hub for each name.
+        # MMEngine keeps one message hub per name.
         cfg.experiment_name = f'record_{folder.replace("/", "_")}'
         runner = Runner.from_cfg(cfg)
         runner.register_hook(hook)
@@ -170,7 +170,7 @@ class _BlownUp(Exception):
 
 
 class _RecordHook(Hook):
-    """Records every step, and ends a run that has blown up."""
+    """Records every step, and stops a run that has blown up."""
 
     priority = 'LOWEST'
 
@@ -218,7 +218,7 @@ class _RecordHook(Hook):
 
 
 class _Recorder(GradientRecorder):
-    """Keeps finite steps only."""
+    """Records finite steps only."""
 
     seen: bool | None = None
     last_norm = math.nan
@@ -231,5 +231,5 @@ class _Recorder(GradientRecorder):
 
     def on_record(self, record: Tensor) -> None:
         if self.seen is None:
-            # A loss scaler kept the step from the optimizer.
+            # A loss scaler skipped the step.
             self.seen = False

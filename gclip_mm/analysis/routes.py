@@ -1,4 +1,4 @@
-"""Which rule governs which parameter of a config's model, without training a step."""
+"""The rule of each parameter of a config's model, found without training."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class RouteRow(NamedTuple):
         name: dotted name of the parameter.
         module: class of the module that owns it.
         shape: of the parameter.
-        units: how many units of it have a norm of their own in adaptive rules.
+        units: number of units with a norm of their own in adaptive rules.
         rule: class of the rule; ``'exempt'``, ``'none'`` (the config does not clip), or
-            ``'frozen'`` (it has no gradient, so that no rule ever sees it).
+            ``'frozen'`` (it has no gradient).
         threshold: the rule's thresholds, as in ``'max_norm=35'``.
-        route: where in ``clip_grad`` that was decided, as in ``'rules[0] AGC'``.
+        route: the entry of ``clip_grad`` that decides, as in ``'rules[0] AGC'``.
         optimizer: name of the member, with an ``OptimWrapperDict``.
     """
 
@@ -44,14 +44,14 @@ class RouteRow(NamedTuple):
 def route_table(cfg: Config) -> list[RouteRow]:
     """A row for every parameter of a config's model, in the model's order.
 
-    The model and its optimizer are built (nothing is loaded or downloaded), and the routes are
-    those of the engine that would train it: the wrapper's, or that of a ``GClipHook``.
+    The model and its optimizer are built; nothing is loaded or downloaded. The routes are those of
+    the engine that would train the model, of the optimizer wrapper or of a ``GClipHook``.
 
     Args:
         cfg: a complete MMEngine config with ``model`` and ``optim_wrapper``.
 
     Raises:
-        ClipConfigError: a ``clip_grad`` that cannot be obeyed, a pattern that matches no parameter,
+        ClipConfigError: an invalid ``clip_grad``, a pattern that matches no parameter,
             or a config without model or optimizer.
     """
     for key in ('model', 'optim_wrapper'):
@@ -121,7 +121,7 @@ def _pattern(route: Route) -> str:
 
 
 def thresholds_of(clipper: Clipper) -> str:
-    """The thresholds of a rule that are in use, as ``'max_norm=35'``."""
+    """The thresholds that a rule uses, as ``'max_norm=35'``."""
     core = clipper.core
     values = {key: getattr(core, key, None) for key in core.thresholds}
     return _keys({key: value for key, value in values.items() if value is not None})

@@ -1,4 +1,4 @@
-"""Reads ``spikes.jsonl`` and finds the images that keep turning up in it."""
+"""Reads ``spikes.jsonl`` and ranks the images by the number of spikes that they were in."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 
 class SpikesError(Exception):
-    """A ``spikes.jsonl`` that is not there or not one; one line says why."""
+    """A ``spikes.jsonl`` is missing or malformed; the message is one line."""
 
 
 class SpikeImage(NamedTuple):
     """An image in a spike's batch.
 
     Attributes:
-        path: where it is, or None.
-        img_id: its id in the data set, or None.
-        rank: the process that had it.
+        path: of the file, or None.
+        img_id: in the data set, or None.
+        rank: the process whose batch held the image.
     """
 
     path: str | None
@@ -27,6 +27,7 @@ class SpikeImage(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The path or, without one, the id."""
         return self.path if self.path is not None else f'image {self.img_id}'
 
 
@@ -34,15 +35,15 @@ class Spike(NamedTuple):
     """A line of ``spikes.jsonl``.
 
     Attributes:
-        iter: from 1.
+        iter: the iteration, from 1.
         cause: ``norm``, ``loss``, ``clip_coef``, ``nonfinite`` or ``loss_scale``.
         grad_norm: before clipping; may be inf or NaN.
-        median: of the norms before it (for ``loss``, losses), or None.
+        median: of the earlier norms (for ``loss``: losses), or None.
         modules: name and gradient norm, the largest first.
-        losses: each term, of the process where it was largest.
+        losses: each term, of the process with the largest one.
         images: of every process.
         optimizer: name of the member, with an ``OptimWrapperDict``.
-        loss_term: for ``loss``, which term of it stands out.
+        loss_term: for ``loss``, the outlying term.
     """
 
     iter: int
@@ -57,7 +58,7 @@ class Spike(NamedTuple):
 
     @property
     def size(self) -> float:
-        """How far it is above what was usual; what is not finite is worst."""
+        """The norm or loss relative to the median; inf if it is not finite."""
         value = self.losses.get(self.loss_term, 0.0) if self.loss_term else self.grad_norm
         return value / (self.median or 1.0) if math.isfinite(value) else math.inf
 
@@ -65,13 +66,13 @@ class Spike(NamedTuple):
 def read_spikes(path: str | Path) -> list[Spike]:
     """The spikes of a run, by iteration.
 
-    Where a resumed run has trained an iteration again, its later line counts.
+    If a resumed run trained an iteration again, the later line counts.
 
     Args:
         path: a ``spikes.jsonl``, or the work_dir that holds one.
 
     Raises:
-        SpikesError: there is no such file, or a line of it is no spike.
+        SpikesError: the file is missing, or a line of it is malformed.
     """
     path = Path(path)
     if path.is_dir():
@@ -87,8 +88,8 @@ def read_spikes(path: str | Path) -> list[Spike]:
             spike = _parse(json.loads(row))
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             if number == len(rows) and isinstance(error, json.JSONDecodeError):
-                continue  # a run that was killed while it wrote
-            raise SpikesError(f'{path}, line {number} is no spike: {error!r}') from None
+                continue  # the run was killed while writing
+            raise SpikesError(f'{path}, line {number} is malformed: {error!r}') from None
         spikes[spike.iter, spike.optimizer] = spike
     return sorted(spikes.values(), key=lambda spike: spike.iter)
 
@@ -119,9 +120,9 @@ def _size(loss: float | str) -> float:
 
 
 def rank_images(spikes: list[Spike]) -> list[tuple[SpikeImage, int]]:
-    """The images of all spikes, each with the number of spikes it was in, most often first.
+    """The images of all spikes with the number of spikes each was in, highest first.
 
-    A batch has innocent images too, but they are others each time.
+    A batch also holds innocent images, but different ones in each spike.
     """
     counts: dict[str, int] = {}
     images: dict[str, SpikeImage] = {}

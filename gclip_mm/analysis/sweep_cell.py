@@ -1,4 +1,4 @@
-"""Trains one cell of a grid in the process that it is called in."""
+"""Trains one cell of a grid, in the calling process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..engine.checkpoints.resume import find_resumable
 from ..engine.configs import drop_clip_hooks, optim_wrappers
 from .sweep_grid import DIVERGED, FAILED, TRAINED, Cell, Outcome
 
-#: How often the host looks at the loss, in iterations.
+#: The host reads the loss once in this many iterations.
 LOOK_EVERY = 10
 
 
@@ -32,11 +32,11 @@ def cell_config(base: Config, cell: Cell, folder: Path) -> Config:
 
     Args:
         base: a complete config with one optimizer; it is not changed.
-        cell: what to set.
+        cell: learning rate, rule and seed.
         folder: the work dir.
 
     Raises:
-        ClipConfigError: a rule that cannot be obeyed.
+        ClipConfigError: an invalid rule.
     """
     cfg = copy.deepcopy(base)
     for _, wrapper in optim_wrappers(cfg):
@@ -53,7 +53,7 @@ def cell_config(base: Config, cell: Cell, folder: Path) -> Config:
 
 
 def fingerprint(cfg: Config) -> str:
-    """Tells two configs apart; the folder they train in does not count."""
+    """A hash of a config, without its work dir and the checkpoint that it resumes from."""
     content = {
         k: v for k, v in cfg.to_dict().items() if k not in ('work_dir', 'resume', 'load_from')
     }
@@ -64,11 +64,11 @@ def fingerprint(cfg: Config) -> str:
 def run_cell(cfg: Config, patience: int) -> Outcome:
     """Train a cell and validate it; an error of the training is part of the outcome.
 
-    A run that was interrupted goes on from its checkpoint.
+    An interrupted run resumes from its checkpoint.
 
     Args:
         cfg: of :func:`cell_config`.
-        patience: it has diverged after this many iterations on end with a loss that is not finite.
+        patience: the cell has diverged after this many consecutive non-finite losses.
     """
     start = time.perf_counter()
     outcome = Outcome(FAILED, fingerprint=fingerprint(cfg))
@@ -82,17 +82,17 @@ def run_cell(cfg: Config, patience: int) -> Outcome:
         runner.register_hook(watch)
         runner.train()
         if begun is not None and not watch.metrics and runner.val_loop is not None:
-            # It was interrupted between its last checkpoint and its last validation.
+            # The run was interrupted between its last checkpoint and its last validation.
             runner.val_loop.run()
         outcome.status = TRAINED
         outcome.skipped = _skipped(runner)
     except _Diverged:
         outcome.status = DIVERGED
         outcome.skipped = _skipped(runner)
-    except Exception as error:  # whatever a model raises that has blown up
+    except Exception as error:  # a diverged model may raise anything
         traceback.print_exc()
         watch.look()
-        # Losses, assigners and NMS refuse what is no number: that is the divergence, not its cause.
+        # Losses, assigners and NMS reject NaN: the error is then a consequence of the divergence.
         lost = watch.streak > 0 or (runner is not None and not _is_finite(runner.model))
         outcome.status = DIVERGED if lost else FAILED
         outcome.error = f'{type(error).__name__}: {error}'.split('\n')[0][:300]
@@ -106,12 +106,12 @@ def run_cell(cfg: Config, patience: int) -> Outcome:
 
 
 def _is_finite(model: nn.Module) -> bool:
-    """Whether all weights and running statistics are."""
+    """Whether all weights and running statistics are finite."""
     return all(bool(t.isfinite().all()) for t in model.state_dict().values())
 
 
 def _skipped(runner: Runner) -> int:
-    # `nonfinite` is recorded for every clipped step; without clipping there is no such scalar.
+    # `nonfinite` is recorded for every step with clipping; without clipping it is missing.
     scalars = runner.message_hub.log_scalars
     total = 0.0
     for key, buffer in scalars.items():
@@ -125,7 +125,7 @@ class _Diverged(Exception):
 
 
 class _Watch(Hook):
-    """Follows the loss, ends a run that has diverged, and keeps the metrics."""
+    """Follows the loss, stops a run that has diverged, and keeps the metrics."""
 
     priority = 'VERY_LOW'
 
@@ -147,12 +147,13 @@ class _Watch(Hook):
         if len(self._losses) >= LOOK_EVERY:
             self.look()
             if self.streak >= self._patience:
-                # `stop_training` would go on to the end of the epoch, and validate.
+                # `stop_training` would continue to the end of the epoch, and validate.
                 raise _Diverged
 
     def look(self) -> None:
-        """Read the losses since the last look."""
-        for loss in self._losses and torch.stack(self._losses).tolist():
+        """Read the losses since the last call."""
+        losses: list[float] = torch.stack(self._losses).tolist() if self._losses else []
+        for loss in losses:
             self.iteration += 1
             if math.isfinite(loss):
                 self.streak = 0

@@ -1,4 +1,4 @@
-"""A grid of trainings, learning rate by rule by seed: what came out of each, and of all."""
+"""A grid of trainings, learning rate by rule by seed: outcomes, tables and summary."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Cell:
         lr: the base learning rate.
         rule: the name of the rule; ``none``: without clipping.
         seed: of weights and data.
-        clip_grad: the rule's config; None: without clipping.
-        tuned: where its threshold comes from, for the table.
+        clip_grad: config of the rule; None: without clipping.
+        tuned: origin of the threshold, for the table.
     """
 
     lr: float
@@ -37,7 +37,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A name for its folder, unique within a grid."""
+        """Name of the folder, unique within a grid."""
         safe = ''.join(c if c.isalnum() or c in '._-' else '_' for c in self.rule)
         return f'{safe}_lr{self.lr:g}_seed{self.seed}'
 
@@ -47,17 +47,17 @@ class Outcome:
     """How the training of a cell ended.
 
     Attributes:
-        status: ``trained`` (to the end, and validated), ``diverged`` (the loss was not finite for
-            many steps on end) or ``failed`` (anything else: see ``error`` and the cell's log).
-        metric: what the grid is judged by (:func:`pick_metric`); NaN if not validated.
-        iterations: steps done.
-        skipped: steps that were left out because their gradient was not finite.
-        nonfinite_from: the first iteration of the non-finite stretch that ended it.
-        last_loss: the last loss that was finite.
+        status: ``trained`` (to the end, and validated), ``diverged`` (many consecutive losses were
+            not finite) or ``failed`` (any other end: see ``error`` and the log of the cell).
+        metric: the metric that counts (:func:`pick_metric`); NaN if not validated.
+        iterations: number of iterations done.
+        skipped: number of steps skipped because of a non-finite gradient.
+        nonfinite_from: first iteration of the non-finite losses that ended the training.
+        last_loss: the last finite loss.
         seconds: wall time.
-        metrics: everything the last validation found.
-        error: of a failed one.
-        fingerprint: of the config that it was trained with.
+        metrics: all metrics of the last validation.
+        error: the message of a failed training.
+        fingerprint: of the config of the training.
     """
 
     status: str
@@ -72,14 +72,14 @@ class Outcome:
     fingerprint: str = ''
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
+        """Write the outcome atomically."""
         half = path.with_suffix('.tmp')
         half.write_text(json.dumps(asdict(self), indent=1) + '\n')
         half.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Outcome | None:
-        """What was saved; None where there is nothing, or not an outcome."""
+        """Read an outcome; None if the file is missing or malformed."""
         try:
             return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
@@ -90,14 +90,14 @@ Results = dict[Cell, Outcome]
 
 
 def pick_metric(metrics: dict[str, float], name: str) -> float:
-    """The value of a metric; 0 where the evaluator reports nothing because nothing was found.
+    """The value of a metric; 0 if the evaluator reports none, because nothing was detected.
 
     Raises:
-        KeyError: there are metrics, and not this one.
+        KeyError: there are other metrics, but not this one.
     """
     for key, value in metrics.items():
         if key == name or key.split('/', 1)[-1] == name:
-            # COCO gives -1 for a mean over nothing.
+            # COCO reports -1 for an empty mean.
             return max(float(value), 0.0)
     if metrics:
         raise KeyError(f'no metric {name!r}; there are {", ".join(sorted(metrics))}')
@@ -111,7 +111,7 @@ COLUMNS = (
 
 
 def write_csv(path: Path, rows: Iterable[tuple[Cell, Outcome, str]]) -> None:
-    """One line a cell, with the command that trains it alone."""
+    """Write a line for each cell, with the command that trains the cell."""
     half = path.with_suffix('.tmp')
     with half.open('w', newline='') as file:
         writer = csv.writer(file)
@@ -136,9 +136,9 @@ class Group:
     """The seeds of one rule at one learning rate.
 
     Attributes:
-        metrics: of the seeds that were validated; a diverged or failed one counts as 0.
-        diverged: how many diverged.
-        failed: how many failed.
+        metrics: one for each seed; a diverged or failed seed counts as 0.
+        diverged: number of diverged seeds.
+        failed: number of failed seeds.
     """
 
     metrics: tuple[float, ...]
@@ -152,6 +152,7 @@ class Group:
 
     @property
     def mean(self) -> float:
+        """Mean metric over the seeds; NaN without any."""
         return fmean(self.metrics) if self.metrics else math.nan
 
     @property
@@ -175,15 +176,15 @@ def group(results: Results, rule: str, lr: float) -> Group:
 
 @dataclass(frozen=True)
 class RuleSummary:
-    """What a rule came to over all learning rates.
+    """A rule over all learning rates.
 
     Attributes:
-        rule: its name.
+        rule: name of the rule.
         best_lr, best_mean, best_spread: the rate with the best mean metric, that mean, and the
             standard deviation over its seeds.
-        largest_lr: the largest rate at which every seed trained to the end and their mean reached
-            :func:`enough`; None: at no rate.
-        ratio: ``largest_lr`` over that without clipping; NaN where either is missing.
+        largest_lr: the largest rate at which every seed trained to the end with a mean of at least
+            :func:`enough`; None: there is no such rate.
+        ratio: ``largest_lr`` over that without clipping; NaN if either is missing.
     """
 
     rule: str
@@ -195,9 +196,9 @@ class RuleSummary:
 
 
 def enough(results: Results, share: float) -> float:
-    """The metric from which on a training counts: a share of the best mean without clipping.
+    """The least metric of a training that counts: a share of the best mean without clipping.
 
-    Of the best mean of any rule, where the grid has none without clipping.
+    A grid without unclipped trainings takes the best mean of any rule.
     """
     rules = {c.rule for c in results}
     judged = [NONE] if NONE in rules else sorted(rules)
@@ -208,11 +209,11 @@ def enough(results: Results, share: float) -> float:
 def summarise(
     results: Results, rules: Sequence[str], lrs: Sequence[float], share: float
 ) -> list[RuleSummary]:
-    """Judge every rule.
+    """Summarise every rule.
 
     Args:
         results: the cells that are done.
-        rules: in the order wanted.
+        rules: in the order of the result.
         lrs: the learning rates.
         share: see :func:`enough`.
     """
@@ -235,7 +236,7 @@ def summarise(
 
 
 def format_grid(results: Results, rules: Sequence[str], lrs: Sequence[float]) -> str:
-    """The means as a table in Markdown, a row a rule; what diverged is counted beside it."""
+    """The means as a Markdown table with a row for each rule, and the number of diverged seeds."""
     lines = [
         '| rule | ' + ' | '.join(f'lr {lr:g}' for lr in lrs) + ' |',
         '|---' * (len(lrs) + 1) + '|',
@@ -255,7 +256,7 @@ def format_grid(results: Results, rules: Sequence[str], lrs: Sequence[float]) ->
 
 
 def format_summary(rows: Sequence[RuleSummary], bound: float) -> str:
-    """The summary as a table in Markdown."""
+    """The summary as a Markdown table."""
     lines = [
         '| rule | best metric (mean ± std) | at lr | largest lr that trains (every seed to the '
         f'end, mean at least {bound:.3f}) | over none |',

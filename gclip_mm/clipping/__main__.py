@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from .config.registry import CLIPPERS
 
-#: A reader meets them in this order; a rule that is not named here comes after these.
+#: The order of the table; the other rules follow in alphabetical order.
 _ORDER = ('ValueClip', 'NormClip', 'ParamNormClip', 'AGC', 'AutoClip', 'ZClip', 'AdaGC')
 
 
@@ -19,7 +19,7 @@ def table() -> Iterator[str]:
     for name in names:
         cls = CLIPPERS.get(name)
         title = ', '.join(f'`{alias}`' for alias in CLIPPERS.aliases(name))
-        summary = inspect.getdoc(cls).split('\n')[0]
+        summary = (inspect.getdoc(cls) or '').split('\n')[0]
         keys = ', '.join(
             f'`{key}`' if p.default is p.empty else f'`{key}={p.default!r}`'
             for key, p in inspect.signature(cls).parameters.items()

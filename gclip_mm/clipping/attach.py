@@ -1,4 +1,4 @@
-"""The door for a plain training loop, Lightning and Accelerate."""
+"""Entry point for plain training loops, Lightning and Accelerate."""
 
 from __future__ import annotations
 
@@ -17,37 +17,45 @@ class ClipHandle:
         self.engine = engine
 
     def stats(self) -> dict[str, float]:
-        """The last step: ``grad_norm``, ``grad_norm_post``, ``clip_coef``, ``clip_threshold``,
-        ``clip_fraction``, ``nonfinite``; {} before the first. Waits for the device."""
+        """The record of the last step; waits for the device.
+
+        Returns:
+            ``grad_norm``, ``grad_norm_post``, ``clip_coef``, ``clip_threshold``, ``clip_fraction``
+            and ``nonfinite``; {} before the first step.
+        """
         return self.engine.stats()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the rules, to be saved with ``torch.save`` beside the optimizer's."""
+        """The state of the rules; save it with ``torch.save`` next to the optimizer's state."""
         return self.engine.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`.
 
         Raises:
-            ValueError: the state is of another rule or of other parameters; says what differs.
+            ValueError: the state belongs to another rule or other parameters; the message names
+                the difference.
         """
         self.engine.load_state_dict(state)
 
     def remove(self) -> None:
-        """Stop clipping; the optimizer is as it was before."""
+        """Stop clipping and remove the hooks from the optimizer. Warns if nothing was clipped."""
+        self.engine.warn_if_unused()
         self.engine.remove()
 
     def __enter__(self) -> ClipHandle:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.remove()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None:
+            self.engine.warn_if_unused()
+        self.engine.remove()
 
 
 def attach(
     optimizer: Optimizer, clip_grad: dict[str, Any], model: nn.Module | None = None
 ) -> ClipHandle:
-    """Clip the gradients of an optimizer from now on, whoever calls its ``step``.
+    """Clip the gradients of an optimizer in every ``step`` from now on.
 
     Works under a ``GradScaler`` (do not call ``unscale_`` for clipping: the engine unscales where
     necessary), with closures, and with fused optimizers, which then clip in their own kernel.
@@ -55,18 +63,20 @@ def attach(
     until it is attached as well.
 
     Args:
-        optimizer: any ``torch.optim.Optimizer``.
+        optimizer: any ``torch.optim.Optimizer``. A wrapper that has no step hooks (Accelerate's
+            ``AcceleratedOptimizer``, ``PostLocalSGDOptimizer``) stands for the optimizer that it
+            wraps.
         clip_grad: a rule and its keys (:func:`gclip_mm.clipping.config.parse.parse_clip_grad`); the
             dict is not changed.
-        model: gives parameters names and modules: needed for ``exclude`` and ``rules``, and for AGC
-            to know a transposed convolution from an ordinary one.
+        model: gives the parameters names and modules. ``exclude`` and ``rules`` need them, and AGC
+            needs them to recognise transposed convolutions.
 
     Returns:
         ClipHandle: ``.stats()``, ``.state_dict()``, ``.load_state_dict()``, ``.remove()``.
 
     Raises:
         ClipConfigError: a ``ValueError`` that names the key and the valid ones, or says that
-            ``optimizer`` is not an optimizer or is clipped already.
+            ``optimizer`` is not an optimizer, is clipped already, or clips by itself.
 
     Example:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)

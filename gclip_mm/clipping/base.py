@@ -1,8 +1,8 @@
 """The contract of a clipping rule, and the four kinds of rule.
 
-A rule sees a step in two calls. :meth:`Clipper.measure` reads the gradients. The engine then judges
-whether the step is finite, so that no state learns from a non-finite step. :meth:`Clipper.clip`
-decides, updates the state of the rule, and changes the gradients.
+The engine calls a rule twice in a step. :meth:`Clipper.measure` reads the gradients. The engine
+then checks whether the step is finite, because a non-finite step must not update the state.
+:meth:`Clipper.clip` decides, updates the state of the rule, and changes the gradients.
 
 Most rules are one of four kinds. A kind implements both calls, and the rule only decides:
 
@@ -23,11 +23,12 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .gradients.backend import Ranges, UnitLimits
@@ -40,11 +41,11 @@ _DECISIONS = ('measure', 'clip', 'decide', 'ranges')
 
 
 class Finite(NamedTuple):
-    """Whether the gradients of a step are finite, and who knows.
+    """Whether the gradients of a step are finite, and where that is known.
 
     Attributes:
-        known: True or False where the host knows; None where only the device knows.
-        flag: 0-d bool tensor on the device where ``known`` is None, else None.
+        known: True or False if known on the host; None if known on the device only.
+        flag: 0-d bool tensor on the device if ``known`` is None, else None.
     """
 
     known: bool | None
@@ -52,7 +53,7 @@ class Finite(NamedTuple):
 
     @property
     def learns(self) -> bool:
-        """Whether a rule may update its state, masked by ``flag`` where that is not None."""
+        """Whether a rule may update its state, masked by ``flag`` if that is not None."""
         return self.known is not False
 
 
@@ -131,15 +132,29 @@ class Clipper(ABC):
         return True
 
     def assembled(self) -> Clipper:
-        """The rule that a config with these keys stands for: this one, or a wrapper around it."""
+        """The rule that the registry returns: this one, or a wrapper around it."""
         return self
 
     def check_optimizer(self, optimizer: Optimizer) -> None:  # noqa: B027 (most rules take any)
-        """Refuse an optimizer that the rule does not suit; called once, before attaching.
+        """Check the optimizer; called once, before attaching.
 
         Raises:
-            ClipConfigError: the rule makes no sense with this optimizer.
+            ClipConfigError: the rule does not work with this optimizer.
         """
+
+    def bind(self, optimizer: Optimizer, model: nn.Module | None) -> None:  # noqa: B027
+        """Take what the rule needs of the optimizer and the model; most rules need neither.
+
+        Called when the rule is attached, and again when the model becomes known.
+        """
+
+    @property
+    def bounds_updates(self) -> bool:
+        """Whether :meth:`after_step` is to be called."""
+        return False
+
+    def after_step(self, view: GradView) -> None:  # noqa: B027
+        """The optimizer has stepped; the parameters of the view may be changed."""
 
     @abstractmethod
     def measure(self, view: GradView) -> Measure:
@@ -173,8 +188,8 @@ class Clipper(ABC):
     # -- state -----------------------------------------------------------------------------------
     #: The named tuple that holds the state of the rule, documented there; None: no state.
     State: ClassVar[Any] = None
-    #: The fields of the state with an entry for each parameter of the route, and what the entry of
-    #: a new parameter starts with.
+    #: The fields of the state with one entry per parameter of the route -> the initial value of an
+    #: entry.
     per_param: ClassVar[dict[str, Any]] = {}
     #: Whether the state holds an element for each weight, laid out like the gradients.
     elementwise_state: bool = False
@@ -186,8 +201,7 @@ class Clipper(ABC):
         """Reorder the per-parameter state after the parameters of the route have changed.
 
         Args:
-            slots: for each parameter of the route its place among the former ones; None for a new
-                parameter.
+            slots: the former index of each parameter of the route; None for a new parameter.
         """
         if self.state is not None:
             moved = {
@@ -201,7 +215,7 @@ class Clipper(ABC):
         return {} if self.state is None else _copy(self.state._asdict())
 
     def reset(self) -> None:
-        """Drop the state: the rule starts from scratch with the next step."""
+        """Drop the state; the next step starts from scratch."""
         self.state = None
 
     def load_state_dict(self, state: dict[str, Any], params: list[Tensor]) -> None:
@@ -244,7 +258,7 @@ def _copy(value: Any) -> Any:
 
 
 def _moved(value: Any, slots: list[int | None], begin: Any) -> Any:
-    """A field with one entry a parameter, for other parameters; see :meth:`Clipper.follow`."""
+    """A per-parameter field, reordered; see :meth:`Clipper.follow`."""
     if isinstance(value, list):
         return [begin if slot is None else value[slot] for slot in slots]
     moved = value.new_full((len(slots), *value.shape[1:]), begin)
@@ -266,11 +280,11 @@ def _place(value: Any, params: list[Tensor]) -> Any:
 
 
 class CoefClipper(Clipper):
-    """A rule whose decision is one coefficient for everything, or one for each tensor."""
+    """A rule that decides one coefficient for all tensors, or one for each tensor."""
 
     @abstractmethod
     def resolve(self, view: GradView, measure: Measure, finite: Finite) -> tuple[Tensor, Outcome]:
-        """Decide without writing: the coefficients, 0-d or (N,), and what they amount to."""
+        """Decide without writing; returns the coefficients, 0-d or (N,), and the outcome."""
 
 
 class GlobalClipper(CoefClipper):
@@ -279,6 +293,22 @@ class GlobalClipper(CoefClipper):
     is_global = True
     #: Whether the norm is bit-identical to torch's where the coefficient is not folded.
     matches_torch: ClassVar[bool] = False
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Warn of an optimizer whose update does not depend on the norm of the gradient."""
+        clips_nothing = getattr(self, 'max_norm', None) == math.inf
+        name = _orthogonalizing(optimizer)
+        if name and not clips_nothing:
+            warnings.warn(
+                f'clip_grad: {self.name} does not bound the update of {name}, which orthogonalizes '
+                'its momentum: the update has the size that lr gives it, whatever the norm of the '
+                'gradient. Clipping only weights this gradient against the earlier ones in the '
+                'momentum, and where parameters stepped by another rule share the norm, it scales '
+                'those by gradients that are not theirs. Leave the parameters of '
+                f'{name} out of clipping (exclude=[...], or an optimizer of their own), and keep '
+                "the log and nonfinite='skip' with max_norm=inf",
+                stacklevel=2,
+            )
 
     def norms(self, view: GradView) -> Tensor:
         """The norm of each gradient, (N,), of order :attr:`norm_type`."""
@@ -302,6 +332,15 @@ class GlobalClipper(CoefClipper):
 
     # Optional: ``decision_kernel(self, device: torch.device) -> KernelCall | None``, a shortcut. It
     # names the Triton kernel that does in one launch what ``decide`` does, state included.
+
+
+def _orthogonalizing(optimizer: Optimizer) -> str:
+    """The class name if the optimizer, or one that it wraps, is Muon or of its kind; or ''."""
+    wrapped = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
+    for each in (optimizer, *wrapped):
+        if any('Muon' in cls.__name__ for cls in type(each).__mro__):
+            return type(each).__name__
+    return ''
 
 
 class TensorClipper(CoefClipper):
@@ -369,7 +408,7 @@ class ElementClipper(Clipper):
 
     @abstractmethod
     def ranges(self, view: GradView, finite: Finite) -> Ranges:
-        """The range of the elements of each gradient, and what becomes of those outside."""
+        """The range of the elements of each gradient, and how elements outside it change."""
 
     def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
         ranges = self.ranges(view, finite)

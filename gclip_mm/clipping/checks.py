@@ -1,4 +1,4 @@
-"""Checks of config values: one clear message that names the key, what came and what is valid."""
+"""Checks of config values; each error names the key, the value and the valid values."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .host import np
 
 
 class ClipConfigError(ValueError, AssertionError):
-    """A ``clip_grad`` config that cannot be obeyed.
+    """An invalid ``clip_grad`` config.
 
-    It is a ``ValueError`` to everybody, and also an ``AssertionError`` because that is what stock
-    MMEngine raises for a malformed ``clip_grad``: code that catches the stock error keeps working.
+    It is a ``ValueError``. It is an ``AssertionError`` as well, because stock MMEngine raises one
+    for a malformed ``clip_grad``: code that catches the stock error keeps working.
     """
 
 
@@ -58,16 +58,24 @@ def check_number(
 ) -> None:
     """Raise :class:`ClipConfigError` unless ``value`` is a finite number in the given range.
 
-    NumPy scalars are numbers. ``allow_inf`` is for an upper bound that may be infinite: then
-    nothing is clipped, but logged. ``where`` begins the message: the part of the config that the
-    key belongs to.
+    Args:
+        key: name of the key, for the message.
+        value: the value from the config; NumPy scalars are numbers.
+        low: smallest valid value; with ``open_low`` the value must be greater.
+        high: largest valid value; with ``open_high`` the value must be less.
+        open_low: exclude ``low`` itself.
+        open_high: exclude ``high`` itself.
+        allow_none: accept None.
+        allow_inf: accept infinity, for an upper bound that then clips nothing.
+        integer: require an ``int``.
+        where: the part of the config that the key belongs to; begins the message.
     """
     if value is None and allow_none:
         return
     value = plain(value)
     _refuse_tensor(where, key, value)
-    is_number = isinstance(value, int) if integer else isinstance(value, int | float)
-    if not is_number or isinstance(value, bool):
+    number_type = int if integer else int | float
+    if not isinstance(value, number_type) or isinstance(value, bool):
         kind = 'a whole number' if integer else 'a number'
         raise ClipConfigError(f'{where}: {key} must be {kind}, got {value!r}')
     inside = (value > low if open_low else value >= low) and (
@@ -83,7 +91,11 @@ def check_number(
 
 
 def check_norm_type(key: str, value: object) -> float:
-    """The p of a p-norm as a float; ``'inf'`` is read as infinity."""
+    """The order p of a p-norm as a float; ``'inf'`` is read as infinity.
+
+    Raises:
+        ClipConfigError: not a number greater than 0 and not ``'inf'``.
+    """
     value = plain(value)
     _refuse_tensor('clip_grad', key, value)
     if isinstance(value, str) and value.lower() in ('inf', '+inf', 'infinity'):
@@ -95,7 +107,7 @@ def check_norm_type(key: str, value: object) -> float:
     return float(value)
 
 
-def check_choice(key: str, value: object, valid: tuple) -> None:
+def check_choice(key: str, value: object, valid: tuple[object, ...]) -> None:
     """Raise :class:`ClipConfigError` unless ``value`` is one of ``valid``."""
     _refuse_tensor('clip_grad', key, value)
     if plain(value) not in valid:

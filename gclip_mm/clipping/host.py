@@ -1,4 +1,4 @@
-"""Looking at tensors in host memory without a device read."""
+"""Access to tensors in host memory without a device read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ['host', 'np']
 try:
     import numpy as np
 except ImportError:
-    # torch runs without NumPy, or with one that is broken, and so does this package: a CPU tensor
-    # is then treated like a tensor on any other device, whose values the host does not read.
+    # torch and this package run without NumPy, or with one that is broken. A CPU tensor is then
+    # treated like a tensor on any other device, whose values the host does not read.
     np = None  # type: ignore[assignment]
 
 
 def host(tensor: Tensor) -> Any:
-    """A NumPy view of the tensor's memory if that is host memory, else None; never a copy or wait.
+    """A NumPy view of a tensor in host memory, else None; never copies or waits.
 
     Unlike ``tensor.item()`` it issues no device read, so a hot path may branch on it.
     """

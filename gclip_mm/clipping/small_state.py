@@ -1,9 +1,10 @@
 """Arithmetic on small state: a few numbers for a rule, or a few for each parameter.
 
-A threshold takes a dozen operations on single numbers. In host memory they are Python or NumPy
-arithmetic, which costs a tenth of as many tensor operations. On another device they have to be
-tensor operations, so that the host never waits. :func:`scalars` and :func:`columns` return the
-numbers in the form that fits, with the functions for it, so that a rule writes its formula once.
+A threshold takes a dozen operations on single numbers. In host memory they run as
+Python or NumPy arithmetic, which costs a tenth of the same tensor operations. On another device
+they have to be tensor operations, so that the host never waits. :func:`scalars` and
+:func:`columns` return the numbers in the suitable form, with matching functions, so that a rule
+writes its formula once.
 :func:`remember` writes the results back into the state.
 """
 
@@ -45,7 +46,7 @@ def columns(norms: Tensor, view: GradView, *fields: Tensor) -> tuple[list[Any], 
     Args:
         norms: (N,), one number a gradient.
         view: the view.
-        fields: state with one number for each parameter of the route, (view.size,).
+        fields: state with one number per parameter of the route, (view.size,).
 
     Returns:
         float64 arrays (N,), or float64 tensors (N,) on the device of ``norms``.
@@ -98,7 +99,7 @@ def remember(
 
 
 def to_tensor(value: Any, like: Tensor) -> Tensor:
-    """A result of such arithmetic as a float64 tensor on the device of ``like``."""
+    """A number or array as a float64 tensor on the device of ``like``; a tensor stays as it is."""
     if isinstance(value, Tensor):
         return value
     return torch.as_tensor(value, dtype=torch.float64, device=like.device)

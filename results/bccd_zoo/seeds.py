@@ -19,9 +19,9 @@ from statistics import mean
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT / 'tools' / 'analysis'))
+sys.path.insert(0, str(ROOT))
 
-from run_files import RunFilesError, main_metric, read_scalars  # noqa: E402
+from gclip_mm.analysis.run_files import RunFilesError, main_metric, read_scalars  # noqa: E402
 
 COLUMNS = ('detector', 'rule', 'lr', 'seed', 'mAP', 'command')
 

@@ -22,10 +22,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'benchmark')]
+sys.path.insert(0, str(ROOT))
 
-from measure import ratio, time_in_turn  # noqa: E402
-
+from gclip_mm.analysis.benchmark.measure import ratio, time_in_turn  # noqa: E402
 from gclip_mm.clipping import CLIPPERS  # noqa: E402
 
 CONFIG = 'configs/quickstart/faster-rcnn_tiny_shapescenes.py'

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from pathlib import Path
 
 import pytest
 from mmdet.utils import register_all_modules
 from mmengine.logging import MMLogger
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'analysis' / 'check_stock_configs.py'
-spec = importlib.util.spec_from_file_location('check_stock_configs', TOOL)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+from gclip_mm.cli import check as tool
 
 FAMILIES = sorted(path.name for path in tool.ROOT.iterdir() if path.is_dir())
 

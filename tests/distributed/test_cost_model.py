@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 
 import pytest
@@ -10,6 +9,8 @@ import torch
 from torch import nn
 
 from gclip_mm import CLIPPERS
+from gclip_mm.analysis.benchmark import cost_model as tool
+from gclip_mm.cli import cost
 from tests.clipping.cases import Runner, example
 from tests.distributed.launching import ROOT
 from tests.distributed.worker import Net
@@ -18,10 +19,6 @@ from tests.distributed.worker import Net
 pytestmark = pytest.mark.timeout(900)
 
 DOC = (ROOT / 'docs' / 'scaling.md').read_text()
-PATH = ROOT / 'tools' / 'benchmark' / 'cost_model.py'
-spec = importlib.util.spec_from_file_location('cost_model', PATH)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
 
 
 def model_of(net: nn.Module):
@@ -31,7 +28,7 @@ def model_of(net: nn.Module):
 
 
 def test_the_table_in_the_docs_is_what_it_prints(capsys):
-    tool.main([])
+    cost.main([])
     assert capsys.readouterr().out.strip() in DOC
 
 
@@ -106,4 +103,4 @@ def test_more_gpus_share_the_memory_and_lengthen_the_way():
 @pytest.mark.parametrize('wrong', [['--gpus', '0'], ['--hbm', '0'], ['--sizes', '3']])
 def test_bad_input(wrong):
     with pytest.raises(SystemExit):
-        tool.main(wrong)
+        cost.main(wrong)

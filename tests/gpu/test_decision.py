@@ -1,4 +1,4 @@
-"""The kernels that decide on a GPU: what they do under the interpreter, they do there."""
+"""The tests of the kernels that decide on a GPU."""
 
 import pytest
 import torch
@@ -6,4 +6,4 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip('needs a CUDA GPU', allow_module_level=True)
 
-from tests.clipping.decision_checks import *  # noqa: E402, F403
+from tests.clipping.kernels.decision_checks import *  # noqa: E402, F403

@@ -1,4 +1,4 @@
-"""The Triton kernels on a GPU: what they do under the interpreter, they do there."""
+"""The tests of the Triton kernels on a GPU."""
 
 import pytest
 import torch
@@ -6,4 +6,4 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip('needs a CUDA GPU', allow_module_level=True)
 
-from tests.clipping.kernel_checks import *  # noqa: E402, F403
+from tests.clipping.kernels.kernel_checks import *  # noqa: E402, F403

@@ -8,7 +8,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
 import gclip_mm  # noqa: F401  applies the patch
-from gclip_mm.engine.launch import find_config
+from gclip_mm.engine.configs import find_config
 
 
 def test_ssd_scores_equal_softmax_of_classifier():

@@ -1,104 +1,11 @@
-"""Pictures and final figures of a training run.
+"""The same as ``gclip report``."""
 
-    python tools/analysis/report_run.py work_dirs/quickstart
-
-Draws the detections on held-out images beside the ground truth, and the curves of the loss and of
-the gradient norm before and after clipping; then prints where log, checkpoint and pictures are.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
+from importlib import import_module
 from pathlib import Path
 
-# A checkout works without being installed.
+# A checkout runs without being installed, and takes precedence over an installed copy.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from run_files import (  # noqa: E402
-    RunFilesError,
-    Scalars,
-    find_checkpoint,
-    find_config,
-    find_log,
-    read_scalars,
-)
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description='Draw detections and curves of a training run and print its figures.'
-    )
-    parser.add_argument('work_dir', type=Path, help='work_dir of the run')
-    parser.add_argument('--config', type=Path, help='default: the one saved in the work_dir')
-    parser.add_argument('--checkpoint', type=Path, help='default: the last of the work_dir')
-    parser.add_argument('--out', type=Path, help='folder of the pictures (WORK_DIR/report)')
-    parser.add_argument('--num-images', type=int, default=6, help='images to draw (%(default)s)')
-    parser.add_argument(
-        '--score-thr', type=float, default=0.5, help='draw detections above it (%(default)s)'
-    )
-    parser.add_argument('--device', default='cpu', help='cpu, cuda:0, ... (%(default)s)')
-    args = parser.parse_args(argv)
-    if args.num_images < 1:
-        parser.error(f'--num-images must be at least 1, got {args.num_images}')
-    if not args.work_dir.is_dir():
-        parser.error(f'{args.work_dir} is not a folder; give the work_dir of a run')
-    return args
-
-
-def describe(scalars: Scalars) -> str:
-    """The final figures in one line: mAP and mAP50 where they were measured."""
-    metrics = scalars.last_metrics()
-    shown = {}
-    for name in sorted(metrics):
-        short = name.split('/', 1)[1]
-        if short in ('bbox_mAP', 'mAP'):
-            shown[f'mAP ({name})'] = metrics[name]
-        elif short in ('bbox_mAP_50', 'AP50'):
-            shown[f'mAP50 ({name})'] = metrics[name]
-    text = ', '.join(f'{name} {value:.3f}' for name, value in shown.items()) or 'not validated'
-    diverged = scalars.lost_from()
-    if diverged is not None:
-        text += f'; lost to NaN or infinity from step {diverged}'
-    return text
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        scalars = read_scalars(args.work_dir)
-        config = args.config or find_config(args.work_dir)
-        checkpoint = args.checkpoint or find_checkpoint(args.work_dir)
-    except RunFilesError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    for path in (config, checkpoint):
-        if not path.is_file():
-            print(f'error: {path} does not exist', file=sys.stderr)
-            return 1
-    from run_pictures import detections, save_curves, save_detections
-
-    out = args.out or args.work_dir / 'report'
-    out.mkdir(parents=True, exist_ok=True)
-    figures = describe(scalars)
-    title = config.stem
-    curves = save_curves(scalars, out / 'curves.png', title)
-    images, samples, metainfo = detections(config, checkpoint, args.num_images, args.device)
-    drawn = save_detections(
-        images, samples, metainfo, out / 'detections.png', args.score_thr, f'{title}: {figures}'
-    )
-    print()
-    for name, value in (
-        ('result', figures),
-        ('log', find_log(args.work_dir) or 'none'),
-        ('checkpoint', checkpoint),
-        ('detections', drawn),
-        ('curves', curves),
-    ):
-        print(f'{name:<11} {value}')
-    return 0
-
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(import_module('gclip_mm.cli.report').main(prog=Path(__file__).name))

@@ -1,1 +1,1 @@
-"""From a ``clip_grad`` config to rules, routes and schedules."""
+"""Parsing of a ``clip_grad`` config into rules, routes and schedules."""

@@ -1,4 +1,4 @@
-"""From a ``clip_grad`` config to rules, routes and the options that every rule shares."""
+"""Parsing of a ``clip_grad`` config into rules, routes and the options common to all rules."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class ClipConfig(NamedTuple):
     """A parsed ``clip_grad`` config.
 
     Attributes:
-        router: the routes, the last of which is the outer rule.
-        drivers: what drives thresholds over time, one for each rule that has a schedule.
+        router: the routes; the last one holds the outer rule.
+        drivers: set the scheduled thresholds; one for each rule that has a schedule.
         nonfinite: ``'skip'``, ``'zero'``, ``'raise'`` or ``'off'``.
-        max_consecutive_skips: this many skipped steps in a row, by us or by a loss scaler, end the
-            run; None: never.
-        raw: a copy of the config as it was given.
+        max_consecutive_skips: end the run after this many skipped steps in a row, skipped by the
+            engine or by a loss scaler; None: never.
+        raw: a copy of the config before parsing.
     """
 
     router: Router
@@ -38,15 +38,17 @@ class ClipConfig(NamedTuple):
 
     @property
     def outer(self) -> Clipper:
-        """The rule that governs what no route takes."""
-        return self.router.routes[-1].clipper
+        """The rule for the parameters that match no other route."""
+        outer = self.router.routes[-1].clipper
+        assert outer is not None  # only exclude makes routes without a rule, and never the last
+        return outer
 
 
 def parse_clip_grad(clip_grad: dict[str, Any]) -> ClipConfig:
     """Parse a ``clip_grad`` config; the dict is not changed.
 
     Args:
-        clip_grad: ``type`` (a rule's name or alias), that rule's keys, and of the keys common to
+        clip_grad: ``type`` (a rule's name or alias), that rule's keys, and the keys common to
             all rules: ``exclude`` (list of regexes or ``dict(module=...)``), ``rules`` (list of
             ``dict(match=... or module=..., type=..., ...)``), ``schedule``,
             ``nonfinite='skip'|'zero'|'raise'|'off'``, ``max_consecutive_skips``. Without ``type``
@@ -54,7 +56,7 @@ def parse_clip_grad(clip_grad: dict[str, Any]) -> ClipConfig:
             anything else norm clipping.
 
     Raises:
-        ClipConfigError: anything wrong with it; the message names the key and the valid ones.
+        ClipConfigError: an invalid config; the message names the key and the valid keys.
 
     Example:
         >>> parse_clip_grad(dict(
@@ -63,7 +65,7 @@ def parse_clip_grad(clip_grad: dict[str, Any]) -> ClipConfig:
     """
     if not isinstance(clip_grad, dict) or not clip_grad:
         what = 'an empty dict' if isinstance(clip_grad, dict) else repr(clip_grad)
-        # The words before the comma are stock MMEngine's, for those who look for them.
+        # The text before the comma is that of stock MMEngine's error.
         raise ClipConfigError(
             'If `clip_grad` is not None, it should be a dict with a rule and its keys, such as '
             f"dict(type='NormClip', max_norm=35); got {what}"
@@ -83,7 +85,7 @@ def parse_clip_grad(clip_grad: dict[str, Any]) -> ClipConfig:
     if name in ('NormClip', 'norm') and cfg.pop('error_if_nonfinite', False):
         nonfinite = 'raise'
     if name in ('NormClip', 'norm', 'ValueClip', 'value'):
-        # Chooses torch's implementation; ours has but one.
+        # Selects torch's implementation; this package has only one.
         cfg.pop('foreach', None)
     max_skips = common.get('max_consecutive_skips')
     check_number('max_consecutive_skips', max_skips, low=1, allow_none=True, integer=True)
@@ -96,15 +98,15 @@ def parse_clip_grad(clip_grad: dict[str, Any]) -> ClipConfig:
     return ClipConfig(Router(routes), [d for d in drivers if d], nonfinite, max_skips, raw)
 
 
-def _build_rule(name: str, kwargs: dict, where: str) -> Clipper:
+def _build_rule(name: str, kwargs: dict[str, Any], where: str) -> Clipper:
     valid = [*CLIPPERS.keys_of(name), *COMMON_KEYS]
     for key in kwargs:
         if key not in valid:
-            # The registry's own message would leave the common keys out.
+            # The registry's message does not list the common keys.
             others = [other for other in CLIPPERS if key in CLIPPERS.keys_of(other)]
             inherited = (
-                f' {key!r} is a key of {", ".join(others)}: where it is inherited from _base_, '
-                f'begin with clip_grad=dict(_delete_=True, type={name!r}, ...).'
+                f' {key!r} is a key of {", ".join(others)}: if it is inherited from _base_, '
+                f'write clip_grad=dict(_delete_=True, type={name!r}, ...).'
                 if others and where == 'clip_grad'
                 else ''
             )
@@ -139,7 +141,7 @@ def _excluded(exclude: Any) -> list[Route]:
 
 
 def _routes(
-    rules: Any, outer_name: str, outer_kwargs: dict, drivers: list[ThresholdDriver]
+    rules: Any, outer_name: str, outer_kwargs: dict[str, Any], drivers: list[ThresholdDriver]
 ) -> list[Route]:
     if rules is None:
         return []
@@ -159,7 +161,7 @@ def _routes(
                 raise ClipConfigError(f'{where}: {key!r} belongs to clip_grad itself')
         name = kwargs.pop('type', None)
         if name is None:
-            # A route without a type is the outer rule with some of its numbers changed.
+            # A route without a type is the outer rule with some of its keys changed.
             name, kwargs = outer_name, {**copy.deepcopy(outer_kwargs), **kwargs}
         clipper = _build_rule(name, kwargs, where)
         drivers += [build_driver(schedule, clipper), *clipper.drivers]
@@ -167,15 +169,15 @@ def _routes(
     return routes
 
 
-def _selector(condition: dict, where: str) -> Selector:
-    """Take the condition's keys out of the dict."""
+def _selector(condition: dict[str, Any], where: str) -> Selector:
+    """Build a selector from the dict; its keys are removed from the dict."""
     return Selector(condition.pop('match', None), condition.pop('module', None), where)
 
 
 def _plain(value: Any) -> Any:
     """A deep copy in built-in containers and numbers.
 
-    MMEngine's ConfigDict and NumPy's scalars must not reach the rules' state and the log.
+    No ConfigDict and no NumPy scalar may enter a checkpoint or the log.
     """
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

@@ -1,46 +1,59 @@
-"""The registry of clipping rules: a name in a config -> the class that implements it."""
+"""The registry of clipping rules: maps names in a config to classes."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
+from ..base import Clipper
 from ..checks import ClipConfigError, suggest
+
+_Rule = TypeVar('_Rule', bound=type[Clipper])
 
 
 class ClipperRegistry:
     """Maps rule names and their aliases to :class:`~gclip_mm.clipping.base.Clipper` classes.
 
-    It is the package's own and not one of MMEngine's, because the rules run without MMEngine.
+    The registry does not depend on MMEngine, because the rules run without MMEngine.
 
     Example:
         >>> @CLIPPERS.register_module(aliases=('mine',))
         ... class MyClip(NormClip):
-        ...     '''A rule of one's own: now ``clip_grad=dict(type='mine', max_norm=1)`` works.'''
+        ...     '''A custom rule, for ``clip_grad=dict(type='mine', max_norm=1)``.'''
     """
 
     def __init__(self) -> None:
-        self._classes: dict[str, type] = {}
+        self._classes: dict[str, type[Clipper]] = {}
         self._aliases: dict[str, str] = {}
 
     def register_module(
         self, *, name: str | None = None, aliases: tuple[str, ...] = (), force: bool = False
-    ) -> Callable[[type], type]:
-        """Class decorator. ``force`` allows a name that is taken to be replaced."""
+    ) -> Callable[[_Rule], _Rule]:
+        """Class decorator that registers a rule.
 
-        def decorate(cls: type) -> type:
+        Args:
+            name: name in configs; None: the name of the class.
+            aliases: short names.
+            force: replace a rule that is registered under one of the names.
+
+        Raises:
+            KeyError: a name is already registered.
+        """
+
+        def decorate(cls: _Rule) -> _Rule:
             key = name or cls.__name__
             for word in (key, *aliases):
                 if not force and (word in self._classes or word in self._aliases):
-                    raise KeyError(f'the clipping rule {word!r} is registered already')
+                    raise KeyError(f'the clipping rule {word!r} is already registered')
             self._classes[key] = cls
             self._aliases.update(dict.fromkeys(aliases, key))
             return cls
 
         return decorate
 
-    def get(self, name: str) -> type:
-        """The class behind a name or an alias.
+    def get(self, name: str) -> type[Clipper]:
+        """The class that is registered under a name or an alias.
 
         Raises:
             ClipConfigError: nothing is registered under that name.
@@ -62,8 +75,17 @@ class ClipperRegistry:
         """The config keys that a rule takes, in the order of its constructor."""
         return list(inspect.signature(self.get(name)).parameters)
 
-    def build(self, name: str, kwargs: dict, where: str = 'clip_grad'):
-        """Construct a rule, turning a misspelt or missing key into an error that names it."""
+    def build(self, name: str, kwargs: dict[str, Any], where: str = 'clip_grad') -> Clipper:
+        """Construct a rule.
+
+        Args:
+            name: name or alias of the rule.
+            kwargs: config keys of the rule.
+            where: the part of the config; begins an error message.
+
+        Raises:
+            ClipConfigError: an unknown or missing key, or an invalid value.
+        """
         cls = self.get(name)
         parameters = inspect.signature(cls).parameters
         for key in kwargs:

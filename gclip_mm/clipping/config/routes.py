@@ -1,4 +1,4 @@
-"""Routes: which rule governs which parameter, by name or by the class of its module."""
+"""Routes: which rule clips which parameter, by name or by the class of its module."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ class Selector:
     Args:
         match: regular expression, searched anywhere in the parameter's name.
         module: class name of the owning module, or of one of its base classes.
-        where: how the condition is called in an error message.
+        where: the condition's place in the config, for error messages.
+
+    Raises:
+        ClipConfigError: not exactly one condition, or an invalid regular expression.
     """
 
     def __init__(self, match: str | None, module: str | None, where: str) -> None:
@@ -30,7 +33,9 @@ class Selector:
         try:
             self._regex = None if match is None else re.compile(match)
         except re.error as error:
-            raise ClipConfigError(f'{where}: {match!r} is no regular expression: {error}') from None
+            raise ClipConfigError(
+                f'{where}: {match!r} is not a regular expression: {error}'
+            ) from None
         self.match = match
         self.module = module
         self.where = where
@@ -43,7 +48,7 @@ class Selector:
         )
 
     def nothing_matched(self, infos: list[ParamInfo]) -> ClipConfigError:
-        """The error for a condition that no parameter fulfils, with the nearest names."""
+        """The error for a condition that matches no parameter, with the nearest names."""
         if self._regex is not None:
             word, kind = self.match, 'name'
             valid = {name for info in infos for name in info.names}
@@ -51,7 +56,7 @@ class Selector:
         else:
             word, kind = self.module, 'module class'
             valid = {type(info.module).__name__ for info in infos if info.module is not None}
-        plain = re.sub(r'[\^$\\*+?()|\[\]{}]', '', word)
+        plain = re.sub(r'[\^$\\*+?()|\[\]{}]', '', word or '')
         near = difflib.get_close_matches(plain, sorted(valid - {''}), n=3, cutoff=0.3)
         hint = near or sorted(valid - {''})[:3]
         return ClipConfigError(
@@ -61,7 +66,13 @@ class Selector:
 
 
 class Route(NamedTuple):
-    """A rule and the condition under which it governs; ``clipper`` None exempts from clipping."""
+    """A rule and the condition that selects its parameters.
+
+    Attributes:
+        selector: the condition; None matches every parameter.
+        clipper: the rule; None: the parameters are not clipped.
+        label: name of the route in messages.
+    """
 
     selector: Selector | None
     clipper: Clipper | None
@@ -76,7 +87,7 @@ class Router:
 
     @property
     def needs_names(self) -> bool:
-        """Whether a model has to be known before the first step."""
+        """Whether any route needs the names and modules of a model."""
         return any(route.selector is not None for route in self.routes)
 
     def assign(self, infos: list[ParamInfo], must_match: bool = True) -> list[int]:
@@ -84,20 +95,21 @@ class Router:
 
         Args:
             infos: the parameters.
-            must_match: whether every condition has to match something.
+            must_match: whether every condition has to match a parameter.
 
         Raises:
-            ClipConfigError: a condition that no parameter fulfils.
+            ClipConfigError: a condition matches no parameter.
         """
         assigned: list[int] = []
         hits = [0] * len(self.routes)
         for info in infos:
-            chosen = None
+            chosen: int | None = None
             for k, route in enumerate(self.routes):
                 if route.selector is None or route.selector(info):
                     hits[k] += 1
                     if chosen is None:
                         chosen = k
+            assert chosen is not None  # the last route has no condition
             assigned.append(chosen)
         for route, count in zip(self.routes, hits, strict=True):
             if must_match and route.selector is not None and not count:

@@ -1,8 +1,8 @@
 """Schedules: a threshold that changes over iterations or epochs.
 
 Names and meanings follow MMEngine's parameter schedulers (``begin``, ``end``, ``by_epoch``, and the
-keys of each type), but a schedule here is a closed form of the step it is asked for: nothing to
-save and nothing that can be resumed wrongly.
+keys of each type), but a schedule here is a closed-form function of the step. It has no state to
+save or to restore.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..checks import ClipConfigError, check_choice, check_number, suggest
 
 
 def _constant(t: int, span: float, factor: float = 1.0 / 3) -> float:
-    # MMEngine's goes back to the full value with the last step of its span.
+    # MMEngine's scheduler returns to the full value at the last step of its span.
     return factor if t < max(span - 1, 1) else 1.0
 
 
@@ -45,7 +45,7 @@ _FORMS: dict[str, Callable[..., float]] = {
     'step': _step,
     'exponential': _exponential,
 }
-#: MMEngine's class names, for those who know them.
+#: MMEngine's class names, accepted in place of the types.
 _ALIASES = {
     'ConstantParamScheduler': 'constant',
     'LinearParamScheduler': 'linear',
@@ -63,14 +63,14 @@ _ALIASES = {
 class Schedule:
     """A factor on one threshold, within ``[begin, end)``.
 
-    Before ``begin`` the factor is 1; after ``end`` it stays what it was at the end, as with
-    MMEngine's schedulers. Several schedules on one key multiply, so a warm-up is a second entry.
+    Before ``begin`` the factor is 1. After ``end`` it keeps its last value, as in MMEngine's
+    schedulers. Factors of several schedules on one key multiply, so a warm-up is a second entry.
 
     Args:
         type: ``constant`` (``factor``), ``linear`` (``start_factor``, ``end_factor``), ``cosine``
             (``eta_min_ratio``, ``T_max``), ``step`` (``step_size``, ``gamma``) or ``exponential``
-            (``gamma``); MMEngine's scheduler names are read as well.
-        param_name: the config key it drives; None: the rule's first threshold.
+            (``gamma``); MMEngine's class names are accepted too.
+        param_name: the config key of the threshold; None: the rule's first threshold.
         begin: first iteration or epoch.
         end: iteration or epoch after the last; None: never (``linear`` and ``cosine`` need one, or
             ``T_max``).
@@ -131,7 +131,7 @@ class Schedule:
         """The factor at iteration or epoch ``now``, counted from 0."""
         if now < self.begin:
             return 1.0
-        # A constant factor ends with its span; every other form rests at its last value.
+        # A constant factor ends with its span; every other form keeps its last value.
         last = now if self.kind == 'constant' else min(now, self.end - 1)
         return _FORMS[self.kind](int(last - self.begin), self.end - self.begin, **self.kwargs)
 
@@ -141,13 +141,14 @@ class ThresholdDriver:
 
     Args:
         clipper: the rule.
-        schedules: its schedules; their ``param_name`` is resolved.
+        schedules: its schedules; no ``param_name`` is None.
     """
 
     def __init__(self, clipper: Clipper, schedules: list[Schedule]) -> None:
         self._clipper = clipper.core
         self._by_key: dict[str, list[Schedule]] = {}
         for schedule in schedules:
+            assert schedule.param_name is not None  # resolved by build_driver
             self._by_key.setdefault(schedule.param_name, []).append(schedule)
         self._base = {key: getattr(clipper.core, key) for key in self._by_key}
 
@@ -160,7 +161,12 @@ class ThresholdDriver:
         return any(s.by_epoch for group in self._by_key.values() for s in group)
 
     def set(self, iteration: int, epoch: int) -> None:
-        """Set the thresholds for the step that is about to be taken."""
+        """Set the thresholds for the next step.
+
+        Args:
+            iteration: number of steps before it.
+            epoch: number of epochs before its own.
+        """
         for key, schedules in self._by_key.items():
             factor = 1.0
             for schedule in schedules:
@@ -169,10 +175,10 @@ class ThresholdDriver:
 
 
 def build_driver(cfg: Any, clipper: Clipper) -> ThresholdDriver:
-    """Build what drives a rule from its ``schedule`` config: a dict, a list of them, or None.
+    """Build the driver of a rule from its ``schedule`` config: a dict, a list of dicts, or None.
 
     Raises:
-        ClipConfigError: not such a thing, or a ``param_name`` that the rule does not have.
+        ClipConfigError: an invalid schedule, or a ``param_name`` that the rule does not have.
     """
     if cfg is None:
         return ThresholdDriver(clipper, [])
@@ -188,7 +194,7 @@ def build_driver(cfg: Any, clipper: Clipper) -> ThresholdDriver:
     usable = [key for key in core.thresholds if _is_in_use(getattr(core, key, None))]
     name = core.name
     if items and not usable:
-        raise ClipConfigError(f'clip_grad: {name} has no threshold that a schedule could drive')
+        raise ClipConfigError(f'clip_grad: {name} has no threshold that a schedule can change')
     schedules = []
     for item in items:
         schedule = Schedule(**item)

@@ -26,12 +26,12 @@ _WRAPPERS = {
 
 
 class ParamInfo(NamedTuple):
-    """A parameter of the optimizer and where it lives in the model.
+    """A parameter of the optimizer and its place in the model.
 
     Attributes:
         param: the parameter.
-        name: dotted name in the model, without the parts that wrappers add; ``param_{i}``, counted
-            over the optimizer's groups, where no model is known.
+        name: dotted name in the model, without the parts that wrappers add; without a model
+            ``param_{i}``, counted over the optimizer's groups.
         module: the module that owns it, or None.
         attribute: its name within that module.
         ties: further (name, module) pairs of a parameter that several modules share.
@@ -55,6 +55,7 @@ class ParamInfo(NamedTuple):
 
     @property
     def layout(self) -> UnitLayout:
+        """Which elements of the parameter share a unit."""
         return unit_layout(self.param, self.module, self.attribute)
 
 
@@ -70,7 +71,7 @@ def describe_params(params: Iterable[Tensor], model: nn.Module | None) -> list[P
             module = owner = lineage[-1]
             weight = None
             if isinstance(module, ParametrizationList):
-                # What it holds is laid out as the parameter of the module that it stands in for:
+                # Its tensors replace a parameter of the outer module and have its layout:
                 # owner.parametrizations.weight.
                 owner, weight = lineage[-3:][0], parts[-1]
             for attribute, param in module._parameters.items():

@@ -1,7 +1,7 @@
 """The units of adaptive clipping: which weights of a parameter share one norm.
 
-A unit is what one output of a layer reads through: a filter of a convolution, a row of a linear
-layer or an embedding. Which axis that is depends on the module, not on the shape alone: a
+A unit holds the weights of one output of a layer: a filter of a convolution, a row of a linear
+layer or of an embedding. The axis of the outputs depends on the module, not on the shape alone: a
 transposed convolution keeps its output channels in the second axis.
 """
 
@@ -19,7 +19,7 @@ class UnitLayout(NamedTuple):
 
     Attributes:
         dims: axes that a unit spans (after splitting); None: the whole tensor is one unit.
-        groups: the first axis is first split into ``(groups, -1)``; None: it is not.
+        groups: the first axis is split into ``(groups, -1)`` before; None: it is not split.
     """
 
     dims: tuple[int, ...] | None
@@ -27,7 +27,10 @@ class UnitLayout(NamedTuple):
 
     def split(self, tensor: Tensor) -> Tensor:
         """The tensor with its first axis split; a view."""
-        return tensor if self.groups is None else tensor.unflatten(0, (self.groups, -1))
+        if self.groups is None:
+            return tensor
+        split: Tensor = tensor.unflatten(0, (self.groups, -1))  # type: ignore[no-untyped-call]
+        return split
 
     def shape(self, tensor: Tensor) -> tuple[int, ...]:
         """Shape of the unit norms, broadcastable against :meth:`split`; () for one unit."""
@@ -37,9 +40,9 @@ class UnitLayout(NamedTuple):
         return tuple(1 if i in self.dims else n for i, n in enumerate(sizes))
 
     def runs(self, tensor: Tensor) -> tuple[int, int] | None:
-        """How many units there are, and elements of each, if they lie one after another.
+        """Number of units and elements of each, if the units of a contiguous tensor are contiguous.
 
-        As they do in a contiguous tensor unless they are columns; then None.
+        None if they are not, as with columns.
         """
         if self.dims is None:
             return 1, tensor.numel()
@@ -50,10 +53,12 @@ class UnitLayout(NamedTuple):
     def norms(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """2-norm of every unit, in the shape of :meth:`shape`."""
         if self.dims is None:
-            return torch.linalg.vector_norm(tensor, dtype=dtype)
-        return torch.linalg.vector_norm(
-            self.split(tensor), dim=self.dims, keepdim=True, dtype=dtype
-        )
+            norms: Tensor = torch.linalg.vector_norm(tensor, dtype=dtype)
+        else:
+            norms = torch.linalg.vector_norm(
+                self.split(tensor), dim=self.dims, keepdim=True, dtype=dtype
+            )
+        return norms
 
 
 WHOLE = UnitLayout(None)
@@ -64,7 +69,7 @@ def unit_layout(param: Tensor, module: nn.Module | None = None, attribute: str =
 
     Args:
         param: the parameter, of any shape.
-        module: the module that owns it; None where it is not known, then the shape alone decides.
+        module: the module that owns it; if None, the shape alone decides.
         attribute: its name within the module.
 
     Returns:
@@ -77,12 +82,12 @@ def unit_layout(param: Tensor, module: nn.Module | None = None, attribute: str =
     if sum(n != 1 for n in param.shape) <= 1:
         return WHOLE
     is_transposed = getattr(module, 'transposed', False) is True
-    # weight_orig and weight_v are what spectral_norm and weight_norm make of the weight.
+    # spectral_norm and weight_norm rename the weight to weight_orig and weight_v.
     is_weight = attribute in ('weight', 'weight_orig', 'weight_v')
     if is_transposed and is_weight and param.ndim >= 3:
         # (in, out / groups, *kernel): the output channels of group k are fed by the k-th block of
         # input channels only.
-        groups = module.groups
+        groups: int = getattr(module, 'groups', 1)
         if groups == 1:
             return UnitLayout((0, *range(2, param.ndim)))
         return UnitLayout((1, *range(3, param.ndim + 1)), groups)

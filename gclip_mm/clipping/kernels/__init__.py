@@ -1,4 +1,4 @@
-"""Kernels that measure and scale many tensors in a launch, and that decide in another.
+"""Kernels that measure, scale and clamp many tensors in one launch, and kernels that decide.
 
 On a GPU torch launches a kernel or two for each parameter, and one for each operation on a single
 number. Here all norms are measured in one launch and all gradients scaled or clamped in another;
@@ -10,6 +10,11 @@ The kernels need Triton (part of PyTorch's CUDA builds) and contiguous gradients
 falls back to torch. Both give the same numbers within rounding, and the tests compare them.
 ``GCLIP_TRITON=0`` in the environment turns the kernels off. For gradients in host memory
 :mod:`gclip_mm.clipping.kernels.host_tensors` does the same, except for the decisions.
+
+This package imports torch, NumPy, Triton and Numba, and only :mod:`gclip_mm.clipping.host` of
+gclip_mm. It works on lists of tensors and knows no rule and no view. Modules whose name ends in
+``_kernels`` and :mod:`~gclip_mm.clipping.kernels.orders` hold compiled code. They need Triton or
+Numba and are imported at first use.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from torch import Tensor
 from .decision import KernelCall
 from .host_tensors import HostTensors, can_take
 from .multi_tensor import MultiTensor, Units
-from .unit_kernels import UnitTensors
+from .unit_tensors import UnitTensors
 
 __all__ = [
     'HostTensors',
@@ -50,7 +55,7 @@ def can_run_on(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def also_on(device_type: str) -> Iterator[None]:
-    """Use the kernels on another kind of device: ``'cpu'``, under Triton's interpreter."""
+    """Also use the kernels on this type of device: ``'cpu'``, under Triton's interpreter."""
     _device_types.add(device_type)
     try:
         yield
@@ -67,7 +72,7 @@ def _works_on(device: torch.device) -> bool:
     try:
         kernels = MultiTensor([Units(0, 1, 1)], one)
         kernels.take(one)
-        # Order 3 needs most of the compiler.
+        # Order 3 uses the most features of the compiler.
         kernels.scale(kernels.norms(3.0))
         kernels.norms()
         kernels.clamp(None, None)

@@ -1,4 +1,4 @@
-"""One launch that decides: from the norms of the gradients to what the optimizer and the log get.
+"""One launch that decides: from norms to what the optimizer and the log get.
 
 The kernels are in :mod:`gclip_mm.clipping.kernels.decision_kernels`.
 """
@@ -20,7 +20,8 @@ class KernelCall(NamedTuple):
 
     Attributes:
         name: of the kernel.
-        arguments: tensors on the device, ints and floats, after those that all kernels get.
+        arguments: tensors on the device, ints and floats; they follow the common arguments of
+            all kernels.
         constants: what it is compiled for.
     """
 
@@ -37,19 +38,19 @@ def launch_decision(
     scaler_inf: Tensor | None,
     who: str,
 ) -> tuple[Tensor, Tensor] | None:
-    """Let a kernel decide; it updates the state among its arguments if the step is finite.
+    """Launch a kernel that decides, and that updates the rule's state if the step is finite.
 
     Args:
-        call: the kernel.
-        norms: (N,), with the loss scale.
-        p: their order.
+        call: the kernel and its arguments.
+        norms: (N,) p-norms of the gradients, with the loss scale.
+        p: order of the norms.
         scale: 0-d, the loss scale, or None.
-        scaler_inf: not 0 where a GradScaler has found an infinite gradient, or None.
-        who: the rule, for the warning.
+        scaler_inf: 0-d, not 0 where a GradScaler has found an infinite gradient, or None.
+        who: name of the rule, for the warning.
 
     Returns:
         (2,) float32, the divisor of the gradients and ``found_inf``, and (6,) float64, the record;
-        None where the kernel cannot be built.
+        None if the kernel cannot be built; the first failure warns.
     """
     if call.name in _broken:
         return None
@@ -80,7 +81,7 @@ def _launch(
 ) -> None:
     """Write ``fold`` (2,), the divisor and ``found_inf``, and ``record`` (6,)."""
     from . import decision_kernels
-    from .launch import on_device
+    from .multi_tensor_kernels import on_device
     from .orders import bits_of, kind_of
 
     own = [bits_of(value) if isinstance(value, float) else value for value in call.arguments]

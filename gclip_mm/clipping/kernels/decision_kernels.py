@@ -1,10 +1,22 @@
-"""The kernels that decide, in Triton, which has to be there to import this module.
+"""Triton kernels that decide; importing needs Triton.
 
-One program, for a step's worth of single numbers. Each kernel is a rule's ``decide`` between the
-same two ends: :func:`_total` takes the norms of the gradients together, and :func:`_hand_over`
-writes what the optimizer and the log get. All arithmetic is in float64, as where torch's operators
-do it on a device, and comes to the same numbers for a gradient that is not finite.
+Each kernel is one program and computes the formula of one rule's ``decide``. :func:`_total` before
+it combines the norms of the gradients, and :func:`_hand_over` after it writes what the optimizer
+and the log get. All arithmetic is in float64, as that of torch's operators on a device, and gives
+the same results for gradients that are not finite.
+
+Arguments that all kernels have:
+    norms: (N,) float32 or float64, p-norms of the gradients, with the loss scale.
+    count: N.
+    order: bits of p (:func:`~gclip_mm.clipping.kernels.orders.bits_of`).
+    scale: 0-d, the loss scale; read if ``HAS_SCALE``.
+    scaler_inf: 0-d, not 0 where a GradScaler has found an infinite gradient; read if ``HAS_INF``.
+    fold: (2,) float32, written: divisor of the gradients, ``found_inf``.
+    record: (6,) float64, written (:mod:`gclip_mm.clipping.step.record`).
 """
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped, import-not-found"
+# Triton has no stubs, and the types of a kernel's arguments are Triton's.
 
 from __future__ import annotations
 
@@ -13,9 +25,9 @@ import triton.language as tl
 
 from .orders import joint_norm, number
 
-#: Numbers that the program takes at a time.
+#: Numbers that the program loads at a time.
 BLOCK = 1024
-#: Arguments whose values say nothing about the code to be built.
+#: Arguments on whose values Triton must not specialize the code: schedules change them.
 _PLAIN = ['count', 'order', 'max_norm', 'min_norm', 'alpha', 'z_threshold', 'warmup', 'fraction']
 _PLAIN += ['window']
 
@@ -32,7 +44,7 @@ def _total(
     HAS_INF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The norm of everything, without the loss scale, and whether the step is a finite one."""
+    """The norm of all gradients, without the loss scale, and whether the step is finite."""
     norm = joint_norm(norms, count, order, KIND, '', BLOCK)
     if HAS_SCALE:
         norm = norm / tl.load(scale).to(tl.float64)
@@ -44,6 +56,7 @@ def _total(
 
 @triton.jit
 def _hand_over(norm, coef, threshold, finite, scale, fold, record, HAS_SCALE: tl.constexpr):
+    """Write ``fold`` and ``record``."""
     divisor = 1.0 / coef
     if HAS_SCALE:
         divisor = divisor * tl.load(scale).to(tl.float64)
@@ -74,10 +87,11 @@ def norm_clip(
     HAS_INF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    # rules/norm_clip.py, ``NormClip.decide``, computes the same formula.
     norm, finite = _total(norms, count, order, scale, scaler_inf, KIND, HAS_SCALE, HAS_INF, BLOCK)
     most, least = number(max_norm), number(min_norm)
     coef = most / (norm + 1e-6)
-    # Compared so that NaN stays NaN.
+    # This order of comparison keeps NaN.
     coef = tl.where(coef > 1.0, 1.0, coef)
     lift = least / norm
     lift = tl.where(lift > 3.4028234663852886e38, 3.4028234663852886e38, lift)
@@ -107,6 +121,7 @@ def zclip(
     BLOCK: tl.constexpr,
     MODE: tl.constexpr,
 ):
+    # rules/zclip.py, ``ZClip.decide``, computes the same formula.
     steps, m, v = tl.load(seen), tl.load(mean), tl.load(var)
     norm, finite = _total(norms, count, order, scale, scaler_inf, KIND, HAS_SCALE, HAS_INF, BLOCK)
     a, z, bound = number(alpha), number(z_threshold), number(max_norm)
@@ -132,7 +147,7 @@ def zclip(
     threshold = tl.where(threshold > bound, bound, threshold)
     coef = tl.where(norm > threshold, threshold / tl.where(norm > 0.0, norm, 1.0), 1.0)
     _hand_over(norm, coef, threshold, finite, scale, fold, record, HAS_SCALE)
-    # No warp may still be about to read what another has written.
+    # All warps must have read the old state before one of them writes.
     tl.debug_barrier()
     tl.store(seen, steps + 1, mask=finite)
     tl.store(mean, new_mean, mask=finite)
@@ -141,12 +156,12 @@ def zclip(
 
 @triton.jit
 def _keys(history, start, window, place, norm, BLOCK: tl.constexpr):
-    """Part of the history, the new norm in its place, as integers in the order of the numbers."""
+    """``BLOCK`` norms of the history, the new one included, as int64 keys that sort like them."""
     places = start + tl.arange(0, BLOCK)
     inside = places < window
     values = tl.load(history + places, mask=inside, other=0.0)
     values = tl.where(places == place, norm, values)
-    # The bits of numbers that are not negative are in their order, +inf and NaN after all others.
+    # The bits of non-negative floats sort like the floats, then +inf, then NaN.
     keys = values.to(tl.int64, bitcast=True)
     return tl.where(inside, keys, 0x7FFFFFFFFFFFFFFF)
 
@@ -169,9 +184,10 @@ def autoclip(
     HAS_INF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    # rules/autoclip.py, ``AutoClip.decide``, computes the same formula.
     steps = tl.load(seen)
     norm, finite = _total(norms, count, order, scale, scaler_inf, KIND, HAS_SCALE, HAS_INF, BLOCK)
-    # Any other NaN would not be the last in the order of the bits.
+    # A NaN with the sign bit set would not sort last.
     norm = tl.where(norm == norm, norm, float('nan'))
     place = steps % window
     known = tl.minimum(steps + 1, window)
@@ -179,8 +195,8 @@ def autoclip(
     below = rank.to(tl.int64)
     above = tl.minimum(below + 1, known - 1)
 
-    # The number of rank ``below``, three bits at a time from the top: ``found`` is the largest key
-    # with no more than that many below it, as far as its bits are known.
+    # Radix selection of the key with rank ``below``, three bits at a time from the top: ``found``
+    # is the largest prefix with at most ``below`` keys under it.
     found = tl.zeros([1], dtype=tl.int64)
     digits = tl.arange(0, 8).to(tl.int64)
     shift = 60
@@ -195,7 +211,7 @@ def autoclip(
         shift -= 3
     low = tl.sum(found, axis=0)
 
-    # The next in order: the same number again, or the smallest above it.
+    # The key of rank ``above``: the same key if it repeats, else the smallest larger one.
     up_to = tl.zeros([BLOCK], dtype=tl.int64)
     beyond = tl.full([BLOCK], 0x7FFFFFFFFFFFFFFF, dtype=tl.int64)
     for start in range(0, window, BLOCK):

@@ -1,64 +1,94 @@
-"""The loops of ``HostTensors``, compiled by Numba, which has to be there to import this module.
+"""Numba kernels of ``HostTensors``; importing needs Numba.
 
-Each block of elements is read from memory once: its sums are taken, and if it has to be changed it
-is still in the core's first cache. Sums within a block are in float32, in as many parts as a vector
-register has lanes and more, and from block to block in float64; where a square may have over- or
-underflowed, the block is summed again in float64.
+Each block of elements is read from memory once. Its sums are taken, and if it has to be changed it
+is still in the L1 cache. Sums within a block are in float32, in one partial sum for each lane of a
+vector register or more; sums of blocks are in float64. A block whose squares may have overflowed or
+underflowed is summed again in float64.
 
-Each kernel is a C function of one argument, the address of a ``JOB``, for several threads to call
-at once (:mod:`~gclip_mm.clipping.kernels.host_threads`): each takes part after part of the work
-until none is left. Not by Numba's own ``parallel``, which starts threads beside torch's, or sets
-how many torch has, for the rest of the process.
+Each kernel is a C function of one argument, the address of a :class:`Job`. Several threads call it
+at once (:mod:`~gclip_mm.clipping.kernels.host_threads`), and each takes part after part of the work
+until none is left. Numba's ``parallel`` is not used: it either starts threads beside torch's or
+changes the number of torch's threads for the rest of the process.
 """
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, attr-defined"
+# mypy: disable-error-code="import-untyped, import-not-found, var-annotated"
+# Numba infers the types of the functions it compiles, and calls an intrinsic without its first
+# argument; llvmlite has no stubs.
+
 from __future__ import annotations
+
+import ctypes
 
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-from .host_threads import APART
-
-#: Elements taken at a time. A second look at so few costs next to nothing; with four times as many,
-#: writing back holds up reading.
+#: Elements of a block. A second read of so few costs almost nothing. With four times as many,
+#: writing back slows down reading.
 BLOCK = 512
-#: What a job is, int64 each. First addresses, of int64 unless a kernel says otherwise: of items,
-#: each the address of a run of float32 in memory; of how many elements each has; of the places of
-#: those to be done, in the order in which they are; of the first place in that order of each part,
-#: and behind the last the number of places; of a counter for each thread, ``APART`` bytes from the
-#: next, of how many of the parts that it begins with have been taken; of the numbers in, and of the
-#: numbers out. Then how many items there are, threads, and parts for each; whether to write, and to
-#: begin with the last part; and the address of what tells a thread its number.
-JOB = ('items', 'counts', 'order', 'cuts', 'taken', 'given', 'results')
-JOB += ('size', 'threads', 'parts', 'write', 'backwards', 'whoami')
-ITEMS, COUNTS, ORDER, CUTS, TAKEN, GIVEN, RESULTS = range(7)
-SIZE, THREADS, PARTS, WRITE, BACKWARDS, WHOAMI = range(7, len(JOB))
-#: What an item's row of a scan's results holds: the sum of squares before and after, how many
-#: elements have changed.
+#: Bytes between counters that several threads write, so that each has its own cache line.
+APART = 64
+
+
+class Job(ctypes.Structure):
+    """The argument of a kernel. An address is that of an array's first element.
+
+    Defined here and not beside the code that fills it: Numba's cache on disk notices changes of
+    this file only, and compiled kernels must never see another layout.
+
+    I: number of items. J: number of items to work on. T: threads. P: parts of the work per thread.
+    """
+
+    _fields_ = [
+        ('items', ctypes.c_int64),  # address of (I,) int64: address of each item, float32 elements
+        ('counts', ctypes.c_int64),  # address of (I,) int64: number of elements of each item
+        ('order', ctypes.c_int64),  # address of (J,) int64: indices of the items to work on
+        ('cuts', ctypes.c_int64),  # address of (T * P + 1,) int64: start of each part in order; J
+        ('taken', ctypes.c_int64),  # address of T counters, APART bytes apart: parts taken so far
+        ('given', ctypes.c_int64),  # address of the input numbers; shape and dtype: see the kernel
+        ('results', ctypes.c_int64),  # address of the output numbers; see the kernel
+        ('size', ctypes.c_int64),  # I
+        ('threads', ctypes.c_int64),  # T
+        ('parts', ctypes.c_int64),  # P
+        ('write', ctypes.c_int64),  # not 0: write to the items, in a kernel that has the choice
+        ('backwards', ctypes.c_int64),  # not 0: each thread starts with its last part
+        ('whoami', ctypes.c_int64),  # address of ``int f(void)``, the index of the calling thread
+    ]
+
+
+# Numba reads a job as int64 (len(_PLACES),); these are the indices of the fields.
+_PLACES = {name: place for place, name in enumerate(field[0] for field in Job._fields_)}
+_LENGTH = len(_PLACES)
+ITEMS, COUNTS, ORDER, CUTS = (_PLACES[name] for name in ('items', 'counts', 'order', 'cuts'))
+TAKEN, GIVEN, RESULTS = (_PLACES[name] for name in ('taken', 'given', 'results'))
+SIZE, THREADS, PARTS = (_PLACES[name] for name in ('size', 'threads', 'parts'))
+WRITE, BACKWARDS, WHOAMI = (_PLACES[name] for name in ('write', 'backwards', 'whoami'))
+#: Columns of the results of :func:`scan`: sum of squares before and after clamping, number of
+#: changed elements.
 BEFORE, AFTER, CHANGED = range(3)
 
-# Sums may be taken in any order, which is what lets them be vectorised. NaN and inf must stay what
-# they are: no 'nnan', no 'ninf'.
+# Vectorized sums need any order of summation. NaN and inf must be kept: no 'nnan', no 'ninf'.
 _REORDER = {'reassoc', 'contract', 'nsz'}
-# What AGC divides by at least.
+# Lower bound of the norm that :func:`limit` divides by, as in rules/agc.py, ``AGC.decide``.
 _LEAST = 1e-6
-# Bytes that memory hands over at a time, and that are asked for of the next item at most.
+# Bytes of a cache line, and most bytes that are prefetched of the next item.
 _LINE, _AHEAD = 64, 4096
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _NO_BITS, _ALL_BUT_SIGN = np.int32(0), np.int32(0x7FFFFFFF)
-# Sums of squares between these have lost nothing.
+# Float32 sums of squares in this range have neither overflowed nor lost underflowed squares.
 _SMALLEST, _LARGEST = np.float32(1e-30), np.float32(np.finfo(np.float32).max)
 
 
-def _kept_on_disk(decorator, *arguments, **options):
-    """A decorator of Numba's; what it compiles is kept for other processes where there is room."""
+def _cached(decorator, *arguments, **options):
+    """A decorator of Numba with its cache on disk, where a folder for it is writable."""
 
     def decorate(function):
         try:
             return decorator(*arguments, cache=True, **options)(function)
         except RuntimeError:
-            # Neither the package's folder nor the user's can be written to.
+            # Neither the folder of the package nor that of the user is writable.
             return decorator(*arguments, **options)(function)
 
     return decorate
@@ -81,7 +111,7 @@ _int32, _int64 = map(_pointer_to, (types.int32, types.int64))
 
 @intrinsic
 def _take_next(typing, address):
-    """The int64 at the address, which is one more for whoever asks next."""
+    """Atomically add 1 to the int64 at the address; returns the value before."""
 
     def generate(context, builder, signature, arguments):
         place = builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(types.int64)))
@@ -93,7 +123,7 @@ def _take_next(typing, address):
 
 @intrinsic
 def _call(typing, address):
-    """What the C function ``int f(void)`` at the address returns."""
+    """Call the C function ``int f(void)`` at the address."""
 
     def generate(context, builder, signature, arguments):
         kind = ir.FunctionType(ir.IntType(32), []).as_pointer()
@@ -106,13 +136,13 @@ def _call(typing, address):
 def _prefetcher(write):
     @intrinsic
     def prefetch(typing, address):
-        """Have memory, which need not be anybody's, brought to the first cache."""
+        """Prefetch an address to the L1 cache; it need not be mapped."""
 
         def generate(context, builder, signature, arguments):
             byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
             kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
             function = builder.module.declare_intrinsic('llvm.prefetch', [byte], kind)
-            # Whether it will be written to; to be kept; data.
+            # For writing or not; keep in all cache levels; data cache.
             flags = [flag(write), flag(3), flag(1)]
             builder.call(function, [builder.inttoptr(arguments[0], byte), *flags])
             return context.get_dummy_value()
@@ -125,7 +155,7 @@ def _prefetcher(write):
 _prefetch_to_read, _prefetch_to_write = map(_prefetcher, (0, 1))
 
 
-@_kept_on_disk(njit, fastmath=_REORDER)
+@_cached(njit, fastmath=_REORDER)
 def _squares(address, count):
     values = carray(_float32(address), (count,))
     total = _ZERO
@@ -134,7 +164,7 @@ def _squares(address, count):
     return total
 
 
-@_kept_on_disk(njit, fastmath=_REORDER)
+@_cached(njit, fastmath=_REORDER)
 def _wide_squares(address, count):
     values = carray(_float32(address), (count,))
     total = 0.0
@@ -143,9 +173,9 @@ def _wide_squares(address, count):
     return total
 
 
-@_kept_on_disk(njit, fastmath=_REORDER)
+@_cached(njit, fastmath=_REORDER)
 def _squares_and_top(address, count):
-    """The sum of squares, and the bits of the largest absolute value, which are in its order."""
+    """Sum of squares, and bits of the largest absolute value; bits sort like absolute values."""
     values = carray(_float32(address), (count,))
     words = carray(_int32(address), (count,))
     total, top = _ZERO, _NO_BITS
@@ -156,7 +186,7 @@ def _squares_and_top(address, count):
     return total, top
 
 
-@_kept_on_disk(njit, fastmath=_REORDER)
+@_cached(njit, fastmath=_REORDER)
 def _sums(address, count, low, high):
     values = carray(_float32(address), (count,))
     before, after, changed = _ZERO, _ZERO, _ZERO
@@ -166,12 +196,12 @@ def _sums(address, count, low, high):
         new = high if new > high else new
         before += old * old
         after += new * new
-        # As a float, in which a block's count is exact: mixed types would not be vectorised.
+        # A float32 counts a block exactly. An integer would prevent vectorization.
         changed += _ONE if old != new else _ZERO
     return before, after, changed
 
 
-@_kept_on_disk(njit, fastmath=_REORDER)
+@_cached(njit, fastmath=_REORDER)
 def _wide_sums(address, count, low, high):
     values = carray(_float32(address), (count,))
     before, after = 0.0, 0.0
@@ -184,7 +214,7 @@ def _wide_sums(address, count, low, high):
     return before, after
 
 
-@_kept_on_disk(njit)
+@_cached(njit)
 def _clamp(address, count, low, high):
     values = carray(_float32(address), (count,))
     for i in range(count):
@@ -193,20 +223,20 @@ def _clamp(address, count, low, high):
         values[i] = high if new > high else new
 
 
-@_kept_on_disk(njit)
+@_cached(njit)
 def _scale(address, count, coef):
     values = carray(_float32(address), (count,))
     for i in range(count):
-        # A coefficient below the smallest float32 still scales a large gradient to a number.
+        # In float64: a coefficient may be too small for float32 and its product not.
         values[i] = np.float32(np.float64(values[i]) * coef)
 
 
-@_kept_on_disk(njit)
+@_cached(njit)
 def _is_safe(total):
     return total > _SMALLEST and total <= _LARGEST
 
 
-@_kept_on_disk(njit)
+@_cached(njit)
 def _measure(address, length):
     total = 0.0
     for start in range(0, length, BLOCK):
@@ -216,14 +246,14 @@ def _measure(address, length):
     return total
 
 
-@_kept_on_disk(njit)
+@_cached(njit)
 def _scan(address, length, low, high, inside, write, row):
     before, after, changed = 0.0, 0.0, 0.0
     is_quiet = True
     for start in range(0, length, BLOCK):
         place, count = address + 4 * start, min(BLOCK, length - start)
         if is_quiet:
-            # Most gradients have little outside, and less to do is done sooner.
+            # Cheaper, and enough while no element is outside the range, as in most blocks.
             found, top = _squares_and_top(place, count)
             if top <= inside:
                 total = np.float64(found) if _is_safe(found) else _wide_squares(place, count)
@@ -236,7 +266,7 @@ def _scan(address, length, low, high, inside, write, row):
         if not (_is_safe(old) and _is_safe(new)):
             wide_old, wide_new = _wide_sums(place, count, low, high)
         if write and found > 0 and wide_old < np.inf:
-            # Reading would stop for as long as this block is looked at again.
+            # Keeps memory busy during the second pass over this block.
             for line in range(0, 4 * BLOCK, _LINE):
                 _prefetch_to_write(place + 8 * BLOCK + line)
             _clamp(place, count, low, high)
@@ -246,9 +276,9 @@ def _scan(address, length, low, high, inside, write, row):
     row[BEFORE], row[AFTER], row[CHANGED] = before, after, changed
 
 
-@_kept_on_disk(njit)
+@_cached(njit)
 def _unpacked(job):
-    fields = carray(_int64(job), (len(JOB),))
+    fields = carray(_int64(job), (_LENGTH,))
     cuts = carray(_int64(fields[CUTS]), (fields[THREADS] * fields[PARTS] + 1,))
     order = carray(_int64(fields[ORDER]), (cuts[-1],))
     size = (fields[SIZE],)
@@ -257,11 +287,12 @@ def _unpacked(job):
     return fields, cuts, order, items, counts, me
 
 
-@_kept_on_disk(njit)
+@_cached(njit)
 def _next_part(fields, me, through):
-    """The next part for this thread, of its own or of another's; below 0: none is left.
+    """The next part for thread ``me``: one of its own, then one of another thread's.
 
-    ``through``: with how many threads' parts it is through, which is returned as well.
+    Returns:
+        The part, negative if none is left, and ``through``: how many threads have no parts left.
     """
     while through < fields[THREADS]:
         owner = (me + through) % fields[THREADS]
@@ -277,9 +308,9 @@ def _next_part(fields, me, through):
 _kernel = (types.void(types.int64),)
 
 
-@_kept_on_disk(cfunc, *_kernel)
+@_cached(cfunc, *_kernel)
 def measure(job):
-    """Sums of squares over each item. ``RESULTS``: (I,) float64."""
+    """Sum of squares of each item. ``results``: (I,) float64."""
     fields, cuts, order, items, counts, me = _unpacked(job)
     results = carray(_float64(fields[RESULTS]), (fields[SIZE],))
     part, through = _next_part(fields, me, 0)
@@ -290,13 +321,13 @@ def measure(job):
         part, through = _next_part(fields, me, through)
 
 
-@_kept_on_disk(cfunc, *_kernel)
+@_cached(cfunc, *_kernel)
 def scan(job):
-    """Sums over each item, and their clamped values in place if ``WRITE`` is not 0.
+    """Sums over each item before and after clamping; clamps in place if ``write`` is not 0.
 
-    A block with an element that is not finite is left as it is. ``GIVEN``: (3,) float32, the lower
-    and upper end of the range, and a size up to which elements of either sign are inside; below 0:
-    there is none. ``RESULTS``: (I, 3) float64, see ``BEFORE``.
+    A block with a non-finite element is not changed. ``given``: (3,) float32: lower end, upper end,
+    and the largest absolute value that is inside the range for both signs; negative: none.
+    ``results``: (I, 3) float64, see ``BEFORE``.
     """
     fields, cuts, order, items, counts, me = _unpacked(job)
     low, high, _ = carray(_float32(fields[GIVEN]), (3,))
@@ -310,9 +341,9 @@ def scan(job):
         part, through = _next_part(fields, me, through)
 
 
-@_kept_on_disk(cfunc, *_kernel)
+@_cached(cfunc, *_kernel)
 def clamp(job):
-    """Clamp the items in place; ``GIVEN``: (2,) float32, the lower and upper end of the range."""
+    """Clamp the items in place. ``given``: (2,) float32, lower and upper end of the range."""
     fields, cuts, order, items, counts, me = _unpacked(job)
     low, high = carray(_float32(fields[GIVEN]), (2,))
     part, through = _next_part(fields, me, 0)
@@ -323,9 +354,9 @@ def clamp(job):
         part, through = _next_part(fields, me, through)
 
 
-@_kept_on_disk(cfunc, *_kernel)
+@_cached(cfunc, *_kernel)
 def scale(job):
-    """Multiply each item in place by its coefficient. ``GIVEN``: (I,) float64."""
+    """Multiply each item in place by its coefficient. ``given``: (I,) float64."""
     fields, cuts, order, items, counts, me = _unpacked(job)
     coefs = carray(_float64(fields[GIVEN]), (fields[SIZE],))
     part, through = _next_part(fields, me, 0)
@@ -336,13 +367,14 @@ def scale(job):
         part, through = _next_part(fields, me, through)
 
 
-@_kept_on_disk(cfunc, *_kernel)
+@_cached(cfunc, *_kernel)
 def limit(job):
-    """Sums over the items to be done and their counterparts, which lie half the table further on.
+    """Scale each item down to its limit, in place; the formula of rules/agc.py, ``AGC.decide``.
 
-    An item whose norm is above its limit is scaled to it in place, unless it is not finite.
-    ``GIVEN``: (2,) float64: the limit is the second times the counterpart's norm, or times the
-    first where that is larger. ``RESULTS``: (I,) float64, the sums of squares as they were.
+    Items 0 to I/2 - 1 are gradients; item I/2 + i holds the weights of item i. An item whose norm
+    is above ``factor * max(norm of its weights, eps)`` is scaled to it, unless the norm is not
+    finite. ``given``: (2,) float64: eps, factor. ``results``: (I,) float64, sums of squares before
+    scaling.
     """
     fields, cuts, order, items, counts, me = _unpacked(job)
     eps, factor = carray(_float64(fields[GIVEN]), (2,))
@@ -355,11 +387,11 @@ def limit(job):
             results[half + i] = _measure(items[half + i], counts[i])
             results[i] = _measure(items[i], counts[i])
             weight, norm = np.sqrt(results[half + i]), np.sqrt(results[i])
-            # Compared so that NaN stays NaN, above which nothing is.
+            # This order of comparison keeps NaN, and no norm is above NaN.
             bound = factor * (eps if weight < eps else weight)
             if norm > bound and norm < np.inf:
                 if k + 1 < cuts[part + 1]:
-                    # Reading would stop for as long as this item is looked at again.
+                    # Keeps memory busy during the second pass over this item.
                     after = half + order[k + 1]
                     for line in range(0, min(4 * counts[after], _AHEAD), _LINE):
                         _prefetch_to_read(items[after] + line)

@@ -1,10 +1,10 @@
-"""Sharing work out among the threads that PyTorch computes with.
+"""Divides work among the threads that PyTorch computes with.
 
-PyTorch cuts a large tensor into a stretch for each thread, of 32768 elements or more, the first for
-the first thread. Here each thread begins with the same stretches: on one machine, scaling by
-PyTorch took twice as long after a pass in which any thread took any part (results/benchmark; that
-cores wait for each other's caches is a guess). Who is through with its own takes over what others
-have not begun.
+PyTorch cuts a large tensor into one stretch of at least 32768 elements for each thread, in the
+order of the threads. Here each thread starts with the same stretches. On one machine, scaling by
+PyTorch took twice as long after a pass in which any thread took any part (results/benchmark); the
+cause may be cache coherence between cores. A thread that has finished its own parts takes parts
+that other threads have not started.
 """
 
 from __future__ import annotations
@@ -17,23 +17,20 @@ import torch
 
 from ..host import np
 
-#: Another thread is worth waking for this many elements, as for PyTorch.
+#: Elements that justify another thread; the grain size of PyTorch.
 FEW = 1 << 15
-#: Counters that several threads write lie so many bytes apart, each in a cache line of its own.
-APART = 64
-# Parts for each thread: several, so that another can take over some.
+# Parts for each thread: several, so that other threads can take some.
 _EACH = 16
 
 
 class Shares(NamedTuple):
-    """Who does what.
+    """The items that each thread works on.
 
     Attributes:
-        order: (J,) int64, the items that there is something to do for, those of each thread
-            together.
-        cuts: (threads * parts + 1,) int64, where in ``order`` the parts begin, and behind the last
-            its length.
-        threads: how many threads.
+        order: (J,) int64, the items to work on, grouped by thread.
+        cuts: (threads * parts + 1,) int64, the start of each part in ``order``; the last value is
+            J.
+        threads: number of threads.
     """
 
     order: np.ndarray
@@ -42,13 +39,13 @@ class Shares(NamedTuple):
 
 
 class Crew:
-    """Shares items out: among threads by where they lie, and a thread's evenly among its parts.
+    """Divides items among threads by their position, and those of a thread evenly into parts.
 
     Args:
-        tensors: (I,) int64, the number of the tensor that each item is of.
-        offsets: (I,) int64, elements before it in that.
+        tensors: (I,) int64, index of the tensor of each item.
+        offsets: (I,) int64, elements of that tensor before the item.
         counts: (I,) int64, elements of each item.
-        sizes: elements of each tensor.
+        sizes: (tensors,) int64, elements of each tensor.
     """
 
     def __init__(
@@ -57,19 +54,19 @@ class Crew:
         self._counts = counts
         middles, own = offsets + counts // 2, sizes[tensors]
         before = np.concatenate([[0], np.cumsum(sizes)])
-        # Tensors too small to be cut go by where they come among all.
+        # A tensor too small to be cut counts by its position among all tensors.
         self._is_small = own < FEW
         everywhere = (before[tensors] + middles) / max(before[-1], 1)
-        # Where the middle of an item is, from 0 to below 1.
+        # Relative position of the middle of each item, in [0, 1).
         self._places = np.where(self._is_small, everywhere, middles / np.maximum(own, 1))
         self._most = -(-own // FEW)
         self._plans: dict[int, tuple[np.ndarray, Shares]] = {}
 
     def shares(self, chosen: np.ndarray | None = None) -> Shares:
-        """For as many threads as PyTorch uses now.
+        """The shares for the number of threads that PyTorch uses now.
 
         Args:
-            chosen: (I,) bool, the items that there is something to do for; None: all.
+            chosen: (I,) bool, the items to work on; None: all.
         """
         threads = torch.get_num_threads()
         if threads not in self._plans:
@@ -104,46 +101,64 @@ def run(
     write: bool = False,
     backwards: bool = False,
 ) -> None:
-    """Have a kernel do a job; see ``host_kernels.JOB``.
+    """Run a kernel on all threads; see ``host_kernels.Job``.
 
     Args:
-        kernel: one of ``host_kernels``.
-        shares: who does what.
-        items: (I,) int64, the address of each item.
-        counts: (I,) int64, elements of each.
-        given: the numbers in.
-        results: the numbers out.
-        write: whether the kernel is to write to the items, where it has the choice.
-        backwards: whether each thread begins with its last part.
+        kernel: a kernel of ``host_kernels``.
+        shares: the items that each thread works on.
+        items: (I,) int64, address of each item.
+        counts: (I,) int64, elements of each item.
+        given: the input numbers of the kernel.
+        results: (I, ...) float64, the output numbers of the kernel, written.
+        write: write to the items, in a kernel that has the choice.
+        backwards: each thread starts with its last part.
     """
-    taken = np.zeros((shares.threads, APART // 8), dtype=np.int64)
-    arrays = (items, counts, shares.order, shares.cuts, taken, given, results)
-    addresses = [0 if array is None else array.ctypes.data for array in arrays]
+    from .host_kernels import APART, Job
+
     several = shares.threads > 1
-    numbers = [len(items), shares.threads, (len(shares.cuts) - 1) // shares.threads]
-    who = _whoami() if several else 0
-    job = np.array([*addresses, *numbers, write, backwards, who], dtype=np.int64)
+    taken = np.zeros((shares.threads, APART // 8), dtype=np.int64)
+    job = Job(
+        items=items.ctypes.data,
+        counts=counts.ctypes.data,
+        order=shares.order.ctypes.data,
+        cuts=shares.cuts.ctypes.data,
+        taken=taken.ctypes.data,
+        given=0 if given is None else given.ctypes.data,
+        results=0 if results is None else results.ctypes.data,
+        size=len(items),
+        threads=shares.threads,
+        parts=(len(shares.cuts) - 1) // shares.threads,
+        write=write,
+        backwards=backwards,
+        whoami=_whoami() if several else 0,
+    )
     if several:
-        library().GOMP_parallel(kernel.address, job.ctypes.data, shares.threads, 0)
+        openmp = library()
+        assert openmp is not None, 'without OpenMP no kernel is used'
+        openmp.GOMP_parallel(kernel.address, ctypes.addressof(job), shares.threads, 0)
     else:
-        kernel.ctypes(job.ctypes.data)
+        kernel.ctypes(ctypes.addressof(job))
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The OpenMP library that torch computes with, if it is GNU's.
+    """The OpenMP library that torch computes with, if it is GNU's, else None.
 
-    Its threads go on spinning for a while after each of torch's operations, ready for the next.
-    Threads of anybody else's would have to share the cores with them.
+    Its threads keep spinning for a while after each operation of torch. Threads of another library
+    would compete with them for the cores.
     """
     try:
         found = ctypes.CDLL('libgomp.so.1')
-        # torch sets it when it is first asked.
+        # torch passes its number of threads to OpenMP at the first call of this function.
         threads = torch.get_num_threads()
         if found.omp_get_max_threads() != threads:
             return None
-        arguments = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        found.GOMP_parallel.argtypes = arguments
+        found.GOMP_parallel.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_uint,
+            ctypes.c_uint,
+        ]
         found.GOMP_parallel.restype = None
     except (OSError, AttributeError):
         return None
@@ -152,5 +167,9 @@ def library() -> ctypes.CDLL | None:
 
 @functools.cache
 def _whoami() -> int:
-    """The address of the function that tells a thread its number."""
-    return ctypes.cast(library().omp_get_thread_num, ctypes.c_void_p).value
+    """Address of the C function that returns the index of the calling thread."""
+    openmp = library()
+    assert openmp is not None, 'without OpenMP no kernel is used'
+    address = ctypes.cast(openmp.omp_get_thread_num, ctypes.c_void_p).value
+    assert address is not None
+    return address

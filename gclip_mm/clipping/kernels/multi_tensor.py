@@ -1,4 +1,4 @@
-"""The tables that tell one launch where many tensors lie and what is to be done with each."""
+"""Tables that tell one launch the addresses of many tensors and the work on each."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Elements that one program of a kernel goes through at most. A longer unit is shared by several.
+#: Most elements that one program of a kernel handles; several programs share a longer unit.
 CHUNK = 1 << 15
 
-#: Types of element that the kernels know.
+#: The dtypes that the kernels support.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -18,9 +18,9 @@ class Units(NamedTuple):
     """The units of one tensor.
 
     Attributes:
-        first: the number of its first unit; the others follow.
-        rows: how many units it has: runs of memory of equal length, one after another.
-        length: elements of each.
+        first: number of its first unit; the other numbers follow.
+        rows: how many units; they have equal lengths and follow each other in memory.
+        length: elements of each unit.
     """
 
     first: int
@@ -31,14 +31,14 @@ class Units(NamedTuple):
 class MultiTensor:
     """Measures, scales and clamps the units of many tensors, in one launch each.
 
-    There is one launch for each type of element among the tensors, which is one in most models. No
-    call reads the device. Sums are accumulated in float64, in an order that does not depend on
-    timing, so that equal gradients have equal norms on every process.
+    There is one launch for each dtype among the tensors, which is one in most models. No call reads
+    the device. Sums are accumulated in float64, in an order that does not depend on timing, so
+    equal gradients have equal norms in every process.
 
     Args:
-        units: of each of the T tensors.
-        tensors: T tensors of the shapes, types and device that :meth:`take` will be given.
-        size: U, above every unit's number; None: the units are numbered without gaps.
+        units: the units of each of the T tensors.
+        tensors: T tensors with the shapes, dtypes and device of those that :meth:`take` will get.
+        size: U, greater than the number of every unit; None: units are numbered without gaps.
     """
 
     def __init__(self, units: list[Units], tensors: list[Tensor], size: int | None = None) -> None:
@@ -58,14 +58,14 @@ class MultiTensor:
         self._pointers: Tensor | None = None
 
     def fits(self, tensors: list[Tensor]) -> bool:
-        """Whether these have the shapes that the tables were made for."""
+        """Whether the tensors have the shapes that the tables were made for."""
         return [tensor.shape for tensor in tensors] == self._shapes
 
     def take(self, tensors: list[Tensor]) -> bool:
-        """Work on these tensors from now on; False: they cannot be worked on.
+        """Use these tensors from now on; False if the kernels cannot.
 
-        They can if each fills a stretch of memory without gaps (:func:`is_run`), is of a type in
-        ``DTYPES``, on the one device, and if no two share their memory.
+        Each tensor has to be contiguous (:func:`is_run`), of a dtype in ``DTYPES`` and on the same
+        device, and no two may share memory.
         """
         for tensor, dtype, rows in zip(tensors, self._dtypes, self._rows, strict=True):
             if tensor.dtype is not dtype or not is_run(tensor, rows):
@@ -83,65 +83,70 @@ class MultiTensor:
         self._pointers = _upload(torch.tensor(addresses, dtype=torch.int64), self._device)
         return True
 
+    @property
+    def _table(self) -> Tensor:
+        """The addresses of the tensors, (T,) int64 on the device."""
+        assert self._pointers is not None, 'call take() first'
+        return self._pointers
+
     def has(self, tensors: list[Tensor]) -> bool:
-        """Whether these are the first of those that have been taken, and lie where they lay."""
+        """Whether these have the addresses of the first tensors given to :meth:`take`."""
         return [tensor.data_ptr() for tensor in tensors] == self._addresses[: len(tensors)]
 
     def norms(self, p: float = 2.0) -> Tensor:
         """p-norm of every unit, (U,) float64; inf or NaN where an element is.
 
-        Of numbers that no unit has, what is there is undefined.
+        The result is undefined at numbers that no unit has.
 
         Args:
             p: order of the norm, greater than 0, or ``math.inf``.
         """
-        from . import launch
+        from . import multi_tensor_kernels
 
         norms = torch.empty(self._units, dtype=torch.float64, device=self._device)
         for dtype, work in self._work.items():
-            where = work.items, self._pointers, work.partials, self._arrived
-            launch.measure(dtype, *where, norms, p)
+            where = work.items, self._table, work.partials, self._arrived
+            multi_tensor_kernels.measure(dtype, *where, norms, p)
         return norms
 
     def scale(self, coefs: Tensor, count: int | None = None) -> None:
-        """Multiply every unit in place by its coefficient; where that is 1, nothing is written.
+        """Multiply every unit in place by its coefficient; 1 writes nothing.
 
         Args:
-            coefs: (U,), or as many as there are units in the tensors to be scaled.
+            coefs: (U,), or one for each unit of the tensors to scale.
             count: scale the first ``count`` tensors only; None: all.
         """
-        from . import launch
+        from . import multi_tensor_kernels
 
         coefs = coefs.to(self._device, torch.float64)
         for dtype, work in self._work.items():
             items = work.items if count is None else work.items[: work.items_of_first(count)]
             if len(items):
-                launch.scale(dtype, items, self._pointers, coefs)
+                multi_tensor_kernels.scale(dtype, items, self._table, coefs)
 
     def clamp(self, low: float | None, high: float | None) -> tuple[Tensor, Tensor]:
-        """Clamp every element in place, as ``torch.clamp`` does; nothing else is written.
+        """Clamp every element in place, as ``torch.clamp`` does; only changed elements are written.
 
-        The bounds are rounded to each tensor's own type; one that is too large for it is none. NaN
-        stays NaN, and is counted.
+        The bounds are rounded to the dtype of each tensor; a bound that overflows it has no effect.
+        NaN stays NaN and counts as changed.
 
         Args:
-            low: lower bound; None: there is none.
-            high: upper bound, at least ``low``; None: there is none.
+            low: lower bound, or None.
+            high: upper bound, at least ``low``, or None.
 
         Returns:
-            (U,) float64, how many elements of each unit do not equal what they were; and (U,)
-            float64, the 2-norms of the clamped units. Of numbers that no unit has, what is there is
-            undefined.
+            Number of changed elements of each unit, and 2-norms of the clamped units; both (U,)
+            float64, undefined at numbers that no unit has.
         """
-        from . import launch
+        from . import multi_tensor_kernels
 
         counts = torch.empty(self._units, dtype=torch.float64, device=self._device)
         norms = torch.empty_like(counts)
         for dtype, work in self._work.items():
-            launch.clamp(
+            multi_tensor_kernels.clamp(
                 dtype,
                 work.items,
-                self._pointers,
+                self._table,
                 low,
                 high,
                 work.partials,
@@ -154,17 +159,21 @@ class MultiTensor:
 
 
 class _Work:
-    """What the programs of a launch do: the tensors of one type, cut into items.
+    """The work of one launch: the tensors of one dtype, cut into items, one for each program.
 
-    ``items`` is an int64 table (I, 6), a row for each program: the place of the tensor, the offset
-    of the item in it, its length, the number of its unit, the place of the unit's first item in
-    this table, and how many items the unit has. ``partials`` (I,) takes the norms of the items,
-    ``changed`` (I,) how many of their elements a clamp has changed; both float64.
+    Attributes:
+        items: (I, 6) int64, a row for each item: index of the tensor, offset of the item in it,
+            length, number of its unit, row of the unit's first item, items of the unit.
+        partials: (I,) float64, scratch for the norms of the items.
+        changed: (I,) float64, scratch for the number of elements that a clamp changes.
     """
 
     def __init__(self, members: list[int], units: list[Units], dtype: torch.dtype) -> None:
         self._members = members
-        tables, self._ends, start = [], [], 0
+        tables: list[Tensor] = []
+        #: Rows of the table up to the end of each member.
+        self._ends: list[int] = []
+        start = 0
         for k in members:
             table = _cut(k, units[k], start)
             tables.append(table)
@@ -180,14 +189,14 @@ class _Work:
         self.changed = self.changed.to(device)
 
     def items_of_first(self, count: int) -> int:
-        """How many items the first ``count`` of all tensors have; they come first in the table."""
+        """How many items the first ``count`` tensors have: the first rows of the table."""
         inside = sum(k < count for k in self._members)
         return self._ends[inside - 1] if inside else 0
 
 
 def _cut(place: int, units: Units, start: int) -> Tensor:
-    """The items of one tensor, whose first has the place ``start`` in the table."""
-    # A unit without elements gets an item all the same: its norm, 0, has to be written.
+    """The items of tensor ``place``, (items, 6) int64; the first will be row ``start``."""
+    # A unit without elements gets an item too: its norm, 0, has to be written.
     per_unit = max(1, -(-units.length // CHUNK))
     row = torch.arange(units.rows).repeat_interleave(per_unit)
     begin = torch.arange(per_unit).repeat(units.rows) * CHUNK
@@ -203,18 +212,18 @@ def _cut(place: int, units: Units, start: int) -> Tensor:
 
 
 def is_run(tensor: Tensor, rows: int) -> bool:
-    """Whether the elements fill a stretch of memory, in any order.
+    """Whether a tensor is contiguous, whatever the order of its axes in memory.
 
     Args:
-        tensor: of any strides.
-        rows: if more than 1, whether those of each first index lie together, too.
+        tensor: a tensor of any strides.
+        rows: if more than 1, ``tensor[i]`` also has to be contiguous for each i.
     """
     if tensor.is_contiguous():
         return True
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         return True
     expected = 1
-    # An axis of one element has any stride.
+    # The stride of an axis of one element has no meaning.
     axes = [(step, n) for step, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
     for step, n in sorted(axes):
         if step != expected:
@@ -224,8 +233,8 @@ def is_run(tensor: Tensor, rows: int) -> bool:
 
 
 def _upload(table: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device that the host does not wait for."""
+    """Copy a table to the device without waiting."""
     if device.type == 'cpu':
         return table
-    # From pinned memory; torch does not give it to anybody else before the copy is through.
+    # torch does not reuse the pinned memory before the copy is done.
     return table.pin_memory().to(device, non_blocking=True)

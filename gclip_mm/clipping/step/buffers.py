@@ -27,6 +27,8 @@ class BufferKeeper:
         self._places: list[tuple[dict[str, Tensor | None], str]] = []
         self._tensors: list[Tensor | None] = []
         self._groups: list[_Group] = []
+        # The group of each buffer, and its place there.
+        self._where: dict[int, tuple[_Group, int]] = {}
         self._hook: Any = None
 
     def watch(self, model: nn.Module) -> None:
@@ -38,9 +40,10 @@ class BufferKeeper:
         self._places = [
             (module._buffers, name) for module in model.modules() for name in module._buffers
         ]
-        self.keep()
+        self._rebuild()
         # What is loaded into the model is where the next step starts from.
-        self._hook = model.register_load_state_dict_post_hook(_Refresh(self))
+        hook = _Refresh(self)
+        self._hook = model.register_load_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
 
     def forget(self) -> None:
         """Stop keeping."""
@@ -54,57 +57,100 @@ class BufferKeeper:
 
     def keep(self) -> None:
         """The step is taken: what the buffers are is what to go back to."""
-        if self._refresh():
-            return
-        for group in self._groups:
-            torch._foreach_copy_(group.saved, group.buffers)
+        if self._find():
+            for group in self._groups:
+                torch._foreach_copy_(group.saved, group.buffers)
+        else:
+            self._rebuild()
 
     def put_back(self) -> None:
         """The step is left out."""
-        if self._refresh():
-            # The model was moved or rebuilt since the last step: there is nothing to go back to.
+        if self._find():
+            for group in self._groups:
+                torch._foreach_copy_(group.buffers, group.saved)
             return
-        for group in self._groups:
-            torch._foreach_copy_(group.buffers, group.saved)
+        # The model was moved or rebuilt since the last step.
+        former = {
+            place: value
+            for group in self._groups
+            for place, value in zip(group.places, group.saved, strict=True)
+        }
+        for place, tensor in enumerate(self._current()):
+            value = former.get(place)
+            if tensor is not None and value is not None and tensor.shape == value.shape:
+                tensor.copy_(value)
+        self._rebuild()
 
-    def settle(self, taken: Tensor) -> None:
-        """:meth:`keep` where ``taken`` (0-d bool, on the device) is True, else :meth:`put_back`."""
-        if self._refresh():
-            return
-        for group in self._groups:
-            now = torch.cat([buffer.reshape(-1) for buffer in group.buffers])
-            torch.where(taken.to(now.device), now, group.flat, out=group.flat)
-            torch._foreach_copy_(group.buffers, group.saved)
+    def settle(self, skipped: bool | Tensor) -> None:
+        """A step is over.
 
-    def _refresh(self) -> bool:
-        """Whether the model has other buffers than before; they are copied then."""
-        tensors = [owner.get(name) for owner, name in self._places]
-        if len(tensors) == len(self._tensors) and all(
-            a is b for a, b in zip(tensors, self._tensors, strict=True)
-        ):
-            return False
+        Args:
+            skipped: whether it is left out; a 0-d tensor, True or not 0 if so, where only the
+                device knows.
+        """
+        if not isinstance(skipped, Tensor):
+            (self.put_back if skipped else self.keep)()
+        elif not self._find():
+            self._rebuild()
+        else:
+            for group in self._groups:
+                now = torch.cat([buffer.reshape(-1) for buffer in group.buffers])
+                torch.where((skipped == 0).to(now.device), now, group.flat, out=group.flat)
+                torch._foreach_copy_(group.buffers, group.saved)
+
+    def _current(self) -> list[Tensor | None]:
+        return [owner.get(name) for owner, name in self._places]
+
+    def _find(self) -> bool:
+        """Find the buffers of now; False where their shapes, dtypes or devices have changed."""
+        tensors = self._current()
+        for place, (now, before) in enumerate(zip(tensors, self._tensors, strict=True)):
+            if now is before:
+                continue
+            # A module may assign a new tensor in each forward pass.
+            if now is None or before is None or _kind(now) != _kind(before):
+                return False
+            group, i = self._where.get(place, (None, 0))
+            if group is not None:
+                group.buffers[i] = to_local(now).detach()
         self._tensors = tensors
-        kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        return True
+
+    def _rebuild(self) -> None:
+        self._tensors = self._current()
+        kinds: dict[Any, list[int]] = {}
         seen: set[int] = set()
-        for tensor in tensors:
+        for place, tensor in enumerate(self._tensors):
             if tensor is None or id(tensor) in seen or tensor.layout != torch.strided:
                 continue
             seen.add(id(tensor))
-            local = to_local(tensor).detach()
-            if local.numel():
-                kinds.setdefault((local.dtype, local.device), []).append(local)
-        self._groups = [_Group(buffers) for buffers in kinds.values()]
-        return True
+            if to_local(tensor).numel():
+                kinds.setdefault((tensor.dtype, tensor.device), []).append(place)
+        self._groups = [_Group(places, self._tensors) for places in kinds.values()]
+        self._where = {
+            place: (group, i) for group in self._groups for i, place in enumerate(group.places)
+        }
+
+
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 class _Group:
-    """Buffers of one dtype on one device, and a copy of them in one flat tensor."""
+    """Buffers of one dtype on one device, and a copy of them in one flat tensor.
 
-    def __init__(self, buffers: list[Tensor]) -> None:
-        self.buffers = buffers
-        self.flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
-        parts = self.flat.split([buffer.numel() for buffer in buffers])  # type: ignore[no-untyped-call]
-        self.saved = [part.view(b.shape) for part, b in zip(parts, buffers, strict=True)]
+    Args:
+        places: which of the tensors.
+        tensors: the buffers of the model.
+    """
+
+    def __init__(self, places: list[int], tensors: list[Tensor | None]) -> None:
+        self.places = places
+        found = [tensors[place] for place in places]
+        self.buffers = [to_local(tensor).detach() for tensor in found if tensor is not None]
+        self.flat = torch.cat([buffer.reshape(-1) for buffer in self.buffers])
+        parts = self.flat.split([b.numel() for b in self.buffers])  # type: ignore[no-untyped-call]
+        self.saved = [part.view(b.shape) for part, b in zip(parts, self.buffers, strict=True)]
 
 
 class _Refresh:

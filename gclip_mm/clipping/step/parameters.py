@@ -93,6 +93,11 @@ class ParameterBook:
         """Whether a model has given the parameters their names."""
         return self._model is not None
 
+    @property
+    def model(self) -> nn.Module | None:
+        """The model that has given the parameters their names, or None."""
+        return self._model
+
     def bind(self, model: nn.Module) -> None:
         """Take names and modules from the model.
 
@@ -188,7 +193,7 @@ class ParameterBook:
             ]
         if self.has_dtensors:
             return [None if grad is None else to_local(grad) for grad in grads]
-        return grads  # type: ignore[return-value]
+        return grads
 
     def _dense_and_real(self, grads: list[Tensor | None]) -> list[Tensor | None]:
         """The gradients, with stand-ins for the sparse and complex ones of exempt parameters.

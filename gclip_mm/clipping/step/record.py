@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ def make_record(device: torch.device, *values: Tensor | float) -> Tensor:
 
 def _pack_on_host(values: tuple[Tensor | float, ...]) -> Tensor:
     # tolist() reads host memory without issuing a device read, as item() would.
-    numbers = [float(v.tolist()) if isinstance(v, Tensor) else v for v in values]
+    numbers: list[Any] = [v.tolist() if isinstance(v, Tensor) else v for v in values]
     return torch.tensor(numbers, dtype=torch.float64)
 
 

@@ -138,14 +138,14 @@ def _check_params(book: ParameterBook, k: int, entry: dict[str, Any], named: boo
     if named and book.is_bound and _plain(names) != _plain(entry['params']):
         gone = [name for name in entry['params'] if name not in set(names)]
         new = [name for name in names if name not in set(entry['params'])]
-        what = [
+        differences = [
             f'{text} {", ".join(some[:5])}{" ..." if len(some) > 5 else ""}'
             for text, some in (('only in the checkpoint:', gone), ('only in this run:', new))
             if some
         ]
         raise ValueError(
             f'the clipping state of {entry["rule"]} is of other parameters; '
-            f'{"; ".join(what) or "their order differs"}'
+            f'{"; ".join(differences) or "their order differs"}'
         )
     shapes = [book.whole_shape(info.param) for info in infos]
     if shapes != entry['shapes']:

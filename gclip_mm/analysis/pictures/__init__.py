@@ -1,0 +1,1 @@
+"""Pictures of runs, drawn with Matplotlib without a display."""

@@ -1,0 +1,8 @@
+"""``python -m gclip_mm.cli`` is ``gclip``."""
+
+import sys
+
+from . import main
+
+if __name__ == '__main__':
+    sys.exit(main())

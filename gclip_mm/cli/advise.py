@@ -1,0 +1,172 @@
+"""``gclip advise``: suggest clipping thresholds for a config, from a short run without clipping."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+
+from ..analysis.advice import PROPORTIONAL, REACH, Advice, advise
+from ..analysis.advice_files import base_name, config_text, hooks_without_clipping, summary
+from ..analysis.gradient_stats import GradientStats, load_stats, save_stats
+from ..analysis.record import AdviceError, record_gradients
+from ..clipping import ClipConfigError
+from ..engine.configs import LaunchError, load_config, optim_wrappers
+from .arguments import add_cfg_options, add_config, add_json, new_parser, only_json
+
+DESCRIPTION = """\
+Suggest clipping thresholds for a config, from a short run without clipping.
+
+Prints a ready config for value, norm, AGC and ZClip with the reason for each number, and writes to
+--out: a config file for each (norm.py, ...), the distributions as distributions.png, everything as
+advice.json, and the statistics as stats.npz, from which advice for another learning rate takes no
+training.
+
+The statistics are recorded at the learning rate of the config, or at a lower one if the run does
+not survive it without clipping. The advice is for the learning rate of --lr."""
+TITLES = {'value': 'Value', 'norm': 'Norm', 'agc': 'AGC', 'zclip': 'ZClip'}
+#: What the share of what was clipped is a share of.
+OF = {'value': 'elements', 'norm': 'steps', 'agc': 'units', 'zclip': 'steps, by max_norm'}
+
+
+def parse_args(argv: list[str] | None = None, prog: str = 'gclip advise') -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = new_parser(
+        prog,
+        DESCRIPTION,
+        'gclip advise configs/bccd/faster-rcnn_tiny_bccd.py --lr 0.16',
+        'gclip advise configs/bccd/faster-rcnn_tiny_bccd.py --lr 1.0 \\\n'
+        '      --reuse work_dirs/advise/faster-rcnn_tiny_bccd/stats.npz',
+    )
+    add_config(parser)
+    parser.add_argument('--lr', type=float, help="learning rate to advise for (the config's own)")
+    parser.add_argument('--iterations', type=int, default=60, help='steps to record (%(default)s)')
+    parser.add_argument(
+        '--record-lr', type=float, help="rate to begin recording at (the config's own)"
+    )
+    parser.add_argument(
+        '--reach',
+        type=float,
+        default=REACH,
+        help='share of its weights that a step may move a filter by, momentum included '
+        '(%(default)s); smaller clips more',
+    )
+    parser.add_argument('--reuse', type=Path, help='take the statistics from this stats.npz')
+    parser.add_argument('--out', type=Path, help='folder (work_dirs/advise/<config name>)')
+    add_json(parser)
+    add_cfg_options(parser)
+    args = parser.parse_args(argv)
+    for name in ('lr', 'record_lr', 'reach'):
+        value = getattr(args, name)
+        if value is not None and not (value > 0 and np.isfinite(value)):
+            parser.error(f'--{name.replace("_", "-")} must be above 0, got {value}')
+    if args.iterations < 10:
+        parser.error(f'--iterations must be at least 10, got {args.iterations}')
+    if args.reuse is not None and args.record_lr is not None:
+        parser.error('--record-lr does nothing with --reuse')
+    return args
+
+
+def gather(args: argparse.Namespace, cfg: Config) -> tuple[GradientStats, dict[str, Any]]:
+    """The statistics, and how they were recorded.
+
+    Raises:
+        AdviceError: no statistics can be read or recorded.
+    """
+    if args.reuse is not None:
+        try:
+            return load_stats(args.reuse), {'reused': str(args.reuse)}
+        except (OSError, ValueError) as error:
+            raise AdviceError(f'--reuse: {error}') from None
+
+    def progress(text: str) -> None:
+        print(text, end='', file=sys.stderr, flush=True)
+
+    recording = record_gradients(cfg, args.iterations, args.record_lr, progress=progress)
+    progress('\n')
+    how = {
+        'record_lr': recording.lr,
+        'steps': len(recording.stats.norm),
+        'steps_not_finite': recording.nonfinite,
+        'rates_that_blew_up': [{'lr': lr, 'why': why} for lr, why in recording.failed],
+    }
+    return recording.stats, how
+
+
+def report(advices: list[Advice], texts: dict[str, str], how: dict[str, Any]) -> str:
+    """The printed report: a section for each rule."""
+    parts = []
+    for failed in how.get('rates_that_blew_up', []):
+        parts.append(f'Without clipping lr {failed["lr"]:g} blew up: {failed["why"]}.')
+    if 'record_lr' in how:
+        parts.append(f'Recorded {how["steps"]} steps at lr {how["record_lr"]:g}.')
+    for advice in advices:
+        share = f'{advice.clipped:.2%} of the recorded {OF[advice.name]} would have been clipped'
+        title = f'{TITLES[advice.name]}: {share}'
+        parts += ['', title, '-' * len(title), texts[advice.name].rstrip()]
+    return '\n'.join(parts)
+
+
+def main(argv: list[str] | None = None, prog: str = 'gclip advise') -> int:
+    """Run the command; returns the exit code."""
+    args = parse_args(argv, prog)
+    try:
+        with only_json(args.json) as result:
+            result.update(run(args))
+    except (AdviceError, LaunchError, ClipConfigError, ValueError) as error:
+        print(f'{prog}: error: {error}', file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Record, advise, print and write; returns the content of ``advice.json`` and the paths.
+
+    Raises:
+        AdviceError, LaunchError, ClipConfigError, ValueError: no advice can be given.
+    """
+    cfg = load_config(args.config, args.cfg_options, None, 'none')
+    stats, how = gather(args, cfg)
+    wrappers = list(optim_wrappers(cfg))
+    if len(wrappers) != 1:
+        raise AdviceError('the config must have one optim_wrapper with an optimizer')
+    wrapper = wrappers[0][1]
+    optimizer = wrapper['optimizer']
+    lr = args.lr if args.lr is not None else optimizer.get('lr')
+    if lr is None:
+        raise AdviceError('optim_wrapper.optimizer has no lr; give one with --lr')
+    kind = getattr(optimizer['type'], '__name__', optimizer['type'])
+    momentum = optimizer.get('momentum', 0.0)
+    advices = advise(stats, lr, momentum, proportional=kind in PROPORTIONAL, reach=args.reach)
+    out = args.out or Path('work_dirs') / 'advise' / Path(cfg.filename).stem
+    out.mkdir(parents=True, exist_ok=True)
+    base = base_name(args.config, out)
+    hooks = hooks_without_clipping(cfg)
+    texts = {a.name: config_text(a, wrapper, lr, base, hooks) for a in advices}
+    print(report(advices, texts, how))
+    for name, text in texts.items():
+        (out / f'{name}.py').write_text(text)
+    save_stats(stats, out / 'stats.npz')
+    content = {
+        'config': args.config,
+        'lr': lr,
+        'optimizer': kind,
+        'momentum': momentum,
+        'reach': args.reach,
+        **how,
+        'advice': [advice._asdict() for advice in advices],
+        **summary(stats),
+    }
+    (out / 'advice.json').write_text(json.dumps(content, indent=2) + '\n')
+    # Matplotlib is imported late, because it is slow and an error above makes it useless.
+    from ..analysis.pictures.advice import save_distributions
+
+    save_distributions(stats, advices, out / 'distributions.png', f'{args.config} at lr {lr:g}')
+    files = [*(f'{name}.py' for name in texts), 'advice.json', 'distributions.png', 'stats.npz']
+    print(f'\nSaved to {out}: {", ".join(files)}')
+    return {**content, 'out': out, 'files': files}

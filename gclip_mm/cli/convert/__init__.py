@@ -1,0 +1,22 @@
+"""``gclip convert``: one module for each format."""
+
+from __future__ import annotations
+
+import sys
+
+from .. import build_parser, dispatch
+
+#: Name of each converter and one line of help; the module has the same name.
+CONVERTERS = {
+    'vg150': 'Visual Genome VG150 to scene-graph JSON',
+    'psg': 'PSG to scene-graph JSON',
+    'openimages': 'Open Images visual relationships to scene-graph JSON',
+    'proposals': 'images of a config to the proposal files of R-CNN and Fast R-CNN',
+}
+EXAMPLE = 'example:\n  gclip convert psg --psg psg.json --out data/psg'
+
+
+def main(argv: list[str] | None = None, prog: str = 'gclip convert') -> int:
+    """Run a converter; see :func:`gclip_mm.cli.main`."""
+    parser = build_parser(prog, CONVERTERS, EXAMPLE)
+    return dispatch(parser, CONVERTERS, __name__, sys.argv[1:] if argv is None else argv)
