@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from .cases import CASES, DeviceRunner, Runner, on_device
+from tests.clipping.cases import CASES, DeviceRunner, Runner, on_device
 
 SHAPES = [(5,), (7, 11), (4, 3, 3, 3), (), (1, 6)]
 HALF = [torch.float16, torch.bfloat16]
