@@ -24,6 +24,7 @@ from .names import ParamInfo
 from .norms import combine, finish_norms, read_by_rows, tensor_norms
 from .outliers import OutlierEdit
 from .rows import NARROW, RowNorms
+from .scaling import has_half, scale_each
 from .sharded_units import UnitReduction
 from .sharding import Sharding, to_local
 from .unit_plan import UnitLimits, UnitPlan
@@ -109,11 +110,11 @@ class Backend:
 
     def scale_all(self, coef: Tensor) -> None:
         """Multiply all gradients in place by one coefficient (0-d)."""
-        if all(grad.device == coef.device for grad in self.grads):
-            torch._foreach_mul_(self.grads, coef)
+        grads = self.grads
+        if has_half(grads) or any(grad.device != coef.device for grad in grads):
+            scale_each(grads, [coef] * len(grads))
         else:
-            for grad in self.grads:
-                grad.mul_(coef.to(grad.device))
+            torch._foreach_mul_(grads, coef)
 
     def scale(self, coefs: Tensor) -> None:
         """Multiply each gradient in place by its coefficient; coefs has shape (N,).
@@ -124,8 +125,13 @@ class Backend:
         grads, values = self.grads, host(coefs)
         if values is not None:
             cut = (values != 1).nonzero()[0].tolist()
-            if cut:
-                torch._foreach_mul_([grads[i] for i in cut], values[cut].tolist())
+            grads = [grads[i] for i in cut]
+            if has_half(grads):
+                scale_each(grads, coefs[cut].unbind())
+            elif cut:
+                torch._foreach_mul_(grads, values[cut].tolist())
+        elif has_half(grads):
+            scale_each(grads, coefs.unbind())
         elif all(grad.device == coefs.device for grad in grads):
             torch._foreach_mul_(grads, list(coefs.unbind()))
         else:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..host import host, np
 from .norms import accumulate_dtype, tensor_norms
+from .scaling import scale_one
 from .units import UnitLayout
 
 #: Elements of scratch memory at a time.
@@ -110,7 +111,7 @@ class UnitPlan:
         cut = self._cut(coefs)
         for k in self._touched(coefs, 1.0):
             i = self.order[k]
-            self.layouts[i].split(tensors[i]).mul_(cut[k].to(tensors[i].device))
+            scale_one(self.layouts[i].split(tensors[i]), cut[k])
 
     def change_norms(self, news: list[Tensor], olds: list[Tensor]) -> Tensor:
         """Unit norms (U,) of what has changed in N tensors, some tensors at a time."""

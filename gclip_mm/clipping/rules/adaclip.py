@@ -100,6 +100,12 @@ class AdaClip(ElementClipper):
 
 def _shrink(values: Tensor, out: Tensor, bound: Any, ratio: Any) -> None:
     """Scale the elements whose absolute value is above the bound by the ratio, into ``out``."""
+    if values.dtype in (torch.float16, torch.bfloat16):
+        # The ratio may be too small for a half type.
+        bound, ratio = (x.to(values.device) if isinstance(x, Tensor) else x for x in (bound, ratio))
+        wide = values.float()
+        out.copy_(torch.where(wide.abs() > bound, wide * ratio, wide))
+        return
     if not isinstance(bound, Tensor):
         # hardshrink keeps the elements above the bound and zeroes the rest: two passes, not four.
         torch.hardshrink(values, float(bound), out=out)
