@@ -125,7 +125,7 @@ def hook_steps(optimizer: Optimizer) -> None:
         step = vars(cls).get('step')
         is_parent = cls is not Optimizer and issubclass(cls, Optimizer)
         if is_parent and isinstance(step, types.FunctionType) and not hasattr(step, 'hooked'):
-            hooked: Any = Optimizer.profile_hook_step(step)  # type: ignore[attr-defined]
+            hooked: Any = Optimizer.profile_hook_step(step)
             hooked.hooked = True
             cls.step = hooked
 
