@@ -117,22 +117,7 @@ class GradClipEngine:
         # Set by clip_now(): the gradients are clipped already, and whether the step is to be taken.
         self._early: bool | None = None
         self._check_epochs()
-        if self.on(optimizer) is not None:
-            raise ClipConfigError(
-                'clip_grad: this optimizer is clipped already, and would be twice: remove() the '
-                "first handle, or give both rules to one dict(type='ChainClip', clips=[...])"
-            )
-        inner = StepSeam.within(optimizer)
-        if inner is not None:
-            raise ClipConfigError(
-                f'clip_grad: the optimizer in .{inner} of {type(optimizer).__name__} is clipped '
-                'already, and its gradients would be clipped twice: remove() that handle, or keep '
-                'it and do not attach here'
-            )
-        check_own_clipping(optimizer)
-        for route in self.config.router.routes:
-            if route.clipper is not None:
-                route.clipper.check_optimizer(optimizer)
+        self._check_optimizer()
         self._bind_rules()
         if model is not None:
             self.bind(model)
@@ -200,6 +185,26 @@ class GradClipEngine:
         """
         if self.last_record is None:
             self._seam.bystander.warn_if_unused(has_trained)
+
+    def _check_optimizer(self) -> None:
+        """Refuse an optimizer that would be clipped twice, or that a rule does not suit."""
+        optimizer = self.optimizer
+        if self.on(optimizer) is not None:
+            raise ClipConfigError(
+                'clip_grad: this optimizer is clipped already, and would be twice: remove() the '
+                "first handle, or give both rules to one dict(type='ChainClip', clips=[...])"
+            )
+        inner = StepSeam.within(optimizer)
+        if inner is not None:
+            raise ClipConfigError(
+                f'clip_grad: the optimizer in .{inner} of {type(optimizer).__name__} is clipped '
+                'already, and its gradients would be clipped twice: remove() that handle, or keep '
+                'it and do not attach here'
+            )
+        check_own_clipping(optimizer)
+        for route in self.config.router.routes:
+            if route.clipper is not None:
+                route.clipper.check_optimizer(optimizer)
 
     def _check_epochs(self) -> None:
         if self.clock is None and any(driver.needs_epoch for driver in self.config.drivers):
