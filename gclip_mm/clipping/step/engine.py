@@ -167,6 +167,14 @@ class GradClipEngine:
         if self.config.nonfinite == 'skip':
             self._buffers.watch(model)
 
+    def keep_buffers(self) -> None:
+        """A step that is left out puts the buffers of the model back to what they are now.
+
+        For callers that know where an iteration begins. Without this call they are put back to what
+        they were after the last step that was taken.
+        """
+        self._buffers.keep()
+
     def remove(self) -> None:
         """Detach from the optimizer, which is then as it was before."""
         self.restore()
