@@ -16,6 +16,7 @@ from mmengine.registry import RUNNERS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 import gclip_mm  # noqa: E402  registers the wrappers and hooks, so that stock configs find them
+from gclip_mm.cli.data_errors import explain_bad_data  # noqa: E402
 from gclip_mm.engine.apply_clip import load_clipped  # noqa: E402
 from gclip_mm.engine.checkpoints.resume import ResumeError, find_resumable  # noqa: E402
 from gclip_mm.engine.dist import close_distributed, set_up_cpu_distributed  # noqa: E402
@@ -108,7 +109,7 @@ def train(args: argparse.Namespace) -> None:
     setup_cache_size_limit_of_dynamo()
     cfg = configure(args)
     set_up_cpu_distributed(cfg)
-    with explain_missing_data(cfg), explain_amp_on_cpu(args.amp):
+    with explain_bad_data(), explain_missing_data(cfg), explain_amp_on_cpu(args.amp):
         runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
         runner.train()
     del runner

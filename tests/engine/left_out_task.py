@@ -98,17 +98,28 @@ def build_run(
     optimizer: dict = SGD,
     model: dict | None = None,
     scaler: bool = False,
+    kind: type = Runner,
     **changes: Any,
 ) -> Runner:
-    """A run of 12 iterations; ``bad`` are the iterations with a NaN input, from 1."""
+    """A run of 12 iterations; ``bad`` are the iterations with a NaN input, from 1.
+
+    Args:
+        work_dir, door, clip_grad, optimizer, changes: see :func:`door_config`.
+        bad: the iterations that are spoilt.
+        hooks: more hooks.
+        model: another model.
+        scaler: train with a loss scaler.
+        kind: the class of the runner.
+    """
     cfg: Config = door_config(door, work_dir, clip_grad, optimizer, **changes)
+    cfg.setdefault('env_cfg', {})
     cfg.model = model or dict(type='SpoiltNet', bad=bad)
     if scaler:
         ours = door == 'wrapper'
         cfg.optim_wrapper.type = 'GClipAmpOptimWrapper' if ours else 'ScaledWrapper'
         cfg.optim_wrapper.update(dict(loss_scale=2.0**8) if ours else dict(init_scale=2.0**8))
     cfg.custom_hooks = [*cfg.custom_hooks, *hooks]
-    return Runner.from_cfg(cfg)
+    return kind.from_cfg(cfg)
 
 
 def hook_of(runner: Runner, kind: type) -> Any:
