@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 #: Settings of an optimizer that choose how it computes, not what.
@@ -27,4 +28,18 @@ def keep_kernel_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[st
         return state
     own = [{key: group[key] for key in KERNEL_SETTINGS if key in group} for group in groups]
     kept = [{**theirs, **ours} for theirs, ours in zip(saved, own, strict=True)]
-    return {**state, 'param_groups': kept}
+    entries = dict(state.get('state', {}))
+    for group in kept:
+        if group.get('fused') or group.get('capturable'):
+            # torch moves the count of steps to the device of the parameter.
+            continue
+        for key in group['params']:
+            if _is_off_host(entries.get(key)):
+                # Other kernels read it in every step, which would wait for the device.
+                entries[key] = {**entries[key], 'step': entries[key]['step'].cpu()}
+    return {**state, 'state': entries, 'param_groups': kept}
+
+
+def _is_off_host(entry: Any) -> bool:
+    step = entry.get('step') if isinstance(entry, dict) else None
+    return isinstance(step, Tensor) and step.device.type != 'cpu'

@@ -157,6 +157,17 @@ def test_unclipped_run_logs_as_stock(tmp_path):
     assert type(runner.message_hub.get_scalar('train/loss')) is HistoryBuffer
 
 
+@LOGGING
+def test_run_files_tell_skipped_steps_from_a_lost_run(door, tmp_path):
+    """Half of the steps left out up to the end is no lost run; all of them is one."""
+    run_files = pytest.importorskip('gclip_mm.analysis.run_files')
+    train(tmp_path / 'half', door, bad=(2, 6, 8, 10, 12))
+    half = run_files.read_scalars(tmp_path / 'half')
+    assert half.nonfinite_steps() == [2, 6, 8, 10, 12] and half.lost_from() is None
+    train(tmp_path / 'lost', door, bad=tuple(range(7, 13)))
+    assert run_files.read_scalars(tmp_path / 'lost').lost_from() == 8
+
+
 # -- resume ------------------------------------------------------------------------------------
 
 

@@ -5,9 +5,9 @@
 Four panels over the iterations: the loss, and from where on the run is lost; the gradient norm
 before and after clipping against the threshold; the share of clipped units; and the steps whose
 gradient was not finite.
-MMEngine logs the norms and the loss as means over ``log_processor.window_size`` steps, the other
-numbers of the step that is logged, so that a step between two log lines shows by the mean norm,
-which is then not finite, for as long as it is in the window.
+MMEngine logs the norms and the loss as means over ``log_processor.window_size`` steps,
+``nonfinite`` as the share of the steps since the line before, the other numbers of the last step. A
+run without clipping shows a non-finite step by its mean norm, for as long as it is in the window.
 """
 
 from __future__ import annotations
