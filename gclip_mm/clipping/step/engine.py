@@ -169,6 +169,15 @@ class GradClipEngine:
             if route.clipper is not None:
                 route.clipper.bind(self.optimizer, self.book.model)
 
+    def keep_buffers(self) -> None:
+        """A step that is left out puts the buffers of the model back to what they are now.
+
+        For callers that know where an iteration begins. Without this call they are put back to what
+        they were after the last step that was taken.
+        """
+        if self._buffers is not None:
+            self._buffers.keep()
+
     def remove(self) -> None:
         """Detach from the optimizer, which is then as it was before."""
         self.restore()
