@@ -1,4 +1,4 @@
-"""The kernels that decide on a GPU: what they do under the interpreter, they do there."""
+"""Run the checks of the decision kernels on a GPU instead of the interpreter."""
 
 import pytest
 import torch

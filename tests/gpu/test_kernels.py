@@ -1,4 +1,4 @@
-"""The Triton kernels on a GPU: what they do under the interpreter, they do there."""
+"""Run the checks of the Triton kernels on a GPU instead of the interpreter."""
 
 import pytest
 import torch
