@@ -1,4 +1,4 @@
-"""Train with MMEngine's runners in one of several processes: ``torchrun runner_worker.py JOBS OUT``.
+"""Train with MMEngine's runners in one or more processes: ``torchrun runner_worker.py JOBS OUT``.
 
 JOBS is a JSON file with jobs by name. Rank 0 writes to OUT the whole parameters, the histories and
 the clipping state of each job. Without torchrun, the same job is the reference: one process with

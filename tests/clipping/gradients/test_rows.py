@@ -96,7 +96,7 @@ def test_norms_of_extreme_sizes_match_float64(size):
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6, width=32), max_size=30), st.integers(1, 6))
-def test_any_numbers_in_rows_of_any_width(numbers, width):
+def test_norms_of_any_numbers_and_row_width_match_float64(numbers, width):
     tensor = torch.tensor(numbers)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_module, '_LARGE', 1)
