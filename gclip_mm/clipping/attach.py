@@ -39,14 +39,17 @@ class ClipHandle:
         self.engine.load_state_dict(state)
 
     def remove(self) -> None:
-        """Stop clipping and remove the hooks from the optimizer."""
+        """Stop clipping and remove the hooks from the optimizer. Warns if nothing was clipped."""
+        self.engine.warn_if_unused()
         self.engine.remove()
 
     def __enter__(self) -> ClipHandle:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.remove()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None:
+            self.engine.warn_if_unused()
+        self.engine.remove()
 
 
 def attach(
@@ -60,7 +63,9 @@ def attach(
     until it is attached as well.
 
     Args:
-        optimizer: any ``torch.optim.Optimizer``.
+        optimizer: any ``torch.optim.Optimizer``. A wrapper that has no step hooks (Accelerate's
+            ``AcceleratedOptimizer``, ``PostLocalSGDOptimizer``) stands for the optimizer that it
+            wraps.
         clip_grad: a rule and its keys (:func:`gclip_mm.clipping.config.parse.parse_clip_grad`); the
             dict is not changed.
         model: gives the parameters names and modules. ``exclude`` and ``rules`` need them, and AGC
@@ -71,7 +76,7 @@ def attach(
 
     Raises:
         ClipConfigError: a ``ValueError`` that names the key and the valid ones, or says that
-            ``optimizer`` is not an optimizer or is clipped already.
+            ``optimizer`` is not an optimizer, is clipped already, or clips by itself.
 
     Example:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)

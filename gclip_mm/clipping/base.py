@@ -23,11 +23,12 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .gradients.backend import Ranges, UnitLimits
@@ -140,6 +141,20 @@ class Clipper(ABC):
         Raises:
             ClipConfigError: the rule does not work with this optimizer.
         """
+
+    def bind(self, optimizer: Optimizer, model: nn.Module | None) -> None:  # noqa: B027
+        """Take what the rule needs of the optimizer and the model; most rules need neither.
+
+        Called when the rule is attached, and again when the model becomes known.
+        """
+
+    @property
+    def bounds_updates(self) -> bool:
+        """Whether :meth:`after_step` is to be called."""
+        return False
+
+    def after_step(self, view: GradView) -> None:  # noqa: B027
+        """The optimizer has stepped; the parameters of the view may be changed."""
 
     @abstractmethod
     def measure(self, view: GradView) -> Measure:
@@ -279,6 +294,22 @@ class GlobalClipper(CoefClipper):
     #: Whether the norm is bit-identical to torch's where the coefficient is not folded.
     matches_torch: ClassVar[bool] = False
 
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Warn of an optimizer whose update does not depend on the norm of the gradient."""
+        clips_nothing = getattr(self, 'max_norm', None) == math.inf
+        name = _orthogonalizing(optimizer)
+        if name and not clips_nothing:
+            warnings.warn(
+                f'clip_grad: {self.name} does not bound the update of {name}, which orthogonalizes '
+                'its momentum: the update has the size that lr gives it, whatever the norm of the '
+                'gradient. Clipping only weights this gradient against the earlier ones in the '
+                'momentum, and where parameters stepped by another rule share the norm, it scales '
+                'those by gradients that are not theirs. Leave the parameters of '
+                f'{name} out of clipping (exclude=[...], or an optimizer of their own), and keep '
+                "the log and nonfinite='skip' with max_norm=inf",
+                stacklevel=2,
+            )
+
     def norms(self, view: GradView) -> Tensor:
         """The norm of each gradient, (N,), of order :attr:`norm_type`."""
         return view.backend.norms(self.norm_type, exact=self.matches_torch and not view.folds)
@@ -301,6 +332,15 @@ class GlobalClipper(CoefClipper):
 
     # Optional: ``decision_kernel(self, device: torch.device) -> KernelCall | None``, a shortcut. It
     # names the Triton kernel that does in one launch what ``decide`` does, state included.
+
+
+def _orthogonalizing(optimizer: Optimizer) -> str:
+    """The class name if the optimizer, or one that it wraps, is Muon or of its kind; or ''."""
+    wrapped = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
+    for each in (optimizer, *wrapped):
+        if any('Muon' in cls.__name__ for cls in type(each).__mro__):
+            return type(each).__name__
+    return ''
 
 
 class TensorClipper(CoefClipper):

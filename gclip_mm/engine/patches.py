@@ -18,7 +18,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from ..compat import is_installed, loads_weights_only, numpy_multiarray
+from ..compat import is_usable, loads_weights_only, numpy_multiarray
 from .optim_wrapper import STATE_KEY
 
 #: Marks a function that replaces one of another package.
@@ -31,7 +31,7 @@ def apply_patches() -> None:
     allow_sharded_checkpoints()
     complete_fsdp_strategy()
     name_wrapper_members()
-    if is_installed('mmdet'):
+    if is_usable('mmdet.models'):
         let_ssd_predict()
 
 

@@ -1,4 +1,4 @@
-"""Run the checks of the decision kernels on a GPU instead of the interpreter."""
+"""The tests of the kernels that decide on a GPU."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Run the checks of the Triton kernels on a GPU instead of the interpreter."""
+"""The tests of the Triton kernels on a GPU."""
 
 import pytest
 import torch

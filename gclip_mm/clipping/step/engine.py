@@ -22,16 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..base import Finite, Measure, Outcome
+from ..base import Clipper, Finite, Measure, Outcome
 from ..checks import ClipConfigError
 from ..config.parse import ClipConfig, parse_clip_grad
+from ..gradients.view import GradView
 from ..host import host
 from ..kernels import can_run_on
 from .buffers import BufferKeeper
 from .decision import decide
 from .nonfinite import NonFiniteGradientError, SkipCounter, offenders
 from .observers import StepObserver
-from .optimizer import OptimizerSide, StepSeam
+from .optimizer import OptimizerSide, StepSeam, check_own_clipping, clippable
 from .parameters import ParameterBook, RoutedView
 from .record import make_record, record_to_dict, summarize, total_norm
 from .state import dump_state, load_state
@@ -68,7 +69,9 @@ class GradClipEngine:
     """Clips what ``optimizer`` is about to step with.
 
     Args:
-        optimizer: any ``torch.optim.Optimizer`` that no other engine clips.
+        optimizer: any ``torch.optim.Optimizer`` that no other engine clips; a wrapper without step
+            hooks stands for the one that it wraps
+            (:func:`gclip_mm.clipping.step.optimizer.inspection.clippable`).
         clip_grad: a ``clip_grad`` config (:func:`gclip_mm.clipping.config.parse.parse_clip_grad`);
             it is not changed.
         model: gives the parameters their names and modules. Needed before the first step when the
@@ -92,13 +95,7 @@ class GradClipEngine:
         on_record: Callable[[Tensor], None] | None = None,
         owner: object | None = None,
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise ClipConfigError(
-                f'clipping needs a torch.optim.Optimizer, got {type(optimizer).__name__}. An '
-                'engine with an optimizer of its own (DeepSpeed, ColossalAI) clips by its own '
-                'setting, such as gradient_clipping in the DeepSpeed config'
-            )
-        self.optimizer = optimizer
+        self.optimizer = optimizer = clippable(optimizer)
         self.config: ClipConfig = parse_clip_grad(clip_grad)
         self.clock = clock
         self.on_record = on_record
@@ -115,17 +112,13 @@ class GradClipEngine:
         self._side = OptimizerSide(optimizer)
         self._buffers: BufferKeeper | None = None
         self._norm_type = self.config.outer.norm_type
+        # Rules that bound the update of the step under way, and the parameters of each.
+        self._updated: list[tuple[Clipper, GradView]] = []
         # Set by clip_now(): the gradients are clipped already, and whether the step is to be taken.
         self._early: bool | None = None
         self._check_epochs()
-        if self.on(optimizer) is not None:
-            raise ClipConfigError(
-                'clip_grad: this optimizer is clipped already, and would be twice: remove() the '
-                "first handle, or give both rules to one dict(type='ChainClip', clips=[...])"
-            )
-        for route in self.config.router.routes:
-            if route.clipper is not None:
-                route.clipper.check_optimizer(optimizer)
+        self._check_optimizer()
+        self._bind_rules()
         if model is not None:
             self.bind(model)
         # Last: an engine that could not be built must not stay on the optimizer.
@@ -134,7 +127,7 @@ class GradClipEngine:
     # -- life cycle ------------------------------------------------------------------------------
     @staticmethod
     def on(optimizer: Optimizer) -> GradClipEngine | None:
-        """The engine that clips for an optimizer, or None."""
+        """The engine that clips for an optimizer, or for the one in a wrapper, or None."""
         seam = StepSeam.on(optimizer)
         return None if seam is None else seam.engine
 
@@ -151,6 +144,7 @@ class GradClipEngine:
         # torch copies an optimizer without its hooks; without this the copy would not be clipped.
         vars(self).update(state)
         self.book.refresh(is_change=True)
+        self._bind_rules()
         self._seam = StepSeam(self)
 
     @property
@@ -165,9 +159,15 @@ class GradClipEngine:
             ClipConfigError: a route that matches no parameter.
         """
         self.book.bind(model)
+        self._bind_rules()
         if self.config.nonfinite == 'skip':
             self._buffers = self._buffers or BufferKeeper()
             self._buffers.watch(model)
+
+    def _bind_rules(self) -> None:
+        for route in self.config.router.routes:
+            if route.clipper is not None:
+                route.clipper.bind(self.optimizer, self.book.model)
 
     def remove(self) -> None:
         """Detach from the optimizer, which is then as it was before."""
@@ -175,6 +175,36 @@ class GradClipEngine:
         self._seam.remove()
         if self._buffers is not None:
             self._buffers.forget()
+
+    def warn_if_unused(self, has_trained: bool = False) -> None:
+        """Warn if no step was clipped although there was something to clip.
+
+        Args:
+            has_trained: whether iterations are known to have been run; otherwise gradients of the
+                parameters are the sign.
+        """
+        if self.last_record is None:
+            self._seam.bystander.warn_if_unused(has_trained)
+
+    def _check_optimizer(self) -> None:
+        """Refuse an optimizer that would be clipped twice, or that a rule does not suit."""
+        optimizer = self.optimizer
+        if self.on(optimizer) is not None:
+            raise ClipConfigError(
+                'clip_grad: this optimizer is clipped already, and would be twice: remove() the '
+                "first handle, or give both rules to one dict(type='ChainClip', clips=[...])"
+            )
+        inner = StepSeam.within(optimizer)
+        if inner is not None:
+            raise ClipConfigError(
+                f'clip_grad: the optimizer in .{inner} of {type(optimizer).__name__} is clipped '
+                'already, and its gradients would be clipped twice: remove() that handle, or keep '
+                'it and do not attach here'
+            )
+        check_own_clipping(optimizer)
+        for route in self.config.router.routes:
+            if route.clipper is not None:
+                route.clipper.check_optimizer(optimizer)
 
     def _check_epochs(self) -> None:
         if self.clock is None and any(driver.needs_epoch for driver in self.config.drivers):
@@ -187,6 +217,7 @@ class GradClipEngine:
     def begin_step(self) -> None:
         """A step of the optimizer begins."""
         self.restore()
+        self._updated = []
         self._begun = self.steps
 
     def begin_evaluation(self) -> None:
@@ -208,6 +239,13 @@ class GradClipEngine:
     def hide_gradients(self) -> None:
         """Take the gradients away from a step that cannot be kept from running."""
         self._side.hide(self.book.params)
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """The optimizer has taken the step."""
+        updated, self._updated = self._updated, []
+        for clipper, view in updated:
+            clipper.after_step(view)
 
     def step_withheld(self) -> None:
         """A GradScaler found an infinite gradient and did not call the optimizer."""
@@ -253,6 +291,7 @@ class GradClipEngine:
         self.book.sync()
         self._adopt_pending_state()
         step = self._collect(can_fold)
+        self._seam.bystander.stepped(has_gradients=step is not None)
         if step is None:
             return True
         try:
@@ -380,6 +419,11 @@ class GradClipEngine:
         if flag is not None and self.config.nonfinite == 'skip':
             self._side.skip_where((~flag).to(torch.float32))
         self._after_clip(step, outcomes)
+        self._updated = [
+            (part.clipper, part.view)
+            for part in step.views
+            if part.clipper is not None and part.clipper.bounds_updates
+        ]
         return outcomes
 
     def _apply(self, step: _Step, part: RoutedView, coef: Tensor) -> None:

@@ -54,6 +54,7 @@ class GClipHook(Hook):
         self.engines: dict[str, GradClipEngine] = {}
         # Optimizer state of a checkpoint that was loaded before the engines were built.
         self._waiting: dict[str, Any] | None = None
+        self._has_trained = False
 
     def before_run(self, runner: Runner) -> None:
         """Attach an engine to each optimizer.
@@ -111,6 +112,17 @@ class GClipHook(Hook):
             state = (optimizer.get(name, {}) if name else optimizer).get(STATE_KEY)
             if state is not None:
                 engine.load_state_dict(state)
+
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        """Remember that there was something to clip."""
+        self._has_trained = True
+
+    def after_train(self, runner: Runner) -> None:
+        """Warn if the training loop never called the ``step`` of an optimizer."""
+        if self._has_trained:
+            for engine in self.engines.values():
+                engine.warn_if_unused(has_trained=True)
+        self._has_trained = False
 
     def after_run(self, runner: Runner) -> None:
         """Detach the engines."""

@@ -1,9 +1,9 @@
-"""Compile the kernels for several GPU architectures, without a GPU, and print their properties.
+"""Compiles the kernels for several GPU architectures, without a GPU, and prints their properties.
 
-``test_kernels.py`` runs this file in a separate process, because it needs the compiler of Triton
-and not the interpreter. The output is one line of JSON: for each kernel, architecture and variant,
-the size of the binary, its atomic operations, its single-precision operations, its operations that
-flush subnormal numbers to 0, and the arguments whose values the kernel is not specialised for.
+``test_kernels.py`` runs this file in a separate process, with Triton's compiler and not its
+interpreter. Prints one line of JSON: for each kernel, architecture and variant, the size of the
+binary, its atomic operations, its operations in single precision, its operations that flush
+subnormal numbers to 0, and the arguments that Triton does not specialize.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ ARGUMENTS = {
         norms='*fp64',
     ),
 }
-#: Arguments common to all decision kernels; those of each rule are in DECISIONS. A float is passed
-#: as its bits in an int64, or in an int32 if they fit.
+#: Common arguments of all kernels that decide. Below, those of each rule. A float is passed as its
+#: bits, an int64, which Triton types as int32 if the value is small.
 COMMON = dict(
     norms='*fp64',
     count='i32',
@@ -103,7 +103,7 @@ def multi_tensor_builds() -> list[dict]:
 
 
 def decision_builds() -> list[dict]:
-    """Build the variants of each decision kernel that rules use, with and without a loss scale."""
+    """Each kernel in the variants that rules use, with and without a loss scale."""
     own = {
         'norm_clip': [dict(KIND=kind) for kind in KINDS],
         'zclip': [dict(KIND='squares', MODE=mode) for mode in ('reciprocal', 'mean', 'percentile')],

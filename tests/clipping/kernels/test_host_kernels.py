@@ -1,4 +1,4 @@
-"""The compiled pass over host memory, against torch and NumPy in float64."""
+"""Tests of the Numba kernels against torch, and against NumPy in float64."""
 
 import contextlib
 import math
@@ -43,7 +43,7 @@ def norms64(tensors):
 
 
 def check(grads, low, high, write):
-    """Compare a scan of the gradients and the clamping after it with torch."""
+    """Compare a scan of the gradients, and a clamp after it, with torch."""
     before = [grad.clone() for grad in grads]
     clamped = [grad.clamp(low, high) for grad in grads]
     kernels = tensors_of(grads)
@@ -58,20 +58,20 @@ def check(grads, low, high, write):
 
 @pytest.mark.parametrize('write', [False, True])
 @pytest.mark.parametrize('bounds', [(-0.5, 0.5), (None, 1.0), (-0.3, None), (0.2, 0.4), (-9, 9)])
-def test_scan_and_clamp_match_torch(bounds, write):
+def test_scan_and_write_equal_torch(bounds, write):
     check(make(), *bounds, write)
 
 
 @pytest.mark.parametrize('write', [False, True])
 @pytest.mark.parametrize('size', [1e-42, 1e-30, 1e-22, 1e18, 1e25, 3e37])
-def test_numbers_with_squares_outside_float32_match_torch(size, write):
+def test_scan_is_exact_where_squares_overflow_or_underflow(size, write):
     grads = make(scale=size)
     grads[-1][7] = 1.0
     check(grads, -0.5 * size, 2 * size, write)
 
 
 @pytest.mark.parametrize('write', [False, True])
-def test_single_outlier_is_clamped_at_any_position(write):
+def test_scan_finds_a_single_element_outside(write):
     for place in (0, 511, 512, 32767, 32768, 199_999):
         grads = [torch.zeros(200_000)]
         grads[0][place] = -3.0
@@ -94,7 +94,7 @@ def launched_by(launch):
     return mock.patch.object(host_threads, 'library', lambda: mock.Mock(GOMP_parallel=launch))
 
 
-def test_results_are_bit_identical_for_any_number_of_threads():
+def test_results_do_not_depend_on_the_number_of_threads():
     grads = make(seed=3)
     kernels = tensors_of(grads)
     parallel, used = host_threads.library().GOMP_parallel, []
@@ -116,8 +116,8 @@ def test_results_are_bit_identical_for_any_number_of_threads():
 
 
 @pytest.mark.parametrize('come', [1, 2])
-def test_work_is_complete_with_fewer_threads_than_requested(come):
-    """OpenMP may start fewer threads than requested."""
+def test_fewer_threads_than_requested_finish_all_work(come):
+    """OpenMP may provide fewer threads than requested."""
     grads = make(seed=4)
     expected = [grad.double().norm() for grad in grads]
     parallel = host_threads.library().GOMP_parallel
@@ -132,7 +132,7 @@ def test_work_is_complete_with_fewer_threads_than_requested(come):
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 7, 64])
-def test_shares_cover_every_item_once(count):
+def test_shares_hold_every_item_once(count):
     with threads(count):
         for sizes in ([], [1], [512], [40_000] * 5, [5, 100_000, 3], [1] * 100_000):
             sizes = np.array(sizes, dtype=np.int64)
@@ -153,7 +153,7 @@ def test_shares_cover_every_item_once(count):
 
 
 def owners(crew, count):
-    """Index of the thread whose initial share contains each item."""
+    """The thread that starts with each item."""
     with threads(count):
         share = crew.shares()
     found = np.empty(len(share.order), dtype=int)
@@ -162,19 +162,19 @@ def owners(crew, count):
     return found
 
 
-def test_each_thread_starts_with_the_range_torch_gives_it():
-    """Large tensors are split in order over the threads; a small tensor goes to one thread."""
+def test_threads_start_with_the_stretches_that_torch_gives_them():
+    """One stretch of a large tensor each, in order; small tensors by position."""
     kernels = tensors_of([torch.randn(size) for size in (1000, 400_000, 1000, 70_000, 1000)])
     found = owners(kernels._crew, 4)
     each = [found[kernels._tensor == k].tolist() for k in range(5)]
     middles = (kernels._offsets / 4 + kernels._counts / 2)[kernels._tensor == 1]
     assert each[1] == (middles // 100_000).astype(int).tolist()
-    # torch uses three threads for 70 000 elements, 23334 elements each.
+    # torch uses three threads for this size: 23334 elements each.
     assert each[3] == [0, 2, 2]
     assert [each[0], each[2], each[4]] == [[0], [3], [3]]
 
 
-def test_small_rows_are_shared_evenly_by_all_threads():
+def test_small_rows_are_divided_evenly_among_threads():
     grads = [torch.randn(64, 64) for _ in range(80)]
     units = [Units(64 * k, 64, 64) for k in range(80)]
     kernels = host_tensors.HostTensors(units, grads)
@@ -182,7 +182,7 @@ def test_small_rows_are_shared_evenly_by_all_threads():
     assert np.bincount(owners(kernels._pairs, 4)).tolist() == [640] * 4
 
 
-def test_step_leaves_the_number_of_torch_threads_unchanged():
+def test_clipping_leaves_the_number_of_threads_unchanged():
     code = """
 import torch
 torch.ones(10**6).sum()
@@ -199,7 +199,7 @@ print(torch.get_num_threads())
         assert run(code, OMP_NUM_THREADS=count).stdout == count + '\n'
 
 
-def test_concurrent_python_threads_get_correct_results():
+def test_concurrent_python_threads_clip_correctly():
     def work(seed):
         grads = make([300_000], seed)
         expected = grads[0].clamp(-0.5, 0.5)
@@ -211,7 +211,7 @@ def test_concurrent_python_threads_get_correct_results():
         assert all(pool.map(work, range(3)))
 
 
-def test_dense_layouts_are_clamped_like_torch():
+def test_channels_last_and_slices_are_clamped():
     grads = [
         torch.randn(64, 3, 7, 7).to(memory_format=torch.channels_last),
         torch.randn(400, 100)[100:200],
@@ -223,7 +223,7 @@ class Other(torch.Tensor):
     pass
 
 
-def test_unsupported_tensors_are_not_taken():
+def test_take_rejects_unsupported_tensors():
     fine, other, empty = torch.randn(10, 4), torch.randn(40), torch.empty(0)
     units = [Units(0, 1, 40), Units(1, 1, 40), Units(2, 1, 0), Units(3, 1, 0)]
     kernels = host_tensors.HostTensors(units, [fine, other, empty, empty])
@@ -246,7 +246,7 @@ def test_unsupported_tensors_are_not_taken():
         kernels.norms(3.0)
 
 
-def test_transposed_tensor_is_taken_only_as_one_unit():
+def test_take_accepts_transposed_wholes_and_rejects_torn_rows():
     tensor = torch.randn(4, 10).t()
     whole = host_tensors.HostTensors([Units(0, 1, 40)], [tensor])
     assert whole.take([tensor])
@@ -255,8 +255,8 @@ def test_transposed_tensor_is_taken_only_as_one_unit():
 
 
 @pytest.mark.parametrize('size', [1.0, 1e-42, 1e-22, 1e25])
-def test_norms_and_scaling_of_units_match_float64(size):
-    """Rows shorter and longer than a block or an item, with gaps in the numbering."""
+def test_units_are_measured_and_scaled(size):
+    """Rows shorter and longer than a block and an item, numbered with gaps, some scaled."""
     shapes = [(5, 3), (2, 70_000), (0, 4), (3, 0), (7, 512), (1, 1)]
     grads = make([math.prod(shape) for shape in shapes], scale=size)
     grads = [grad.view(shape) for grad, shape in zip(grads, shapes, strict=True)]
@@ -279,7 +279,7 @@ def test_norms_and_scaling_of_units_match_float64(size):
         assert equal(grad, (old.double() * used[:, None]).float())
 
 
-def test_nonfinite_elements_show_in_the_norms():
+def test_norms_of_nonfinite_tensors_are_nonfinite():
     grads = make([5000, 100, 40_000])
     grads[0][4000], grads[2][39_000] = math.inf, math.nan
     norms = tensors_of(grads).norms()
@@ -287,7 +287,7 @@ def test_nonfinite_elements_show_in_the_norms():
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
-def test_nonfinite_elements_are_not_clamped(bad):
+def test_scan_leaves_nonfinite_blocks_unchanged(bad):
     grads = make([5000, 100])
     grads[0][3000] = bad
     before = [grad.clone() for grad in grads]
@@ -304,7 +304,7 @@ def test_nonfinite_elements_are_not_clamped(bad):
     st.floats(0, 2.0**100, width=32),
     st.booleans(),
 )
-def test_any_numbers_match_torch(values, low, span, write):
+def test_scan_of_any_numbers_equals_torch(values, low, span, write):
     check([torch.tensor(values)], low, max(low, float(np.float32(low + span))), write)
 
 
@@ -314,8 +314,8 @@ EARLY = {'ValueClip': (-0.01, 0.01), 'ValueClip range': (-0.1, 0.3), 'ChainClip'
 @pytest.mark.parametrize('watched', [False, True])
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('case', EARLY)
-def test_skipped_step_keeps_the_nonfinite_gradient_and_the_parameters(case, fused, watched):
-    """The measuring pass already clamps, so finite gradients may change, unless observed."""
+def test_skipped_step_may_have_clamped_finite_gradients(case, fused, watched):
+    """Clamping starts before the NaN is found; with an observer it does not."""
     low, high = EARLY[case]
     params = [torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(4))]
     optimizer = make_optimizer(CASES[case], params, fused=fused)
@@ -332,7 +332,7 @@ def test_skipped_step_keeps_the_nonfinite_gradient_and_the_parameters(case, fuse
     assert equal(params[1].grad, second if watched else second.clamp(low, high))
 
 
-def test_value_clip_uses_the_host_kernel():
+def test_value_clip_uses_scan():
     p = torch.nn.Parameter(torch.zeros(70_000))
     optimizer = torch.optim.SGD([p], lr=1.0)
     attach(optimizer, dict(type='ValueClip', clip_value=0.5))
@@ -357,14 +357,14 @@ def run(code, **env):
     )
 
 
-def test_numba_is_optional_and_can_be_turned_off():
+def test_no_kernels_if_turned_off_or_without_numba():
     code = 'from gclip_mm.clipping.kernels import host_tensors as t; print(t._library() is None)'
     assert run(code, GCLIP_NUMBA='0').stdout == 'True\n'
     assert run('import sys; sys.modules["numba"] = None; ' + code).stdout == 'True\n'
     assert run(code).stdout == 'False\n'
 
 
-def test_numba_that_fails_to_load_warns_once(monkeypatch):
+def test_broken_numba_warns_once(monkeypatch):
     host_tensors._library.cache_clear()
     monkeypatch.setitem(sys.modules, 'gclip_mm.clipping.kernels.host_kernels', None)
     monkeypatch.delattr('gclip_mm.clipping.kernels.host_kernels', raising=False)
@@ -379,8 +379,8 @@ def test_numba_that_fails_to_load_warns_once(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')
-def test_forked_child_steps_with_one_thread():
-    """As in torch, several OpenMP threads do not survive a fork."""
+def test_forked_child_with_one_thread_clips():
+    """Several threads do not survive a fork, in torch as well."""
     code = """
 import os, torch
 from gclip_mm import attach
@@ -409,8 +409,8 @@ RULES = [
 
 
 @pytest.mark.parametrize('config', RULES[:2], ids=lambda config: config['type'])
-def test_smaller_parameter_is_clipped_and_no_memory_behind_it_written(config):
-    """A step writes the whole gradient and no memory beyond it."""
+def test_smaller_parameter_writes_its_gradient_only(config):
+    """All of the gradient is written, and nothing past its end."""
     p = torch.nn.Parameter(torch.ones(200, 100))
     optimizer = torch.optim.SGD([p], lr=0.0)
     attach(optimizer, config)
@@ -425,7 +425,7 @@ def test_smaller_parameter_is_clipped_and_no_memory_behind_it_written(config):
 
 
 @pytest.mark.parametrize('config', RULES, ids=lambda config: config['type'])
-def test_clipping_bumps_the_autograd_version_of_gradients(config):
+def test_autograd_sees_gradients_changed_in_place(config):
     p = torch.nn.Parameter(torch.ones(30, 4))
     optimizer = torch.optim.SGD([p], lr=0.0)
     attach(optimizer, config)

@@ -1,4 +1,4 @@
-"""The Triton kernels under Triton's interpreter, and clipping without Triton."""
+"""Tests of the Triton kernels under Triton's interpreter, and of clipping without Triton."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ needs_triton = pytest.mark.skipif(
 @needs_triton
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize('checks', ['kernel_checks', 'decision_checks'])
-def test_kernel_checks_pass_under_the_interpreter(checks):
-    """A separate process, because the interpreter has to be selected before Triton is imported."""
+def test_checks_pass_under_the_interpreter(checks):
+    """In a separate process: the interpreter has to be selected before Triton is imported."""
     done = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist']
         + [f'tests/clipping/kernels/{checks}.py'],
@@ -50,8 +50,8 @@ def test_kernel_checks_pass_under_the_interpreter(checks):
 
 @needs_triton
 @pytest.mark.timeout(900)
-def test_kernels_compile_for_each_architecture_with_expected_operations(tmp_path):
-    """Triton's compiler builds machine code without a GPU."""
+def test_kernels_compile_for_gpu_architectures(tmp_path):
+    """Down to machine code, without a GPU."""
     env = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
     done = subprocess.run(
         [sys.executable, '-m', 'tests.clipping.kernels.kernel_builds'],
@@ -66,14 +66,14 @@ def test_kernels_compile_for_each_architecture_with_expected_operations(tmp_path
     builds = json.loads(done.stdout)
     assert len(builds) == 54 + 48 and all(build['size'] > 1000 for build in builds)
     for build in builds:
-        # Decisions use double precision only; no other test detects a rounding to single precision.
+        # Decisions are in double precision; no other test would notice a rounding to single.
         assert build['kernel'].startswith('_') or not build['single'], build
-        # The only atomic is the count of arrived programs: atomic sums have no fixed order, so they
+        # The counter of arrived programs is the only atomic: atomic sums have no fixed order and
         # would differ between processes.
         shares = build['kernel'] in ('_measure', '_clamp')
         assert build['atomics'] == ['atom.global.gpu.acq_rel.add.u32'] * shares, build
-        # Subnormal gradients must not be flushed in comparisons and norms. Only the first estimates
-        # within exp and log may flush.
+        # Subnormal gradients must not be flushed to 0. exp and log may flush in their first
+        # approximation.
         starts = {'rcp.approx.ftz.f64', 'abs.ftz.f32'} if 'powers' in build['variant'] else set()
         assert set(build['flushing']) <= starts, build
         # A schedule may change these arguments in every step.
@@ -83,17 +83,17 @@ def test_kernels_compile_for_each_architecture_with_expected_operations(tmp_path
 
 @pytest.fixture
 def fresh():
-    """Clear the cached result of whether the kernels work."""
+    """Clear the cached answer to whether the kernels work."""
     kernels._works_on.cache_clear()
     yield
     kernels._works_on.cache_clear()
 
 
-def test_triton_kernels_do_not_run_on_the_cpu():
+def test_no_triton_kernels_on_a_cpu():
     assert not kernels.can_run_on(CPU)
 
 
-def test_kernels_are_unavailable_without_triton(fresh):
+def test_no_kernels_without_triton(fresh):
     with (
         kernels.also_on('cpu'),
         mock.patch.object(importlib.util, 'find_spec', return_value=None),
@@ -101,15 +101,15 @@ def test_kernels_are_unavailable_without_triton(fresh):
         assert not kernels.can_run_on(CPU)
 
 
-def test_environment_variable_turns_the_kernels_off(fresh, monkeypatch):
+def test_no_kernels_if_turned_off(fresh, monkeypatch):
     monkeypatch.setenv('GCLIP_TRITON', '0')
     with kernels.also_on('cpu'), mock.patch.object(importlib.util, 'find_spec') as find:
         assert not kernels.can_run_on(CPU)
     assert not find.called
 
 
-def test_kernels_that_fail_to_build_warn_once_and_fall_back(fresh):
-    """Clipping continues without a C compiler or on a GPU that is too old."""
+def test_kernels_that_cannot_be_built_warn_once_and_fall_back(fresh):
+    """As without a C compiler or on an old GPU."""
     model = nn.Linear(5, 4)
     nn.init.ones_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

@@ -157,7 +157,7 @@ def test_memory_is_one_buffer_per_gradient_reused_in_place():
     ('config', 'message'),
     [
         (dict(type='norm', max_norm=2.0, min_norm=1.0, carry=True), 'carry .* min_norm'),
-        (dict(type='value', min=0.1, max=0.2, carry=True), 'carry needs a range with 0 in it'),
+        (dict(type='value', min=0.1, max=0.2, carry=True), 'carry needs a range that contains 0'),
         (dict(type='AGC', carry=True), "AGC has no key 'carry'"),
         (dict(type='norm', max_norm=1.0, carry=1), 'carry must be True or False, got 1'),
     ],

@@ -197,7 +197,7 @@ def test_state_of_another_chain_is_refused():
     run, other = Runner(chain(AUTO, NORM), SHAPES), Runner(chain(ZCLIP, NORM), SHAPES)
     run(gradients(0))
     other.handle.load_state_dict(run.handle.state_dict())
-    with pytest.raises(ValueError, match=r"made of \['AutoClip', 'NormClip'\].*\['ZClip', 'Norm"):
+    with pytest.raises(ValueError, match=r"holds \['AutoClip', 'NormClip'\].*\['ZClip', 'Norm"):
         other(gradients(1))
 
 

@@ -18,8 +18,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
+from ...checks import ClipConfigError
+from .bystander import Bystander
+from .inspection import clippable, has_hooks, hook_steps, inner_optimizers, runs_hooks
 from .rollback import Rollback
 from .scaler import watch_scalers
 
@@ -43,6 +47,9 @@ class SteppedEngine(Protocol):
 
     def step_withheld(self) -> None:
         """A GradScaler found an infinite gradient and did not call ``step``."""
+
+    def end_step(self) -> None:
+        """The optimizer has taken the step."""
 
     def restore(self) -> None:
         """The step is over, or has failed."""
@@ -75,9 +82,13 @@ class StepSeam:
         self._engaged = self._was_called = self._is_removed = False
         self._evaluations = 0
         self._rollback = Rollback(engine.optimizer)
-        self._warned = False
-        # Optimizers whose constructor does not run torch's own have no hooks yet.
-        self._optimizer._patch_step_function()
+        self._warned = self._warned_of_change = False
+        # The first gradients, and their versions, after they were clipped.
+        self._clipped: list[tuple[Tensor, Tensor, int]] = []
+        hook_steps(self._optimizer)
+        # Whether its step may change gradients and hand them to the step of a parent class.
+        steps = [vars(cls).get('step') for cls in type(self._optimizer).__mro__]
+        self._has_parent_step = sum(hasattr(step, 'hooked') for step in steps) > 1
         # torch.compile traces the hooks, and the traced step would not see attributes that they set
         # on the optimizer.
         before, after = (_untraced(f) for f in (self._before_step, self._after_step))
@@ -87,15 +98,36 @@ class StepSeam:
             engine.optimizer.register_step_post_hook(after),
         ]
         self._own_step = vars(self._optimizer).get('step')
+        # A step on the instance may never reach the hooks: clip before it is called.
+        self._clips_first = not runs_hooks(self._optimizer.step, self._optimizer)
         self._guard = self._make_guard()
-        self._optimizer.step = self._guard  # type: ignore[method-assign]
-        watch_scalers(self.on)
+        try:
+            self._optimizer.step = self._guard  # type: ignore[method-assign]
+            watch_scalers(self.on)
+        except BaseException:
+            self.remove()
+            raise
+        self.bystander = Bystander(self._optimizer, self._is_stepping)
 
     @staticmethod
-    def on(optimizer: Optimizer) -> StepSeam | None:
-        """The seam of an optimizer, or None."""
+    def on(optimizer: Any) -> StepSeam | None:
+        """The seam of an optimizer, or of the one that a wrapper stands for, or None."""
         hooks = getattr(optimizer, '_optimizer_step_pre_hooks', {}).values()
-        return next((hook.seam for hook in hooks if hasattr(hook, 'seam')), None)
+        seam = next((hook.seam for hook in hooks if hasattr(hook, 'seam')), None)
+        if seam is not None or not isinstance(optimizer, Optimizer) or has_hooks(optimizer):
+            return seam
+        try:
+            return StepSeam.on(clippable(optimizer))
+        except ClipConfigError:
+            return None
+
+    @staticmethod
+    def within(optimizer: Optimizer) -> str | None:
+        """The attribute with an optimizer of the same parameters that is clipped already."""
+        for name, inner in inner_optimizers(optimizer).items():
+            if inner.param_groups is optimizer.param_groups and StepSeam.on(inner) is not None:
+                return name
+        return None
 
     @property
     def engine(self) -> Any:
@@ -107,6 +139,8 @@ class StepSeam:
         for hook in self._hooks:
             hook.remove()
         self._is_removed = True
+        if hasattr(self, 'bystander'):
+            self.bystander.stop()
         if vars(self._optimizer).get('step') is not self._guard:
             # A scheduler has wrapped the guard, which passes every call on from now on.
             return
@@ -144,10 +178,16 @@ class StepSeam:
     ) -> Any:
         self._engaged, self._was_called, self._evaluations = True, False, 0
         try:
+            if self._clips_first:
+                given = self._before_step(self._optimizer, (self._optimizer, *args), kwargs)
+                if given is not None:
+                    args, kwargs = given[0][1:], given[1]
             result = step(*args, **kwargs)
             if self._evaluations > 1 and self._rollback.is_poisoned:
                 # A later evaluation was not finite, and the optimizer did not recover from it.
                 self._rollback.undo()
+            else:
+                self._engine.end_step()
         except _StepLeftOut as left:
             if left.seam is not self:
                 raise
@@ -156,6 +196,7 @@ class StepSeam:
         finally:
             self._engaged = False
             self._rollback.forget(self._evaluations)
+            self._clipped.clear()
             self._engine.restore()
         if not self._was_called:
             raise RuntimeError(
@@ -171,13 +212,15 @@ class StepSeam:
     ) -> tuple[Any, Any] | None:
         if self._was_called if self._engaged else is_nested(optimizer):
             # The step of a parent class, within the step that was clipped.
+            self._check_unchanged()
             return None
         self._was_called = True
+        self._clipped.clear()
         self._engine.begin_step()
         # torch passes the arguments of step as given, the optimizer itself first.
         closure = kwargs.get('closure', args[1] if len(args) > 1 else None)
-        if closure is None:
-            if not self._restoring(self._engine.run_step):
+        if not callable(closure):
+            if not self._restoring(self._run):
                 self._leave_out(None)
             return None
 
@@ -192,7 +235,7 @@ class StepSeam:
             self._engine.begin_evaluation()
             with torch.enable_grad():
                 loss = closure()
-            if not self._engine.run_step():
+            if not self._run():
                 if self._evaluations == 1:
                     self._leave_out(loss)
                 # A trial point. Line searches recover from it as they do without clipping.
@@ -206,7 +249,43 @@ class StepSeam:
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         if not self._engaged and not is_nested(optimizer):
+            self._clipped.clear()
+            self._engine.end_step()
             self._engine.restore()
+
+    def _run(self) -> bool:
+        """Clip, and remember a few gradients to notice whether the step changes them."""
+        is_taken = self._engine.run_step()
+        self._clipped.clear()
+        if not self._has_parent_step:
+            return is_taken
+        for group in self._optimizer.param_groups:
+            for param in group['params'][:_LOOKED_AT]:
+                if param.grad is not None:
+                    self._clipped.append((param, param.grad, param.grad._version))
+        return is_taken
+
+    def _check_unchanged(self) -> None:
+        if self._warned_of_change or all(
+            param.grad is grad and grad._version == version
+            for param, grad, version in self._clipped
+        ):
+            return
+        self._warned_of_change = True
+        how = (
+            'call optimizer.synchronize() first, and step within optimizer.skip_synchronize()'
+            if hasattr(self._optimizer, 'skip_synchronize')
+            else 'do this before step, or in a step pre-hook that is registered before attaching'
+        )
+        warnings.warn(
+            f'{type(self._optimizer).__name__} changes its gradients within step, after they were '
+            'clipped, and calls the step of its parent class with them: the bound of clip_grad '
+            f'does not hold. If it reduces, averages or scales them, {how}',
+            stacklevel=2,
+        )
+
+    def _is_stepping(self) -> bool:
+        return self._engaged
 
     def _leave_out(self, loss: Any) -> None:
         """Keep the optimizer's step from running."""
@@ -258,6 +337,9 @@ def is_nested(optimizer: Optimizer) -> bool:
 
 # The function that runs the hooks, with the optimizer as its first argument; one for all classes.
 _HOOKS_RUNNER = Optimizer.profile_hook_step(lambda self: None).__code__
+
+#: How many gradients of each group are looked at.
+_LOOKED_AT = 2
 
 _REASON = (
     'gclip_mm clips in a hook of the optimizer, which cannot be traced: compile the model, or the '
