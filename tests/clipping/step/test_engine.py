@@ -575,7 +575,7 @@ def test_engine_does_not_keep_the_optimizer_alive():
 
 
 def test_attaching_twice_raises_until_the_first_is_removed():
-    """A notebook cell that is run twice would otherwise clip twice without notice."""
+    """Otherwise, running a notebook cell twice would clip twice without notice."""
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1)
     handle = attach(optimizer, CONFIG)
