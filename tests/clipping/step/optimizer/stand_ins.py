@@ -274,6 +274,12 @@ class Lamb(torch.optim.SGD):
         for group in self.param_groups:
             group['max_grad_norm'] = max_grad_norm
 
+    def _get_clip_grad_norm(self) -> None: ...
+
+    def step(self, closure=None):
+        self._get_clip_grad_norm()
+        return super().step(closure)
+
 
 class AdaMuon(torch.optim.SGD):
     """An optimizer that is recognized as Muon by its name."""
