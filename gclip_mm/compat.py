@@ -5,6 +5,9 @@ This is the only module that asks for a version.
 
 from __future__ import annotations
 
+import functools
+import importlib
+import warnings
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -12,12 +15,45 @@ import torch
 
 
 def is_installed(package: str) -> bool:
-    """Whether a top-level package can be imported; it is not imported."""
+    """Whether a top-level package can be found; it is not imported."""
     try:
         return find_spec(package) is not None
     except (ImportError, ValueError):
         # The import is blocked, as tests do and as zipped applications may.
         return False
+
+
+#: Optional packages, and what does not work without them.
+_OPTIONAL = {
+    'mmengine': 'the optimizer wrappers and hooks for MMEngine',
+    'mmdet': 'the models, data sets and scene graphs for MMDetection',
+}
+
+
+@functools.cache
+def is_usable(module: str) -> bool:
+    """Whether a module of an optional package can be imported; imports it.
+
+    A package that is found but fails to import (MMDetection without MMCV, or with a release of MMCV
+    that it refuses) counts as not installed, with a warning that quotes the error.
+
+    Args:
+        module: dotted name of a module in a package of ``_OPTIONAL``.
+    """
+    package = module.partition('.')[0]
+    if not is_installed(package):
+        return False
+    try:
+        importlib.import_module(module)
+    # MMDetection checks versions by assert; a shared library that does not load is an OSError.
+    except Exception as error:
+        warnings.warn(
+            f'{package} is installed but cannot be imported ({type(error).__name__}: {error}). '
+            f'gclip_mm works without {_OPTIONAL[package]}',
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def loads_weights_only() -> bool:

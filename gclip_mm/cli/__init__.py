@@ -1,7 +1,6 @@
 """The console command ``gclip``: one module for each sub-command.
 
-Importing this module loads no sub-command. :func:`main` imports the one that is chosen, so that
-``gclip plot`` needs no MMDetection.
+Importing this module loads no sub-command. :func:`main` imports the chosen one.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .gradients.backend import Ranges, UnitLimits
@@ -141,6 +141,20 @@ class Clipper(ABC):
         Raises:
             ClipConfigError: the rule does not work with this optimizer.
         """
+
+    def bind(self, optimizer: Optimizer, model: nn.Module | None) -> None:  # noqa: B027
+        """Take what the rule needs of the optimizer and the model; most rules need neither.
+
+        Called when the rule is attached, and again when the model becomes known.
+        """
+
+    @property
+    def bounds_updates(self) -> bool:
+        """Whether :meth:`after_step` is to be called."""
+        return False
+
+    def after_step(self, view: GradView) -> None:  # noqa: B027
+        """The optimizer has stepped; the parameters of the view may be changed."""
 
     @abstractmethod
     def measure(self, view: GradView) -> Measure:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+from typing import Any
+
+from torch import Tensor
+
+from .host import np
 
 
 class ClipConfigError(ValueError, AssertionError):
@@ -18,6 +23,24 @@ def suggest(word: str, valid: list[str]) -> str:
     """``" Did you mean 'x'?"`` for the nearest valid word, or an empty string."""
     near = difflib.get_close_matches(str(word), valid, n=1, cutoff=0.6)
     return f' Did you mean {near[0]!r}?' if near else ''
+
+
+def plain(value: Any) -> Any:
+    """NumPy scalars and 0-d arrays as Python numbers; anything else as it is."""
+    if np is not None and (
+        isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
+    ):
+        return value.item()
+    return value
+
+
+def _refuse_tensor(where: str, key: str, value: object) -> None:
+    """Say how to make a number of a tensor: a rule would keep it on its device and in its state."""
+    if isinstance(value, Tensor):
+        raise ClipConfigError(
+            f'{where}: {key} must be a Python number, got a tensor of shape {tuple(value.shape)}: '
+            f'give {key}=tensor.item()'
+        )
 
 
 def check_number(
@@ -37,7 +60,7 @@ def check_number(
 
     Args:
         key: name of the key, for the message.
-        value: the value from the config.
+        value: the value from the config; NumPy scalars are numbers.
         low: smallest valid value; with ``open_low`` the value must be greater.
         high: largest valid value; with ``open_high`` the value must be less.
         open_low: exclude ``low`` itself.
@@ -49,6 +72,8 @@ def check_number(
     """
     if value is None and allow_none:
         return
+    value = plain(value)
+    _refuse_tensor(where, key, value)
     number_type = int if integer else int | float
     if not isinstance(value, number_type) or isinstance(value, bool):
         kind = 'a whole number' if integer else 'a number'
@@ -71,6 +96,8 @@ def check_norm_type(key: str, value: object) -> float:
     Raises:
         ClipConfigError: not a number greater than 0 and not ``'inf'``.
     """
+    value = plain(value)
+    _refuse_tensor('clip_grad', key, value)
     if isinstance(value, str) and value.lower() in ('inf', '+inf', 'infinity'):
         return math.inf
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
@@ -82,7 +109,8 @@ def check_norm_type(key: str, value: object) -> float:
 
 def check_choice(key: str, value: object, valid: tuple[object, ...]) -> None:
     """Raise :class:`ClipConfigError` unless ``value`` is one of ``valid``."""
-    if value not in valid:
+    _refuse_tensor('clip_grad', key, value)
+    if plain(value) not in valid:
         raise ClipConfigError(
             f'clip_grad: {key} must be one of {", ".join(map(repr, valid))}, got {value!r}'
         )
@@ -90,5 +118,6 @@ def check_choice(key: str, value: object, valid: tuple[object, ...]) -> None:
 
 def check_flag(key: str, value: object) -> None:
     """Raise :class:`ClipConfigError` unless ``value`` is True or False."""
-    if not isinstance(value, bool):
+    _refuse_tensor('clip_grad', key, value)
+    if not isinstance(plain(value), bool):
         raise ClipConfigError(f'clip_grad: {key} must be True or False, got {value!r}')

@@ -10,9 +10,9 @@ __all__ = ['host', 'np']
 
 try:
     import numpy as np
-except ModuleNotFoundError:
-    # torch and this package run without NumPy. A CPU tensor is then treated like a tensor on any
-    # other device, whose values the host does not read.
+except ImportError:
+    # torch and this package run without NumPy, or with one that is broken. A CPU tensor is then
+    # treated like a tensor on any other device, whose values the host does not read.
     np = None  # type: ignore[assignment]
 
 

@@ -96,7 +96,10 @@ def test_wider_grid_trains_only_new_cells(swept):
 
 
 @pytest.fixture
-def report():
+def report(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOY))
+    # The sweep extends it for its child processes.
+    monkeypatch.setenv('PYTHONPATH', '')
     return lambda out, *args: tool.main([str(TOY / 'toy_validated.py'), '--out', str(out), *args])
 
 

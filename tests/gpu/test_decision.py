@@ -1,4 +1,4 @@
-"""The kernels that decide on a GPU: what they do under the interpreter, they do there."""
+"""The tests of the kernels that decide on a GPU."""
 
 import pytest
 import torch

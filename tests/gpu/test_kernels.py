@@ -1,4 +1,4 @@
-"""The Triton kernels on a GPU: what they do under the interpreter, they do there."""
+"""The tests of the Triton kernels on a GPU."""
 
 import pytest
 import torch

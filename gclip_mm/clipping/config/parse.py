@@ -6,7 +6,7 @@ import copy
 from typing import Any, NamedTuple
 
 from ..base import Clipper
-from ..checks import ClipConfigError, check_choice, check_number, suggest
+from ..checks import ClipConfigError, check_choice, check_number, plain, suggest
 from .registry import CLIPPERS
 from .routes import Route, Router, Selector
 from .schedules import ThresholdDriver, build_driver
@@ -175,7 +175,10 @@ def _selector(condition: dict[str, Any], where: str) -> Selector:
 
 
 def _plain(value: Any) -> Any:
-    """A deep copy in built-in containers, so that no ConfigDict enters a checkpoint."""
+    """A deep copy in built-in containers and numbers.
+
+    No ConfigDict and no NumPy scalar may enter a checkpoint or the log.
+    """
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -184,4 +187,4 @@ def _plain(value: Any) -> Any:
             if type(value) in (list, tuple)
             else [_plain(item) for item in value]
         )
-    return copy.deepcopy(value)
+    return copy.deepcopy(plain(value))

@@ -14,6 +14,8 @@ from ..gradients.names import ParamInfo
 class Selector:
     """One condition on a parameter: a regex searched in its name, or the class of its module.
 
+    A parameter that several modules share has several names; one that fits is enough.
+
     Args:
         match: regular expression, searched anywhere in the parameter's name.
         module: class name of the owning module, or of one of its base classes.
@@ -40,15 +42,17 @@ class Selector:
 
     def __call__(self, info: ParamInfo) -> bool:
         if self._regex is not None:
-            return self._regex.search(info.name) is not None
-        return any(cls.__name__ == self.module for cls in type(info.module).__mro__)
+            return any(map(self._regex.search, info.names))
+        return any(
+            cls.__name__ == self.module for owner in info.modules for cls in type(owner).__mro__
+        )
 
     def nothing_matched(self, infos: list[ParamInfo]) -> ClipConfigError:
         """The error for a condition that matches no parameter, with the nearest names."""
         if self._regex is not None:
             word, kind = self.match, 'name'
-            valid = {info.name for info in infos}
-            valid |= {info.name.rpartition('.')[0] for info in infos}
+            valid = {name for info in infos for name in info.names}
+            valid |= {name.rpartition('.')[0] for name in valid}
         else:
             word, kind = self.module, 'module class'
             valid = {type(info.module).__name__ for info in infos if info.module is not None}

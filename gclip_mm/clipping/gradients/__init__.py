@@ -1,1 +1,1 @@
-"""What a rule sees of a step: the gradients, their norms, units and shards."""
+"""The gradients of a step: views, norms, units and shards."""

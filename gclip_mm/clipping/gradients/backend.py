@@ -1,18 +1,19 @@
-"""Reads and writes the gradients of a view: the one place that chooses a kernel.
+"""Reads and writes the gradients of a view, and chooses the kernels.
 
-:class:`Backend` works by PyTorch's operations, on every device and dtype, and is what the kernels
-are tested against. :class:`ShardedBackend` adds the exchange between processes.
+:class:`Backend` uses PyTorch operations, works on every device and dtype, and is the reference for
+the tests of the kernels. :class:`ShardedBackend` adds the exchange between processes.
 :class:`~gclip_mm.clipping.gradients.kernel_backend.KernelBackend` uses Triton on a GPU and Numba on
 a CPU where the gradients allow it, and falls back to PyTorch where they do not.
 
-A backend is made once for a view. It keeps what a measuring call has read until the gradients are
-written, so that the call that writes need not read again.
+A backend is made once for a view. It caches the results of a measuring call until the gradients are
+written, so that the writing call does not read the gradients again.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from .names import ParamInfo
 from .norms import combine, finish_norms, read_by_rows, tensor_norms
 from .outliers import OutlierEdit
 from .rows import NARROW, RowNorms
+from .scaling import has_half, scale_each
 from .sharded_units import UnitReduction
 from .sharding import Sharding, to_local
 from .unit_plan import UnitLimits, UnitPlan
@@ -40,9 +42,9 @@ class Ranges(NamedTuple):
         low: lower end, for all gradients or (N,).
         high: upper end, likewise.
         threshold: the number to log: 0-d tensor or float.
-        change: ``change(i, values, out)`` writes to ``out`` what becomes of elements of gradient
-            ``i``, those inside the range included; both tensors have the same shape. None: the
-            elements are clamped to the range.
+        change: ``change(i, values, out)`` writes the new values of elements of gradient ``i`` to
+            ``out``, including elements inside the range; both tensors have the same shape. None:
+            clamp to the range.
     """
 
     low: Bound
@@ -52,7 +54,7 @@ class Ranges(NamedTuple):
 
 
 class Backend:
-    """PyTorch's operations.
+    """Reads and writes gradients with PyTorch operations.
 
     Args:
         infos: the N parameters whose gradients will be loaded.
@@ -68,7 +70,7 @@ class Backend:
         #: The N gradients of this step; empty between steps.
         self.grads: list[Tensor] = []
         self._may_write = False
-        # What element_norms() has read in this step.
+        # Results of element_norms() in this step.
         self._parts: Tensor | None = None
         self._rows: RowNorms | None = None
 
@@ -77,7 +79,7 @@ class Backend:
 
         Args:
             grads: the gradients (local shards).
-            may_write_early: whether measuring may clip already; see ``GradView.may_write_early``.
+            may_write_early: whether measuring may clip; see ``GradView.may_write_early``.
         """
         self.grads = grads
         self._may_write = may_write_early
@@ -85,7 +87,7 @@ class Backend:
 
     @property
     def params(self) -> list[Tensor]:
-        """The N parameters; of a sharded one, the local shard."""
+        """The N parameters; for a sharded one, the local shard."""
         return self._params
 
     @property
@@ -108,23 +110,28 @@ class Backend:
 
     def scale_all(self, coef: Tensor) -> None:
         """Multiply all gradients in place by one coefficient (0-d)."""
-        if all(grad.device == coef.device for grad in self.grads):
-            torch._foreach_mul_(self.grads, coef)
+        grads = self.grads
+        if has_half(grads) or any(grad.device != coef.device for grad in grads):
+            scale_each(grads, [coef] * len(grads))
         else:
-            for grad in self.grads:
-                grad.mul_(coef.to(grad.device))
+            torch._foreach_mul_(grads, coef)
 
     def scale(self, coefs: Tensor) -> None:
         """Multiply each gradient in place by its coefficient; coefs has shape (N,).
 
-        On a CPU, where reading the coefficients is free, a gradient whose coefficient is 1 is not
-        touched.
+        On a CPU, where reading the coefficients is free, gradients with coefficient 1 are not
+        written.
         """
         grads, values = self.grads, host(coefs)
         if values is not None:
             cut = (values != 1).nonzero()[0].tolist()
-            if cut:
-                torch._foreach_mul_([grads[i] for i in cut], values[cut].tolist())
+            grads = [grads[i] for i in cut]
+            if has_half(grads):
+                scale_each(grads, coefs[cut].unbind())
+            elif cut:
+                torch._foreach_mul_(grads, values[cut].tolist())
+        elif has_half(grads):
+            scale_each(grads, coefs.unbind())
         elif all(grad.device == coefs.device for grad in grads):
             torch._foreach_mul_(grads, list(coefs.unbind()))
         else:
@@ -141,8 +148,8 @@ class Backend:
         """The norm of all gradients (0-d) and the norms of their units (U,).
 
         Args:
-            limits: what each unit will be scaled down to. If clipping early is allowed, a kernel
-                may scale in the same pass; :meth:`scale_units` then skips what is done.
+            limits: the limits of the units. If clipping early is allowed, a kernel may scale to
+                them in the same pass; :meth:`scale_units` then skips those units.
         """
         norms = self._plan.norms(self.grads, self._plan.grad_norms, guard=True)
         total = combine(norms)
@@ -163,7 +170,7 @@ class Backend:
     def unit_totals(
         self, post: Tensor, bounds: Tensor, clipped: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, int]:
-        """What a rule reports of its units.
+        """Totals over the units, as a rule reports them.
 
         Args:
             post: (U,) norms after clipping.
@@ -171,19 +178,39 @@ class Backend:
             clipped: (U,) bool, the units that were clipped.
 
         Returns:
-            Norm after clipping (0-d), norm of all bounds (0-d), clipped units (0-d), units.
+            Norm after clipping (0-d), norm of all bounds (0-d), number of clipped units (0-d),
+            number of units.
         """
         norm, bound = (combine(part, exact=False) for part in (post, bounds))
         return norm, bound, clipped.sum(), len(post)
+
+    @cached_property
+    def unit_owner(self) -> Tensor:
+        """Which of the N parameters each unit belongs to, (U,) int64, on their device."""
+        order, sizes = torch.tensor(self._plan.order), torch.tensor(self._plan.sizes)
+        return torch.repeat_interleave(order, sizes).to(self._plan.grad_norms.device)
+
+    def unit_sums(self, values: Tensor) -> Tensor:
+        """Sums (N, K) over the units of each parameter, given values (U, K)."""
+        sums = values.new_zeros(len(self._infos), values.shape[1])
+        return sums.index_add_(0, self.unit_owner.to(values.device), values)
+
+    def change_norms(self, before: list[Tensor]) -> Tensor:
+        """How far the units of the parameters have moved since, (U,); ``before`` are N copies."""
+        return self._plan.change_norms([p.detach() for p in self.params], before)
+
+    def shorten_change(self, before: list[Tensor], coefs: Tensor) -> None:
+        """Keep of each unit's movement since ``before`` the share ``coefs`` (U,), in place."""
+        self._plan.shorten([p.detach() for p in self.params], before, coefs)
 
     # -- elements --------------------------------------------------------------------------------
     def element_norms(
         self, fixed_range: tuple[float | None, float | None] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The 2-norm of all gradients (0-d) and of each (N,), read as :meth:`edit` needs them.
+        """The 2-norm of all gradients (0-d) and of each (N,); :meth:`edit` reuses them.
 
         Args:
-            fixed_range: the range that elements will be clamped to, if it is known already. If
+            fixed_range: the range that elements will be clamped to, if it is already known. If
                 clipping early is allowed, a kernel may clamp in the same pass.
         """
         rows = read_by_rows(self.grads, NARROW)
@@ -196,15 +223,15 @@ class Backend:
         return combine(parts), parts
 
     def edit(self, ranges: Ranges, is_clamp: bool = False) -> tuple[Tensor, Tensor | float]:
-        """Change the elements outside their range, in place; after :meth:`element_norms`.
+        """Change the elements outside their range in place; call :meth:`element_norms` first.
 
         Args:
-            ranges: the ranges, and what becomes of the elements outside.
-            is_clamp: the range is the ``fixed_range`` of :meth:`element_norms`, and elements are
-                clamped to it.
+            ranges: the ranges, and how the elements outside change.
+            is_clamp: whether the range is the ``fixed_range`` of :meth:`element_norms`, and
+                elements are clamped to it.
 
         Returns:
-            The 2-norm of all gradients after the edit (0-d), and how many elements changed.
+            The 2-norm of all gradients after the edit (0-d), and the number of changed elements.
         """
         parts = self.element_norms()[1] if self._parts is None else self._parts
         edit = OutlierEdit(self.grads, parts, self._rows)
@@ -215,7 +242,7 @@ class Backend:
         return edit.norms()
 
     def _whole(self, norms: Tensor) -> Tensor:
-        """2-norms of local shards -> 2-norms of whole tensors."""
+        """Convert 2-norms of local shards to 2-norms of whole tensors."""
         return norms
 
     def _sum(self, values: Tensor) -> Tensor:
@@ -223,7 +250,7 @@ class Backend:
 
 
 class ShardedBackend(Backend):
-    """PyTorch's operations on local shards; norms and counts are those of whole tensors.
+    """Reads and writes local shards; norms and counts are those of whole tensors.
 
     Args:
         infos: the N parameters whose gradients will be loaded.
@@ -270,6 +297,17 @@ class ShardedBackend(Backend):
         assert self._reduction is not None
         return self._reduction.totals(post, bounds, clipped)
 
+    def unit_sums(self, values: Tensor) -> Tensor:
+        assert self._reduction is not None
+        sums = values.new_zeros(len(self._infos), values.shape[1])
+        sums[torch.tensor(self._plan.order, device=values.device)] = self._reduction.sums(values)
+        return sums
+
+    def change_norms(self, before: list[Tensor]) -> Tensor:
+        assert self._reduction is not None
+        norms = super().change_norms(before)
+        return self._reduction.measure(norms, norms)[1]
+
     def _norms_after(self, edit: OutlierEdit) -> Tensor:
         return self.norms()
 
@@ -299,7 +337,7 @@ def _apply(edit: OutlierEdit, ranges: Ranges, count: int) -> None:
 
 
 class _Change:
-    """What becomes of elements of one gradient."""
+    """The change to the elements of one gradient; see :class:`OutlierEdit`."""
 
     def __init__(self, i: int, low: Any, high: Any, change: Any) -> None:
         self._i, self._low, self._high, self._change = i, low, high, change

@@ -17,7 +17,7 @@ from .norms import combine
 from .sharding import Sharding
 from .unit_plan import UnitLimits
 
-# Before torch 2.5 it took one tensor at a time.
+# Before torch 2.5, increment_version accepted only one tensor.
 _MARKS_SEVERAL = 'Iterable' in str(
     inspect.signature(torch.autograd.graph.increment_version).parameters['tensor'].annotation
 )
@@ -40,11 +40,11 @@ def make_backend(
 
 
 class KernelBackend(Backend):
-    """One launch, or one pass over host memory, for all gradients.
+    """Reads and writes all gradients in one kernel launch, or in one pass over host memory.
 
-    Whether the kernels can work on the gradients of a step is checked when they are first used in
-    the step, and again before writing, because an observer may have replaced a gradient. Where they
-    cannot, :class:`~gclip_mm.clipping.gradients.backend.Backend` does the work.
+    The backend checks whether the kernels support the gradients of a step at the first use in the
+    step, and again before writing, because an observer may have replaced a gradient. If not, it
+    falls back to :class:`~gclip_mm.clipping.gradients.backend.Backend`.
     """
 
     def __init__(self, infos: list[ParamInfo]) -> None:
@@ -53,7 +53,7 @@ class KernelBackend(Backend):
         # Chosen at the first step: a view is made for gradients of one device.
         self._kind: type[MultiTensor] | type[HostTensors] | None = None
         self._is_chosen = False
-        # What has measured the gradients of this step, if a kernel has.
+        # The kernels that measured the gradients of this step, if any.
         self._whole_used: MultiTensor | HostTensors | None = None
         self._units_used: UnitTensors | None = None
         self._weights: Tensor | None = None
@@ -77,7 +77,7 @@ class KernelBackend(Backend):
     def _whole_kernels(
         self, p: float = 2.0, exact: bool = False
     ) -> MultiTensor | HostTensors | None:
-        """The kernels for whole tensors, or None where they cannot work on these gradients."""
+        """The kernels for whole tensors, or None if they do not support these gradients."""
         kind = self._choose()
         if kind is None or (kind is HostTensors and (exact or p != 2)):
             return None
@@ -88,7 +88,7 @@ class KernelBackend(Backend):
         return tables if tables.take(self.grads) else None
 
     def _unit_kernels(self) -> UnitTensors | None:
-        """The kernels for units, or None where they cannot work on these gradients."""
+        """The kernels for units, or None if they do not support these gradients."""
         kind = self._choose()
         if kind is None:
             return None
@@ -188,7 +188,7 @@ class KernelBackend(Backend):
 
 
 def mark_written(tensors: list[Tensor]) -> None:
-    """Tell autograd that kernels have changed tensors in place, as torch's operations do."""
+    """Tell autograd that kernels changed tensors in place, as torch's operations do."""
     if _MARKS_SEVERAL:
         torch.autograd.graph.increment_version(tensors)
     else:

@@ -1,4 +1,4 @@
-"""Norms of many tensors that neither overflow nor wait for the device.
+"""Norms of many tensors, without overflow and without waiting for the device.
 
 Norms accumulate in float32 or wider. A float32 sum of squares overflows from about 1.8e19 and
 loses everything below about 1e-19, although the gradient itself is finite. Such a norm is
@@ -25,7 +25,7 @@ _TINY_POWERS = {torch.float32: 1e-30, torch.float64: 1e-290}
 
 
 def quiet() -> contextlib.AbstractContextManager[None]:
-    """Silence NumPy's warnings about what torch does silently: division by zero, NaN."""
+    """Silence NumPy's warnings on division by zero and NaN, on which torch gives none."""
     return contextlib.nullcontext() if np is None else np.errstate(all='ignore')
 
 
@@ -71,7 +71,7 @@ def _each_norm(tensors: list[Tensor], p: float) -> Sequence[Tensor]:
         norms = [_largest(tensor) for tensor in tensors]
     elif _is_uniform(tensors):
         dtype = accumulate_dtype(first)
-        # Without a dtype torch takes the code path of clip_grad_norm_, bit for bit.
+        # Without a dtype torch's result is bit-identical to clip_grad_norm_.
         if first.dtype == dtype:
             return torch._foreach_norm(tensors, p)
         return torch._foreach_norm(tensors, p, dtype=dtype)
@@ -83,7 +83,7 @@ def _each_norm(tensors: list[Tensor], p: float) -> Sequence[Tensor]:
 
 def _is_uniform(tensors: list[Tensor]) -> bool:
     """Whether all tensors have one type and lie on one device."""
-    # As sets of plain values: comparing pair by pair costs as much as the norms of small tensors.
+    # Sets of values: comparing tensors in pairs costs as much as the norms of small tensors.
     return (
         len(set(map(attrgetter('dtype'), tensors))) == 1
         and len(set(map(Tensor.get_device, tensors))) == 1
@@ -91,7 +91,7 @@ def _is_uniform(tensors: list[Tensor]) -> bool:
 
 
 def _largest(tensor: Tensor) -> Tensor:
-    """The largest absolute value, 0-d; NaN where there is one; 0 of no elements."""
+    """The largest absolute value, 0-d; NaN if any element is NaN; 0 if there are no elements."""
     dtype = accumulate_dtype(tensor)
     if tensor.numel() == 0:
         # Undefined in torch; the norm of an empty tensor is 0.
@@ -105,7 +105,7 @@ def _largest(tensor: Tensor) -> Tensor:
 
 
 def _recompute_extremes(norms: Tensor, tensors: list[Tensor], p: float) -> Tensor:
-    """Replace, on the CPU, the norms that over- or underflowed by float64 ones."""
+    """On a CPU, replace norms that over- or underflowed with float64 norms."""
     values = host(norms)
     if values is None or p == math.inf:
         return norms
@@ -119,13 +119,13 @@ def _recompute_extremes(norms: Tensor, tensors: list[Tensor], p: float) -> Tenso
 
 
 def _is_safe(norms: Tensor, values: np.ndarray, p: float) -> np.ndarray:
-    """Whether no power over- or underflowed in the computation of these norms."""
+    """For each norm, whether no power over- or underflowed in its computation."""
     safe: np.ndarray = (values > _TINY_POWERS[norms.dtype] ** (1.0 / p)) & (values < np.inf)
     return safe
 
 
 def _careful_norm(tensor: Tensor, p: float) -> Tensor:
-    """The p-norm in float64, taken relative to the largest element so that no power overflows."""
+    """The p-norm in float64, computed relative to the largest element to avoid overflow."""
     if tensor.numel() == 0:
         return torch.zeros((), dtype=torch.float64)
     top = _largest(tensor).double()
@@ -138,7 +138,7 @@ def _careful_norm(tensor: Tensor, p: float) -> Tensor:
 
 
 def fit(wide: Tensor) -> Tensor:
-    """float64 -> float32 when every value survives it (CPU only), else unchanged."""
+    """Convert float64 to float32 if every value fits (CPU only); otherwise return it unchanged."""
     values = host(wide)
     if values is None or wide.dtype != torch.float64:
         return wide
@@ -147,11 +147,11 @@ def fit(wide: Tensor) -> Tensor:
 
 
 def combine(norms: Tensor, p: float = 2.0, exact: bool = True) -> Tensor:
-    """The p-norm of everything, given the p-norms (N,) of its parts; a 0-d tensor.
+    """The p-norm (0-d) of a whole, given the p-norms (N,) of its parts.
 
     Args:
-        norms: of the parts.
-        p: their order.
+        norms: norms of the parts, (N,).
+        p: order of the norms.
         exact: on a CPU bit-identical to PyTorch's result.
     """
     if norms.numel() == 0:

@@ -1,10 +1,10 @@
-"""Changing the elements that lie outside a range, and touching as little memory as can be.
+"""Changes the elements that lie outside a range with as little memory traffic as possible.
 
-A pass over memory is what such rules cost. On the CPU, where the host may look, tensors and rows
-whose norm is within the range are passed over, since no element is larger than the norm that it is
-a part of; the rest is taken in pieces that stay in a core's cache through several operations, and
-only pieces with an element outside are written. On another device nothing is looked at, and
-everything goes through the same operations.
+The cost of such a rule is its passes over memory. On a CPU, where the host can read values, tensors
+and rows whose norm is within the range are skipped: no element is larger than the norm of its row.
+The rest is processed in pieces that stay in a core's cache through several operations, and only
+pieces with an element outside are written. On other devices nothing is read on the host, and all
+elements go through the same operations.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ Change = Callable[[Tensor, Tensor], object]
 
 #: Below this the square of an element, and with it the norm of its row, may underflow.
 _SMALLEST = 1e-15
-#: Norms are rounded: this share of a bound is surely within it.
+#: Norms are rounded: a norm below this share of a bound is certainly within the bound.
 _MARGIN = 0.99
-#: From this share of rows on it is faster to take the tensor as a whole.
+#: Above this share of rows it is faster to process the whole tensor.
 _MANY = 0.25
-#: Gradients of fewer elements are looked at together: for them a call costs more than the work.
+#: Gradients of fewer elements are processed together: a call costs more than the work on them.
 _SMALL = 1 << 14
 
 
 class OutlierEdit:
-    """Changes elements outside a range, tensor by tensor, and keeps count and norms.
+    """Changes elements outside a range, counts them, and updates the norms.
 
     Args:
         grads: the N gradients that are changed in place.
-        norms: (N,) their 2-norms; of a sharded one, that of the whole.
-        rows: the norms of their rows, if they have been read; kept up to date.
+        norms: (N,) their 2-norms; for a sharded gradient, the norm of the whole tensor.
+        rows: the norms of their rows, if they have been read; updated in place.
     """
 
     def __init__(self, grads: list[Tensor], norms: Tensor, rows: RowNorms | None) -> None:
@@ -48,7 +48,7 @@ class OutlierEdit:
         self._rows = rows
         self._known = host(norms)
         self._changed: list[int] = []
-        #: (N,) float64, how many elements of each gradient have been changed.
+        #: (N,) float64, number of changed elements of each gradient.
         self.counts = norms.new_zeros(len(grads), dtype=torch.float64)
         self._scratch: Tensor | None = None
         self._range_of: tuple[float | None, float | None, torch.dtype] | None = None
@@ -66,7 +66,7 @@ class OutlierEdit:
         self._apply(i, inner)
 
     def apply_to_all(self, low: float | None, high: float | None, change: Change) -> None:
-        """:meth:`apply` to every gradient, with one range for all; small ones go together."""
+        """:meth:`apply` to every gradient, with one range; small gradients share a call."""
         if self._known is None:
             for i in range(len(self._grads)):
                 self._change_unseen(i, change)
@@ -101,7 +101,7 @@ class OutlierEdit:
     def _set_range(self, low: float | None, high: float | None, dtype: torch.dtype) -> None:
         if (low, high, dtype) != self._range_of:
             self._range_of = low, high, dtype
-            # As the gradient's own type has them: that is what its elements are compared with.
+            # Rounded to the dtype of the gradient, because elements are compared in that dtype.
             self._low, self._high = (
                 torch.tensor(end, dtype=dtype).tolist()
                 for end in (-math.inf if low is None else low, math.inf if high is None else high)
@@ -121,7 +121,7 @@ class OutlierEdit:
             self._changed.append(i)
 
     def norms(self) -> Tensor:
-        """The 2-norms (N,) of the gradients as they are now; of sharded ones, of the parts here."""
+        """The current 2-norms (N,) of the gradients; for sharded gradients, of the local shards."""
         if self._known is None:
             return tensor_norms(self._grads, exact=False)
         if not self._changed:
@@ -139,13 +139,13 @@ class OutlierEdit:
 
     # -- on the host -----------------------------------------------------------------------------
     def _edit(self, piece: Tensor, rows: Tensor | None = None) -> float:
-        """Change a piece in place, and the norms of its rows; how many elements were changed."""
-        # Where one piece of a tensor has outliers, so has the next as a rule: no look is needed.
+        """Change a piece and its row norms in place; returns the number of changed elements."""
+        # If a piece of a tensor has outliers, the next piece usually has too: skip the check.
         if not self._expects and not self._has_outliers(piece):
             return 0.0
         new = self._room(piece)
         self._change(piece, new)
-        # Flags take the gradient's own place until the new values are copied there: one scratch.
+        # The flags overwrite the gradient until the new values are copied: one scratch is enough.
         found = _number(piece.ne_(new).sum(dtype=_count_type(piece)))
         piece.copy_(new)
         self._expects = found > 0
@@ -154,7 +154,7 @@ class OutlierEdit:
         return found
 
     def _groups(self, indices: list[int]) -> Iterator[list[int]]:
-        """Small gradients, as many at a time as the scratch memory holds with their new values."""
+        """Groups of small gradients that fit into the scratch memory with their new values."""
         group: list[int] = []
         size = 0
         for i in indices:
@@ -168,7 +168,7 @@ class OutlierEdit:
             yield group
 
     def _edit_together(self, indices: list[int]) -> None:
-        """:meth:`_edit` for some small gradients, gathered."""
+        """:meth:`_edit` for some small gradients, concatenated."""
         grads = [self._grads[i] for i in indices]
         sizes = [grad.numel() for grad in grads]
         total = sum(sizes)
@@ -187,7 +187,7 @@ class OutlierEdit:
         torch._foreach_copy_([grads[j] for j in hit], [news[j].view(grads[j].shape) for j in hit])
 
     def _edit_rows(self, line: Tensor, rows: Tensor, inner: float) -> float:
-        """Change a tensor where the norms of its rows allow for an element outside."""
+        """Change the rows of a tensor whose norm does not exclude an element outside the range."""
         assert self._rows is not None
         width = self._rows.width
         size = max(chunk_size(line) // width, 1)
@@ -211,7 +211,7 @@ class OutlierEdit:
         return found
 
     def _edit_some(self, matrix: Tensor, rows: Tensor, index: Tensor) -> float:
-        """:meth:`_edit` for some rows of a matrix, gathered, if there is an outlier among them."""
+        """:meth:`_edit` for some rows of a matrix, gathered."""
         room = self._room(matrix, 2 * len(index))
         some, new = room.split(len(index))  # type: ignore[no-untyped-call]
         torch.index_select(matrix, 0, index, out=some)
@@ -227,11 +227,11 @@ class OutlierEdit:
         if not piece.numel():
             return False
         bottom, top = torch.aminmax(piece)
-        # The wrong way round, so that NaN counts as outside.
+        # Negated, so that NaN counts as outside.
         return not (bottom.tolist() >= self._low and top.tolist() <= self._high)
 
     def _room(self, like: Tensor, rows: int | None = None) -> Tensor:
-        """Scratch memory in the shape of a tensor, or of some rows of it; the same each time."""
+        """Scratch memory in the shape of a tensor, or of some of its rows; reused by each call."""
         shape = like.shape if rows is None else (rows, *like.shape[1:])
         size = math.prod(shape)
         if not like.is_contiguous() or size > chunk_size(like):
@@ -242,12 +242,12 @@ class OutlierEdit:
 
 
 def _inner(low: float | None, high: float | None) -> float:
-    """No element is larger than this unless it is outside."""
+    """The largest absolute value that is certainly inside the range."""
     return min(end for end in (None if low is None else -low, high) if end is not None)
 
 
 def _largest_rows(rows: RowNorms) -> np.ndarray:
-    """The largest norm among the rows of each gradient that has rows."""
+    """The largest row norm of each gradient that has rows."""
     starts = np.cumsum([0, *(len(rows.rows_of(i)) for i in rows.places[:-1])])
     return np.maximum.reduceat(host(rows.flat), starts)
 
@@ -259,5 +259,5 @@ def _number(tensor: Tensor) -> float:
 
 
 def _count_type(piece: Tensor) -> torch.dtype:
-    # float32 counts to 2**24, and is the fastest to add up.
+    # float32 counts exactly up to 2**24, and is the fastest to sum.
     return torch.float32 if piece.numel() <= 1 << 24 else torch.float64

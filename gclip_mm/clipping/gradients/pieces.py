@@ -1,4 +1,4 @@
-"""Walking through large tensors piece by piece, for rules that look at single elements."""
+"""Splits large tensors into pieces, for rules that change single elements."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from torch import Tensor
 
 from .rows import in_line
 
-# Elements handled at a time. On the CPU 512 KiB of float32 stay in a core's cache through several
-# passes, so that memory is read once and written once. Elsewhere it bounds the scratch memory.
+# Elements of a piece. On a CPU, 512 KiB of float32 stay in a core's cache through several passes,
+# so that memory is read and written once. On other devices the size bounds the scratch memory.
 _CHUNK_CPU = 1 << 17
 _CHUNK = 1 << 24
 
 
 def chunk_size(tensor: Tensor) -> int:
-    """How many elements are handled at a time where a tensor lies."""
+    """Number of elements of a piece on the device of a tensor."""
     return _CHUNK_CPU if tensor.device.type == 'cpu' else _CHUNK
 
 
 def pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Views that together cover tensors of one shape, cut alike; a tuple for each piece.
+    """Split tensors of one shape into the same pieces.
 
-    Tensors that lie in memory in different orders, or not side by side, are one piece.
+    Returns:
+        Views that cover the tensors, one tuple for each piece, one view for each tensor. Tensors
+        with different strides, or with gaps in memory, are returned as one piece.
     """
     first = tensors[0]
     size = chunk_size(first)

@@ -1,10 +1,9 @@
-"""The 2-norms of large CPU tensors by way of the norms of their rows.
+"""The 2-norms of large CPU tensors, computed from the norms of their rows.
 
-torch computes the norm of a whole tensor on one core, in one chain of additions. The rows of a
-matrix it shares out among all cores, so that a large tensor cut into short rows is read as fast as
-the memory allows, and the sum is the more accurate for being taken in two stages. No element is
-larger than the norm of its row, which also tells a rule that looks at single elements where it need
-not look.
+torch computes the norm of a whole tensor on one core, in one chain of additions. It distributes the
+rows of a matrix over all cores. A large tensor that is split into short rows is therefore read at
+memory speed, and the sum in two stages is more accurate. No element is larger than the norm of its
+row, so a rule on single elements can skip rows with a small norm.
 """
 
 from __future__ import annotations
@@ -14,26 +13,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: Elements in a row: as fast as it goes, for who wants the norms of whole tensors only.
+#: Elements of a row: the fastest size, for the norms of whole tensors only.
 WIDE = 1 << 12
-#: For who wants to know where large elements may be. The norms of such rows take 0.4% of the
-#: gradients' memory.
+#: Elements of a row, to find out where large elements may be. The norms of these rows take 0.4% of
+#: the gradients' memory.
 NARROW = 1 << 8
-#: Tensors of fewer elements are faster in one piece.
+#: Tensors of fewer elements are faster without rows.
 _LARGE = 1 << 16
 
 
 class RowNorms:
-    """The norms of some tensors, and those of the rows of the large ones among them.
+    """The row norms of the large tensors among some tensors.
 
     Made by :func:`row_norms`. It holds no reference to the tensors.
 
     Attributes:
-        parts: N tensors whose 2-norms are those of the N tensors: the norms of a tensor's rows,
-            the last of which may be shorter than the others, or None for a tensor without.
-        flat: (R,) float32, the norms of all rows one after another: the memory of ``parts``.
-        places: which of the N tensors have rows, in the order in which they lie in ``flat``.
-        width: elements in a row.
+        parts: for each of the N tensors the norms of its rows, whose 2-norm is that of the tensor;
+            None for a tensor without rows. The last row may be shorter than the others.
+        flat: (R,) float32, the norms of all rows, concatenated; ``parts`` are views of it.
+        places: the indices of the tensors that have rows, in their order in ``flat``.
+        width: elements of a row.
     """
 
     def __init__(self, sizes: dict[int, int], count: int, width: int) -> None:
@@ -53,17 +52,17 @@ class RowNorms:
         return rows
 
     def norms(self, tensors: list[Tensor]) -> Sequence[Tensor]:
-        """The 2-norm of each tensor, 0-d, as far as it has rows from what is in ``flat``."""
+        """The 2-norm of each tensor, 0-d; for a tensor with rows, computed from ``flat``."""
         pairs = zip(tensors, self.parts, strict=True)
         return torch._foreach_norm([tensor if part is None else part for tensor, part in pairs])
 
 
 def row_norms(tensors: list[Tensor], width: int = WIDE) -> RowNorms | None:
-    """Read the rows of all large tensors; None where there are none or it would be no faster.
+    """Compute the norms of the rows of all large tensors; None if that is not faster.
 
     Args:
-        tensors: N tensors of one type on one device.
-        width: elements in a row.
+        tensors: N tensors of one dtype on one device.
+        width: elements of a row.
     """
     if tensors[0].dtype != torch.float32 or tensors[0].device.type != 'cpu':
         return None
@@ -92,10 +91,7 @@ def read_rows(line: Tensor, out: Tensor, width: int) -> None:
 
 
 def in_line(tensor: Tensor) -> Tensor | None:
-    """The elements of a tensor (n,) in the order in which they lie in memory, as a view.
-
-    None where they do not lie side by side.
-    """
+    """A view (n,) of the elements of a tensor in memory order; None if there are gaps."""
     if tensor.is_contiguous():
         return tensor.view(-1)
     # Transposed, channels last: contiguous with the axes in another order.

@@ -20,17 +20,17 @@ from .units import UnitLayout
 
 
 class UnitReduction:
-    """Exchanges what the flat vector of unit norms of one view needs.
+    """Reduces the flat vector of unit norms of one view over the processes.
 
     Args:
         infos: the P parameters, in their order in the flat vector.
         layouts: their unit layouts; they decide where a shard boundary lies.
-        specs: how each is sharded; None for one that every rank holds whole.
-        sizes: number of local units of each; U in all.
-        device: where the norms are.
+        specs: how each is sharded; None for a parameter that every rank holds whole.
+        sizes: number of local units of each; U in total.
+        device: device of the norms.
 
     Raises:
-        ClipConfigError: units that cannot be told apart in the way the parameter is sharded.
+        ClipConfigError: a parameter is sharded in a way that does not preserve its units.
     """
 
     def __init__(
@@ -94,12 +94,17 @@ class UnitReduction:
     def totals(
         self, post: Tensor, limits: Tensor, over: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Norm after clipping, norm of all limits, clipped units, units; over all processes."""
+        """Norm after clipping, norm of all limits, clipped units and units of all processes."""
         columns = [post.square(), limits.square(), over.double()]
         table = torch.stack([self._per_param(column) for column in columns], dim=1)
         all_reduce_rows(table, self._spread)
         post_sum, limit_sum, clipped = table.sum(0)
         return post_sum.sqrt(), limit_sum.sqrt(), clipped, self.count
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums (P, K) over the units of each parameter, given values (U, K) of the local units."""
+        table = values.new_zeros(self._params, values.shape[1])
+        return all_reduce_rows(table.index_add_(0, self.segment, values), self._spread)
 
     def _per_param(self, values: Tensor) -> Tensor:
         return values.new_zeros(self._params).index_add_(0, self.segment, values)

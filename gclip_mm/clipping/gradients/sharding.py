@@ -1,8 +1,8 @@
-"""Norms of gradients that are spread over processes: FSDP2, tensor parallelism, FSDP1.
+"""Norms of gradients that are sharded over processes: FSDP2, tensor parallelism, FSDP1.
 
-A rank holds a part of a tensor; its norm needs the parts of the others. Powers are summed where a
-tensor is sharded and nowhere else, so that a replicated tensor counts once, and everything that has
-to cross a mesh dimension crosses it in one all-reduce of a small vector.
+A rank holds a shard of a tensor, but the norm needs all shards. Powers are summed only over the
+mesh dimensions that shard a tensor, so that a replicated tensor counts once. Each process group
+takes one all-reduce of a small vector.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class ShardSpec(NamedTuple):
-    """How one parameter is spread.
+    """How one parameter is sharded.
 
     Attributes:
-        groups: the process groups that its elements are spread over, one a sharded mesh dimension.
-        dims: for each of them, the tensor dimension that is cut; None where the elements lie flat
-            (FSDP1), so that rows and filters cannot be told apart. Of such a one that every rank
-            holds whole, which has no groups, there is one None.
+        groups: the process groups that hold its elements, one for each sharded mesh dimension.
+        dims: the tensor dimension that each group shards; None if the elements are flattened
+            (FSDP1), because rows and filters are then unknown. A flattened parameter that every
+            rank holds whole has no groups and one None.
         shape: the shape of the whole parameter.
     """
 
@@ -40,9 +40,9 @@ class FlatShard(NamedTuple):
     """How FSDP1 holds one parameter.
 
     Attributes:
-        group: the processes that its elements are spread over; None where each holds all of it.
-        shape: its shape when whole.
-        is_joined: whether it is several of the model's, laid out flat one behind the other.
+        group: the processes that hold its elements; None if each process holds all of them.
+        shape: the shape of the whole parameter.
+        is_joined: whether it concatenates several flattened parameters of the model.
     """
 
     group: dist.ProcessGroup | None
@@ -53,12 +53,13 @@ class FlatShard(NamedTuple):
 class Sharding:
     """The sharding of the parameters of a view.
 
-    Which gradients are missing may differ between ranks, since a rank can hold an empty part, so
-    that everything is exchanged for all parameters of the route and not for the live ones only.
+    The missing gradients may differ between ranks, since a rank can hold an empty shard. Values are
+    therefore exchanged for all parameters of the route, with or without a gradient.
 
     Args:
-        specs: one for each parameter of the route; None for one that every rank holds whole.
-        slots: the places among them of the N whose gradient is here.
+        specs: one for each parameter of the route; None for a parameter that every rank holds
+            whole.
+        slots: the indices among them of the N parameters with a gradient on this rank.
     """
 
     def __init__(self, specs: list[ShardSpec | None], slots: list[int]) -> None:
@@ -76,11 +77,11 @@ class Sharding:
         return {slot: spec.shape for slot, spec in enumerate(self.specs) if spec is not None}
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over the shards: values (N, ...) of this rank -> values of the whole tensors."""
+        """Sum values (N, ...) of this rank over the shards of each tensor."""
         return self._exchange(values, dist.ReduceOp.SUM)
 
     def norms(self, norms: Tensor, p: float) -> Tensor:
-        """p-norms of this rank's parts (N,) -> p-norms of the whole tensors (N,)."""
+        """Convert p-norms (N,) of this rank's shards to p-norms (N,) of the whole tensors."""
         if p == math.inf:
             return self._exchange(norms, dist.ReduceOp.MAX)
         # In float64 the powers of float32 norms neither over- nor underflow for any usual p.
@@ -88,7 +89,7 @@ class Sharding:
 
     def _exchange(self, values: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
         if self._rows is None:
-            # Kept on the device: an index from the host would make it wait in every step.
+            # Cached on the device: an index from the host would make the host wait in every step.
             self._index = torch.tensor(self._slots, device=values.device)
             self._rows = to_rows(self._members, values.device)
         everything = values.new_zeros(len(self.specs), *values.shape[1:])
@@ -99,10 +100,10 @@ class Sharding:
 def to_rows(
     members: dict[dist.ProcessGroup, list[int]], device: torch.device
 ) -> dict[dist.ProcessGroup, Tensor]:
-    """The rows of each group as index tensors.
+    """The rows of each group as index tensors, in ascending order.
 
-    In ascending order, so that a rank on which they are all rows, and which exchanges the vector as
-    it is, agrees with one that picks them out.
+    A rank on which a group has all rows exchanges the vector without indexing, so its order has to
+    agree with that of the other ranks.
     """
     return {group: torch.tensor(sorted(rows), device=device) for group, rows in members.items()}
 
@@ -112,12 +113,12 @@ def all_reduce_rows(
     rows_of: dict[dist.ProcessGroup, Tensor],
     op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
 ) -> Tensor:
-    """All-reduce in place the rows that each group shares, one collective a group.
+    """All-reduce the rows of each group in place, with one collective per group.
 
     Args:
         values: shape (N, ...).
         rows_of: the rows of each group, in the same order on every rank.
-        op: how rows are combined.
+        op: the reduction.
     """
     for group, rows in rows_of.items():
         if len(rows) == len(values):
@@ -132,12 +133,12 @@ def all_reduce_rows(
 def find_sharding(
     params: list[Tensor], slots: list[int], flat_groups: dict[int, FlatShard]
 ) -> Sharding | None:
-    """The sharding of some parameters, or None where every rank holds all of them whole.
+    """The sharding of some parameters, or None if every rank holds all of them whole.
 
     Args:
-        params: all parameters of a route, DTensors among them or not.
-        slots: the places of those whose gradient is here.
-        flat_groups: what :func:`flat_param_groups` returns.
+        params: all parameters of a route, DTensors or not.
+        slots: the indices of the parameters with a gradient on this rank.
+        flat_groups: the result of :func:`flat_param_groups`.
 
     Raises:
         ClipConfigError: a placement whose norm cannot be computed, or FSDP1 parameters of an
@@ -182,7 +183,7 @@ def _shard_spec(param: Tensor, flat_groups: dict[int, FlatShard]) -> ShardSpec |
 
 
 def flat_param_groups(model: nn.Module | None) -> dict[int, FlatShard]:
-    """FSDP1: how each parameter is held, by its ``id``."""
+    """How FSDP1 holds each parameter, by the ``id`` of the parameter."""
     if model is None or not dist.is_available() or not dist.is_initialized():
         return {}
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -191,11 +192,11 @@ def flat_param_groups(model: nn.Module | None) -> dict[int, FlatShard]:
     for module in FullyShardedDataParallel.fsdp_modules(model):
         handle = module._handle
         if handle is not None:
-            # Not sharded by NO_SHARD, which a single process gets whatever it asks for.
+            # NO_SHARD does not shard; FSDP always selects it for a single process.
             is_spread = handle.uses_sharded_strategy and handle.process_group.size() > 1
             flat, group = handle.flat_param, handle.process_group if is_spread else None
             found[id(flat)] = FlatShard(group, flat._unpadded_unsharded_size, True)
-            # With use_orig_params=True the optimizer holds these instead.
+            # With use_orig_params=True the optimizer holds the original parameters.
             originals = getattr(flat, '_params', None) or ()
             for param, shape in zip(originals, flat._shapes, strict=bool(originals)):
                 found[id(param)] = FlatShard(group, shape, False)
@@ -203,7 +204,7 @@ def flat_param_groups(model: nn.Module | None) -> dict[int, FlatShard]:
 
 
 def is_spread_flat(model: nn.Module | None) -> bool:
-    """Whether FSDP1 spreads parameters of the model over processes."""
+    """Whether FSDP1 shards parameters of the model over processes."""
     return any(flat.group is not None for flat in flat_param_groups(model).values())
 
 
@@ -217,9 +218,9 @@ def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
 
 
 def gather(part: Tensor, param: Tensor) -> Tensor:
-    """This rank's part of something laid out like a parameter -> the whole, on every rank.
+    """Gather the shards of a tensor that is sharded like a parameter, on every rank.
 
-    A collective where the parameter is a DTensor; anything else is returned as it is.
+    A collective if the parameter is a DTensor; otherwise ``part`` is returned.
     """
     if not is_dtensor(param):
         return part
@@ -245,7 +246,7 @@ def scatter(whole: Tensor, param: Tensor) -> Tensor:
         for mesh_dim, placement in enumerate(param.placements)
         if not placement.is_replicate()
     ]
-    # distribute_tensor refuses strided shards. They cut what tensor parallelism has cut before.
+    # distribute_tensor rejects strided shards. They split what tensor parallelism has split.
     for _, mesh_dim, dim in sorted(cuts, key=lambda cut: not cut[0]):
         parts, own = whole.chunk(mesh.size(mesh_dim), dim), mesh.get_local_rank(mesh_dim)
         whole = parts[own] if own < len(parts) else whole.narrow(dim, 0, 0)
@@ -253,5 +254,5 @@ def scatter(whole: Tensor, param: Tensor) -> Tensor:
 
 
 def to_local(tensor: Tensor) -> Tensor:
-    """This rank's part of a DTensor (its own memory, no copy); any other tensor itself."""
+    """The local shard of a DTensor, without a copy; any other tensor is returned."""
     return tensor.to_local() if is_dtensor(tensor) else tensor

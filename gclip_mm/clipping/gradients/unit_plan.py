@@ -1,9 +1,10 @@
-"""Unit norms by PyTorch's operations, in one flat vector."""
+"""Unit norms with PyTorch operations, in one flat vector."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,11 @@ from torch import Tensor
 
 from ..host import host, np
 from .norms import accumulate_dtype, tensor_norms
+from .scaling import scale_one
 from .units import UnitLayout
+
+#: Elements of scratch memory at a time.
+_SCRATCH = 1 << 22
 
 
 class UnitLimits(NamedTuple):
@@ -27,7 +32,7 @@ class UnitLimits(NamedTuple):
 
 
 class UnitPlan:
-    """Where the unit norms of each parameter lie in one flat vector (U,); made once for a view.
+    """The place of each parameter's unit norms in one flat vector (U,); made once for a view.
 
     Args:
         params: the N parameters (local shards).
@@ -60,12 +65,12 @@ class UnitPlan:
         }
 
     def _cut(self, flat: Tensor) -> list[Tensor]:
-        """Views of a flat vector of unit norms, one for each parameter, ready to broadcast."""
+        """Views of a flat vector of unit norms, one for each parameter, shaped to broadcast."""
         parts = flat.split(self.sizes)  # type: ignore[no-untyped-call]
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def norms(self, tensors: list[Tensor], buffer: Tensor, guard: bool = False) -> Tensor:
-        """Unit norms of all tensors, written into ``buffer`` (U,) where nothing overflows.
+        """Unit norms of all tensors, written into ``buffer`` (U,) unless a norm overflows.
 
         Args:
             tensors: N tensors of the shapes of the parameters.
@@ -104,11 +109,50 @@ class UnitPlan:
     def scale(self, tensors: list[Tensor], coefs: Tensor) -> None:
         """Multiply every unit in place by its coefficient (U,)."""
         cut = self._cut(coefs)
-        values = host(coefs)
-        touched = self.filled
-        if values is not None and touched:
-            clipped = np.logical_or.reduceat(values != 1, self.offsets)
-            touched = [k for k, yes in zip(touched, clipped.tolist(), strict=True) if yes]
-        for k in touched:
+        for k in self._touched(coefs, 1.0):
             i = self.order[k]
-            self.layouts[i].split(tensors[i]).mul_(cut[k].to(tensors[i].device))
+            scale_one(self.layouts[i].split(tensors[i]), cut[k])
+
+    def change_norms(self, news: list[Tensor], olds: list[Tensor]) -> Tensor:
+        """Unit norms (U,) of what has changed in N tensors, some tensors at a time."""
+        norms = torch.empty_like(self.grad_norms)
+        slots = self._cut(norms)
+        for places in self._chunks(news):
+            chosen = [self.order[k] for k in places]
+            deltas = torch._foreach_sub([news[i] for i in chosen], [olds[i] for i in chosen])
+            for k, i, delta in zip(places, chosen, deltas, strict=True):
+                slots[k].copy_(self.layouts[i].norms(delta, norms.dtype))
+        return norms
+
+    def _chunks(self, tensors: list[Tensor]) -> Iterator[list[int]]:
+        """The tensors, by their place in ``order``, in groups that bound the scratch memory."""
+        group: list[int] = []
+        size = 0
+        for k in self.filled:
+            numel = tensors[self.order[k]].numel()
+            if group and size + numel > _SCRATCH:
+                yield group
+                group, size = [], 0
+            group.append(k)
+            size += numel
+        if group:
+            yield group
+
+    def shorten(self, news: list[Tensor], olds: list[Tensor], coefs: Tensor) -> None:
+        """Take every unit back to ``old + coef * (new - old)``, in place; coefs has shape (U,)."""
+        cut = self._cut(coefs)
+        for k in self._touched(coefs, 1.0):
+            i = self.order[k]
+            layout = self.layouts[i]
+            new, old = layout.split(news[i]), layout.split(olds[i])
+            coef = cut[k].to(new.device, torch.promote_types(new.dtype, torch.float32))
+            between = torch.where(coef > 0, old + coef * (new - old), old)
+            new.copy_(torch.where(coef == 1, new, between))
+
+    def _touched(self, coefs: Tensor, neutral: float) -> list[int]:
+        """The tensors, by their place in ``order``, that a coefficient other than this changes."""
+        values = host(coefs)
+        if values is None or not self.filled:
+            return self.filled
+        changed = np.logical_or.reduceat(values != neutral, self.offsets)
+        return [k for k, yes in zip(self.filled, changed.tolist(), strict=True) if yes]

@@ -1,7 +1,7 @@
 """The units of adaptive clipping: which weights of a parameter share one norm.
 
-A unit is what one output of a layer reads through: a filter of a convolution, a row of a linear
-layer or an embedding. Which axis that is depends on the module, not on the shape alone: a
+A unit holds the weights of one output of a layer: a filter of a convolution, a row of a linear
+layer or of an embedding. The axis of the outputs depends on the module, not on the shape alone: a
 transposed convolution keeps its output channels in the second axis.
 """
 
@@ -19,7 +19,7 @@ class UnitLayout(NamedTuple):
 
     Attributes:
         dims: axes that a unit spans (after splitting); None: the whole tensor is one unit.
-        groups: the first axis is first split into ``(groups, -1)``; None: it is not.
+        groups: the first axis is split into ``(groups, -1)`` before; None: it is not split.
     """
 
     dims: tuple[int, ...] | None
@@ -40,9 +40,9 @@ class UnitLayout(NamedTuple):
         return tuple(1 if i in self.dims else n for i, n in enumerate(sizes))
 
     def runs(self, tensor: Tensor) -> tuple[int, int] | None:
-        """How many units there are, and elements of each, if they lie one after another.
+        """Number of units and elements of each, if the units of a contiguous tensor are contiguous.
 
-        As they do in a contiguous tensor unless they are columns; then None.
+        None if they are not, as with columns.
         """
         if self.dims is None:
             return 1, tensor.numel()
@@ -69,7 +69,7 @@ def unit_layout(param: Tensor, module: nn.Module | None = None, attribute: str =
 
     Args:
         param: the parameter, of any shape.
-        module: the module that owns it; None where it is not known, then the shape alone decides.
+        module: the module that owns it; if None, the shape alone decides.
         attribute: its name within the module.
 
     Returns:
@@ -82,7 +82,7 @@ def unit_layout(param: Tensor, module: nn.Module | None = None, attribute: str =
     if sum(n != 1 for n in param.shape) <= 1:
         return WHOLE
     is_transposed = getattr(module, 'transposed', False) is True
-    # weight_orig and weight_v are what spectral_norm and weight_norm make of the weight.
+    # spectral_norm and weight_norm rename the weight to weight_orig and weight_v.
     is_weight = attribute in ('weight', 'weight_orig', 'weight_v')
     if is_transposed and is_weight and param.ndim >= 3:
         # (in, out / groups, *kernel): the output channels of group k are fed by the k-th block of

@@ -1,4 +1,4 @@
-"""What a rule sees of a step: the gradients that one route governs."""
+"""The gradients of one route in one step, as its rule sees them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from .units import UnitLayout
 
 
 class GradView:
-    """The gradients that one route governs in one step, and what stays the same between steps.
+    """The gradients of one route in one step, and data that stays the same between steps.
 
-    A view is made once for a set of parameters whose gradients are present, and reused.
+    A view is made once for a set of parameters with a gradient, and reused.
 
     Args:
         infos: the N parameters of the route that have a gradient.
-        positions: their places among all parameters of the optimizer, (N,).
-        slots: their places among all parameters of the route, (N,). Per-parameter state is indexed
+        positions: their indices among all parameters of the optimizer, (N,).
+        slots: their indices among all parameters of the route, (N,). Per-parameter state is indexed
             by slot, since a gradient may be missing in some steps.
         size: number of parameters of the route.
         sharding: how the parameters are sharded over processes; None: every rank holds all of them.
+        backend: reads and writes the gradients; None: the fastest one for the parameters.
 
     Attributes:
         backend: reads and writes the gradients.
-        folds: whether the optimizer's own kernel will apply the coefficient of this step, so that
-            no clipped gradient can be compared bit by bit.
+        folds: whether the optimizer's kernel applies the coefficient of this step. The norm then
+            need not be bit-identical to torch's.
         may_write_early: whether a rule may clip while it measures, because the gradients of a
-            non-finite step would be dropped.
+            non-finite step are dropped.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class GradView:
     def load(
         self, grads: list[Tensor], *, folds: bool = False, may_write_early: bool = False
     ) -> None:
-        """Take the N gradients of a step; of a sharded parameter, the local shard."""
+        """Take the N gradients of a step; for a sharded parameter, the local shard."""
         self.folds = folds
         self.may_write_early = may_write_early
         self.backend.load(grads, may_write_early)
@@ -79,12 +80,12 @@ class GradView:
 
     @property
     def grads(self) -> list[Tensor]:
-        """The N gradients; of a sharded parameter, the local shard."""
+        """The N gradients; for a sharded parameter, the local shard."""
         return self.backend.grads
 
     @property
     def params(self) -> list[Tensor]:
-        """The N parameters; of a sharded one, the local shard."""
+        """The N parameters; for a sharded one, the local shard."""
         return self.backend.params
 
     def norms(self, p: float = 2.0, exact: bool = False) -> Tensor:
@@ -92,7 +93,7 @@ class GradView:
         return self.backend.norms(p, exact)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sums (N, ...) over the local shards -> sums over the whole tensors."""
+        """Convert sums (N, ...) over the local shards to sums over the whole tensors."""
         return values if self.sharding is None else self.sharding.sum(values)
 
     # -- what stays ------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ class GradView:
 
     @cached_property
     def elements(self) -> int:
-        """Number of weights of the N parameters; a sharded one counts once."""
+        """Number of elements of the N whole parameters."""
         whole = self.sharding.shapes if self.sharding is not None else {}
         shapes = [
             whole.get(slot, info.param.shape)

@@ -3,6 +3,7 @@
 from .adaclip import AdaClip
 from .adagc import AdaGC
 from .agc import AGC
+from .auto import Auto
 from .autoclip import AutoClip
 from .block_rms_clip import BlockRMSClip
 from .chain_clip import ChainClip
@@ -17,6 +18,7 @@ __all__ = [
     'AGC',
     'AdaClip',
     'AdaGC',
+    'Auto',
     'AutoClip',
     'BlockRMSClip',
     'ChainClip',

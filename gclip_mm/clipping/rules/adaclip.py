@@ -1,4 +1,4 @@
-"""Clip single elements against the moving average of their tensor's largest."""
+"""Clip single elements against the moving average of their tensor's largest element."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..small_state import columns, remember, to_tensor
 
 
 class AdaClipState(NamedTuple):
-    """What is known of each parameter of the route.
+    """Statistics of each parameter of the route.
 
     Attributes:
         peak: (parameters,) float64, moving average of the largest absolute value, not corrected for
             its start at 0.
-        count: (parameters,) int64, the gradients it has had.
+        count: (parameters,) int64, number of gradients so far.
     """
 
     peak: Tensor
@@ -34,20 +34,20 @@ class AdaClip(ElementClipper):
     """Scale down the elements that are larger than the tensor's largest element usually is.
 
     With ``top`` the largest absolute value in a tensor's gradient and ``t`` the number of gradients
-    it has had::
+    so far::
 
         peak = beta * peak + (1 - beta) * top
         bound = peak / (1 - beta**t)
         g = g * bound / top     where |g| > bound
 
-    ``top`` itself becomes ``bound``; the other elements above it are scaled alike, so that some may
-    end below elements that were let through. The threshold that is logged is the largest tensor's
-    ``bound``.
+    ``top`` itself becomes ``bound``. The other elements above ``bound`` are scaled by the same
+    factor, so that some may end below elements that were not clipped. The logged threshold is the
+    largest ``bound`` of all tensors.
 
     Good for: low-precision training with Adam, where single elements spike (Stable-SPAM applies it
-    before ``GradientStabilizer``); it needs no threshold and one number a tensor. Bad for: tensors
-    whose largest element varies from step to step as a matter of course: half the steps are above
-    their own average and are clipped, if slightly.
+    before ``GradientStabilizer``); it needs no threshold and one number per tensor. Bad for:
+    tensors whose largest element always varies from step to step: half the steps are above their
+    own average and are clipped slightly.
 
     Args:
         beta: weight of the past in the moving average, at least 0 and below 1.
@@ -80,7 +80,7 @@ class AdaClip(ElementClipper):
             torch.zeros(view.size, dtype=torch.float64, device=tops.device),
             torch.zeros(view.size, dtype=torch.int64, device=tops.device),
         )
-        # A step that no state learns from may hold non-finite gradients.
+        # A step that does not update the state may have non-finite gradients.
         with quiet():
             (top, peak, count), xp = columns(tops, view, *state)
             peak = self.beta * peak + (1 - self.beta) * top
@@ -99,9 +99,15 @@ class AdaClip(ElementClipper):
 
 
 def _shrink(values: Tensor, out: Tensor, bound: Any, ratio: Any) -> None:
-    """Scale the elements that are larger than the bound by the ratio."""
+    """Scale the elements whose absolute value is above the bound by the ratio, into ``out``."""
+    if values.dtype in (torch.float16, torch.bfloat16):
+        # The ratio may be too small for a half type.
+        bound, ratio = (x.to(values.device) if isinstance(x, Tensor) else x for x in (bound, ratio))
+        wide = values.float()
+        out.copy_(torch.where(wide.abs() > bound, wide * ratio, wide))
+        return
     if not isinstance(bound, Tensor):
-        # hardshrink keeps what is above the bound and zeroes the rest: two passes instead of four.
+        # hardshrink keeps the elements above the bound and zeroes the rest: two passes, not four.
         torch.hardshrink(values, float(bound), out=out)
         torch.add(values, out, alpha=float(ratio) - 1, out=out)
         return

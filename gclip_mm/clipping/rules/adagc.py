@@ -17,7 +17,7 @@ from ..small_state import columns, remember, to_tensor
 
 
 class AdaGCState(NamedTuple):
-    """What is known of each parameter of the route.
+    """Statistics of each parameter of the route.
 
     Attributes:
         average: (parameters,) float64, moving average of the clipped norm; during the warm-up of a
@@ -41,21 +41,21 @@ class AdaGC(TensorClipper):
         average = beta * average + (1 - beta) * norm(g after clipping)
 
     A gradient that is exactly zero while others are not (a box head in a batch without a positive
-    box) is treated as missing. Otherwise a single such step during the warm-up would freeze the
-    tensor for good.
+    box) is treated as missing. Otherwise one such step during the warm-up would set the average to
+    zero and freeze the tensor.
 
     Good for: language models and ViTs with AdamW, whose rare spikes hit single tensors: the spikes
     never reach the moments, and other tensors are not scaled for them. Bad for: norms that have to
-    grow. The average can rise by a factor of at most ``1 + (1 - beta) * (rel - 1)``, a thousandth,
-    in a step, and starts from the smallest norm seen. With SGD on a detector whose norm rises after
-    the warm-up it cuts off far too much. The default ``max_norm`` suits language models; set it to
-    the scale of your model.
+    grow. The average starts from the smallest norm seen and rises by a factor of at most
+    ``1 + (1 - beta) * (rel - 1)``, a thousandth, in a step. With SGD on a detector whose norm rises
+    after the warm-up it clips far too much. The default ``max_norm`` suits language models; set it
+    to the scale of your model.
 
     Args:
         rel: how far above its average a norm may be, as a factor above 0.
         beta: weight of the past in the moving average, at least 0 and below 1.
-        warmup_steps: gradients of a tensor before its own average counts, at least 1.
-        max_norm: bound on the global norm while warming up, at least 0.
+        warmup_steps: gradients of a tensor before its own average is used, at least 1.
+        max_norm: bound on the global norm during the warm-up, at least 0.
 
     Raises:
         ClipConfigError: a value out of range.
@@ -96,7 +96,7 @@ class AdaGC(TensorClipper):
             torch.full((view.size,), torch.inf, dtype=torch.float64, device=norms.device),
             torch.zeros(view.size, dtype=torch.int64, device=norms.device),
         )
-        # A step that no state learns from may hold non-finite gradients.
+        # A step that does not update the state may have non-finite gradients.
         with quiet():
             (n, average, count), xp = columns(norms, view, *state)
             warming = count < self.warmup_steps

@@ -18,18 +18,18 @@ class AGC(UnitClipper):
     For a unit with weights ``w`` and gradient ``g``: ``limit = clip_factor * max(|w|, eps)``, and
     where ``|g| > limit``, ``g *= limit / max(|g|, 1e-6)``. A unit is an output filter, a row of a
     linear layer, or a whole bias (:mod:`gclip_mm.clipping.gradients.units`). On a CPU, a skipped
-    step may have scaled those units whose gradient was finite (docs/cpu.md).
+    step may have scaled the units whose gradient was finite (docs/cpu.md).
 
     Good for: nets without batch norm, large batches and learning rates, with SGD: the largest step
-    relative to the weight is at most about ``lr * clip_factor``. The best factor falls as one over
-    the learning rate. Bad for: AdamW, whose step does not depend on the gradient's size, so that
-    AGC only distorts its moments (the paper uses SGD throughout); the final classifier, which the
-    paper leaves unclipped (``exclude``).
+    relative to the weight is at most about ``lr * clip_factor``. The best factor is inversely
+    proportional to the learning rate. Bad for: AdamW, whose step does not depend on the gradient's
+    scale, so that AGC only distorts its moments (the paper uses SGD only); the final classifier,
+    which the paper does not clip (``exclude``).
 
     Args:
         clip_factor: largest ratio of the gradient's norm to the weight's, at least 0.
-        eps: replaces the norm of a smaller weight, above 0, so that a weight initialised to zero
-            still learns.
+        eps: lower bound on the norm of a unit's weights, above 0, so that weights initialised to
+            zero still learn.
 
     Raises:
         ClipConfigError: a value out of range.

@@ -19,7 +19,7 @@ class AutoClipState(NamedTuple):
     """The norms of the last steps.
 
     Attributes:
-        history: (window,) float64, a ring; +inf where nothing has been written yet.
+        history: (window,) float64, a ring buffer; +inf in unused entries.
         count: 0-d int64, finite steps so far; the next norm goes to ``count % window``.
     """
 
@@ -32,20 +32,21 @@ class AutoClip(GlobalClipper):
     """Clip by the global norm, at a percentile of the norms of the last steps.
 
     ``threshold = percentile(history, percentile)``, the current norm included, interpolated
-    linearly between neighbours; ``g * min(1, threshold / norm(g))``. At 10, nine steps in ten are
-    scaled down to the norm of the quietest tenth: it normalises the gradient more than it cuts off
-    spikes. At 100 nothing is ever clipped. The window bounds memory and lets the threshold follow
-    the run; the paper keeps the whole history.
+    linearly between neighbours; ``g * min(1, threshold / norm(g))``. At percentile 10, nine steps
+    in ten are scaled down to the norm of the smallest tenth: the rule normalises the gradient more
+    than it clips spikes. At 100 nothing is clipped. The window bounds the memory and lets the
+    threshold follow the run; the paper keeps the whole history.
 
     Good for: a first run of an unknown model, since the threshold needs no tuning and follows the
-    scale of the loss. Bad for: a learning rate that was tuned without clipping, which has to go up
-    when 90% of the steps are shortened; runs whose norm grows at the end for good reason; gradients
-    that are exactly zero in more than ``percentile`` percent of the steps, which make it 0. Adam
-    undoes a common factor, so with it only the variation from step to step is removed.
+    scale of the loss. Bad for: a learning rate that was tuned without clipping, which has to be
+    raised when 90% of the steps are shortened; runs whose norm has to grow at the end; gradients
+    that are exactly zero in more than ``percentile`` percent of the steps, which make the threshold
+    0. Adam undoes a constant factor, so with Adam the rule removes only the variation from step to
+    step.
 
     Args:
         percentile: from 0 to 100.
-        window: how many norms are kept, at least 1.
+        window: number of norms in the history, at least 1.
 
     Raises:
         ClipConfigError: a value out of range.
@@ -96,11 +97,11 @@ class AutoClip(GlobalClipper):
 
     @property
     def _fraction(self) -> float:
-        # A schedule may have driven it out of range.
+        # A schedule may have set the percentile outside its range.
         return min(max(self.percentile, 0.0), 100.0) / 100.0
 
     def _rank(self, count: Any) -> Any:
-        """Where the percentile lies among so many sorted numbers, counted from 0."""
+        """The fractional index of the percentile among ``count`` sorted numbers."""
         return self._fraction * (count - 1)
 
     def _on_host(self, state: AutoClipState, norm: Tensor, finite: Finite) -> float:
@@ -134,7 +135,7 @@ class AutoClip(GlobalClipper):
         """Restore the history.
 
         Raises:
-            ValueError: it is not one of this rule, or of another window.
+            ValueError: the state belongs to another rule, or its window differs.
         """
         history = state.get('history')
         if history is not None and len(history) != self.window:

@@ -18,9 +18,9 @@ class BlockRMSClip(TensorClipper):
     ``g / max(1, rms(g) / threshold)`` with ``rms(g) = norm(g) / sqrt(number of elements)``.
 
     Good for: one bound for tensors of very different size, as Adafactor applies it to its updates,
-    which are of order 1. Bad for: plain gradients at the default threshold, which their rms rarely
-    comes near, so that nothing is clipped until a value that suits the model has been found; the
-    direction of the whole update, which changes.
+    which are of order 1. Bad for: plain gradients at the default threshold, since their root mean
+    square rarely comes near it and nothing is clipped; the direction of the whole update, which
+    changes.
 
     Args:
         threshold: largest root mean square of a tensor's gradient, at least 0.

@@ -1,18 +1,18 @@
-"""Carry: keep what clipping cuts off and add it to the next gradient (U-Clip).
+"""Carry: keep the clipped-off part of a gradient and add it to the next one (U-Clip).
 
 With ``D`` the buffer of a parameter, ``clip`` the rule and ``g`` the gradient of a step::
 
     u = clip(g + D)      the gradient that the optimizer gets
-    D = g + D - u        what was cut off, for the next step
+    D = g + D - u        the clipped-off part, for the next step
 
-The sum of all updates then differs from the sum of all gradients by no more than the buffer holds,
-so that clipped updates are unbiased on average. It costs one buffer of the gradients' size, which
-is part of the rule's state, and two more passes over memory. A fused optimizer cannot apply the
+The sum of all updates then differs from the sum of all gradients by the buffer only, so that
+clipped updates are unbiased on average. Carry costs one buffer of the gradients' size, which is
+part of the rule's state, and two more passes over memory. A fused optimizer cannot apply the
 coefficient.
 
 Good for: thresholds so tight that most steps are clipped, with plain SGD. Bad for: spikes that are
-errors (a bad image, a numerical accident), which are not dropped but fed in over many steps;
-momentum and Adam, which spread them further.
+errors (a bad image, a numerical problem), because carry applies them over many steps instead of
+dropping them; momentum and Adam, which spread them further.
 
 A non-finite step, skipped or zeroed, leaves the buffers unchanged.
 
@@ -33,10 +33,10 @@ from ..gradients.view import GradView
 
 
 class CarryState(NamedTuple):
-    """What was cut off so far.
+    """The clipped-off part so far.
 
     Attributes:
-        buffers: for each parameter of the route a tensor of its gradient's shape, float32 or wider;
+        buffers: one tensor per parameter of the route, of its gradient's shape, float32 or wider;
             None before its first gradient.
     """
 
@@ -44,13 +44,13 @@ class CarryState(NamedTuple):
 
 
 class Carry(Clipper):
-    """A rule around a rule: clips the sum of the gradient and what was cut off before.
+    """A wrapper around a rule; clips the sum of the gradient and the clipped-off part.
 
-    A config asks for it by ``carry=True`` among the keys of the inner rule. Checkpoints hold it
-    under the name of the inner rule.
+    ``carry=True`` among the keys of the inner rule selects it. Checkpoints store its state under
+    the name of the inner rule.
 
     Args:
-        inner: the rule that clips; global, per tensor or per element.
+        inner: the rule that clips: global, per tensor or per element.
     """
 
     State = CarryState
@@ -73,7 +73,7 @@ class Carry(Clipper):
 
     @property
     def never_increases(self) -> bool:
-        """The sum with what was cut off before may be larger than the gradient."""
+        """False: the sum with the buffer may be larger than the gradient."""
         return False
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
@@ -82,7 +82,7 @@ class Carry(Clipper):
     def measure(self, view: GradView) -> Measure:
         if isinstance(self.inner, CoefClipper):
             return self.inner.measure(view)
-        # Without the range of the inner rule: no kernel may clamp before the sum is made.
+        # Without the range of the inner rule: no kernel may clamp before the sum is computed.
         return Measure(*view.backend.element_norms())
 
     def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
@@ -99,7 +99,7 @@ class Carry(Clipper):
         return outcome
 
     def _add(self, view: GradView, finite: Finite) -> list[Tensor]:
-        """Add the gradients to their buffers; the sums are the buffers."""
+        """Add the gradients to their buffers in place; returns the buffers."""
         sums = []
         for slot, grad in zip(view.slots, view.grads, strict=True):
             buffer = self.state.buffers[slot]

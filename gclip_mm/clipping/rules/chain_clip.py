@@ -1,10 +1,10 @@
-"""Several rules, one after another."""
+"""Apply several rules in sequence."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..base import Clipper, Finite, Measure, Outcome
@@ -20,7 +20,7 @@ class ChainClipState(NamedTuple):
 
     Attributes:
         rules: their class names, in order.
-        clips: what each keeps, as its ``state_dict`` gives it; {} where it keeps nothing.
+        clips: the ``state_dict`` of each rule; {} for a rule without state.
     """
 
     rules: list[str]
@@ -29,24 +29,24 @@ class ChainClipState(NamedTuple):
 
 @CLIPPERS.register_module()
 class ChainClip(Clipper):
-    """Apply several rules, each to the result of the one before.
+    """Apply several rules, each to the result of the previous one.
 
     Every item of ``clips`` is a ``clip_grad`` config, optionally with a ``schedule``. Routes and
     the non-finite policy belong to ``clip_grad`` itself. Consecutive global rules multiply their
-    coefficients. A coefficient at the end is folded into a fused optimizer as that of a single
+    coefficients. A coefficient at the end is folded into a fused optimizer like that of a single
     rule.
 
-    Logged are the norm before the first rule, the norm after the last, the threshold of the last,
-    and as ``clip_fraction`` the mean of the rules' fractions.
+    The log holds the norm before the first rule, the norm after the last rule, the threshold of the
+    last rule, and as ``clip_fraction`` the mean of the rules' fractions.
 
-    Good for: Stable-SPAM (``AdaClip``, then ``GradientStabilizer``); a rule that follows the run
-    with an absolute bound behind it. Bad for: finding out which rule did what.
+    Good for: Stable-SPAM (``AdaClip``, then ``GradientStabilizer``); an adaptive rule
+    followed by an absolute bound. Bad for: finding out which rule clipped.
 
     Args:
         clips: the rules, at least one.
 
     Raises:
-        ClipConfigError: no rules, or one that cannot be obeyed; names it as ``clips[i]``.
+        ClipConfigError: no rules, or an invalid rule, which is named as ``clips[i]``.
 
     Source: ``optax.chain``.
 
@@ -85,10 +85,26 @@ class ChainClip(Clipper):
         return all(clip.never_increases for clip in self.clips)
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
-        """Ask every rule."""
+        """Check the optimizer for every rule.
+
+        Raises:
+            ClipConfigError: a rule does not work with this optimizer.
+        """
         for i, clip in enumerate(self.clips):
             with _Within(i):
                 clip.check_optimizer(optimizer)
+
+    def bind(self, optimizer: Optimizer, model: nn.Module | None) -> None:
+        for clip in self.clips:
+            clip.bind(optimizer, model)
+
+    @property
+    def bounds_updates(self) -> bool:
+        return any(clip.bounds_updates for clip in self.clips)
+
+    def after_step(self, view: GradView) -> None:
+        for clip in self.clips:
+            clip.after_step(view)
 
     def measure(self, view: GradView) -> Measure:
         return self.clips[0].measure(view)
@@ -130,7 +146,7 @@ class ChainClip(Clipper):
             clip.follow(slots)
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the states of the rules: {} if no rule has one."""
+        """A copy of the states of the rules; {} if no rule has one."""
         states = [clip.state_dict() for clip in self.clips]
         if not any(states):
             return {}
@@ -140,7 +156,7 @@ class ChainClip(Clipper):
         """Restore :meth:`state_dict`; {} starts from scratch.
 
         Raises:
-            ValueError: the state is that of another chain.
+            ValueError: the state belongs to another chain.
         """
         if not state:
             self.reset()
@@ -151,7 +167,7 @@ class ChainClip(Clipper):
             )
         if state['rules'] != self._names():
             raise ValueError(
-                f"the ChainClip of the checkpoint is made of {state['rules']}, this run's of "
+                f'the ChainClip of the checkpoint holds {state["rules"]}, that of this run '
                 f'{self._names()}'
             )
         for clip, own in zip(self.clips, state['clips'], strict=True):

@@ -1,4 +1,4 @@
-"""Replace each tensor's norm by a steadier one; keep its direction."""
+"""Replace each tensor's norm by a smoothed one; keep its direction."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SCALE_FREE = ('Adadelta', 'Adafactor', 'Adagrad', 'Muon', 'RMSprop', 'Rprop')
 
 
 class GradientStabilizerState(NamedTuple):
-    """What is known of each parameter of the route.
+    """Statistics of each parameter of the route.
 
     Attributes:
         mean: (parameters,) float64, moving average of the norm, not corrected for its start at 0.
         square: (parameters,) float64, moving average of the squared norm, likewise.
-        count: (parameters,) int64, the gradients it has had.
+        count: (parameters,) int64, number of gradients so far.
     """
 
     mean: Tensor
@@ -35,24 +35,24 @@ class GradientStabilizerState(NamedTuple):
 
 @CLIPPERS.register_module()
 class GradientStabilizer(TensorClipper):
-    """Keep each tensor's direction and set its norm to what its history says.
+    """Keep each tensor's direction and compute its norm from the norms so far.
 
-    With ``n`` the norm of a tensor's gradient and ``t`` the number of gradients it has had::
+    With ``n`` the norm of a tensor's gradient and ``t`` the number of gradients so far::
 
         mean = gamma1 * mean + (1 - gamma1) * n
         square = gamma2 * square + (1 - gamma2) * n**2
         g *= mean / (1 - gamma1**t) / sqrt(square / (1 - gamma2**t)) / n
 
-    The new norm is about 1 in a steady run, whatever the scale of the gradients, and below
-    ``(1 - gamma1) / sqrt(1 - gamma2)``, about 0.95, plus what is left of the past, on a spike of
-    any size. There is no threshold to tune. It is the AdaGN of Stable-SPAM, which applies it after
+    The new norm is about 1 in a steady run, for gradients of any scale. On a spike of any size it
+    is below ``(1 - gamma1) / sqrt(1 - gamma2)``, about 0.95, plus the remainder of the past. The
+    rule has no threshold to tune. It is the AdaGN of Stable-SPAM, which applies it after
     :class:`~gclip_mm.clipping.rules.adaclip.AdaClip` (``ChainClip``).
 
-    Good for: Adam and its kin at high learning rates or low precision, whose step does not depend
-    on the gradient's scale. Bad for: SGD, which would step equally far for every tensor whatever
-    its gradient, so that it is refused; weight decay that is added to the gradient (Adam's, not
-    AdamW's), which weighs more against the smaller gradients. It lifts small norms: no bound on the
-    global norm follows from it.
+    Good for: Adam-like optimizers, whose step does not depend on the gradient's scale, at high
+    learning rates or low precision. Bad for: SGD, which would step equally far for every tensor
+    and every gradient, so that the rule rejects it; weight decay that is added to the gradient (in
+    Adam, not in AdamW), which is stronger relative to smaller gradients. The rule raises small
+    norms and does not bound the global norm.
 
     Args:
         gamma1: weight of the past in the average of the norm, at least 0 and below 1.
@@ -87,12 +87,12 @@ class GradientStabilizer(TensorClipper):
         return False
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
-        """Refuse an optimizer whose step grows with the gradient.
+        """Reject an optimizer whose step grows with the gradient.
 
         Raises:
             ClipConfigError: an optimizer that is not Adam-like.
         """
-        # ZeroRedundancyOptimizer steps by another one, which it keeps there.
+        # ZeroRedundancyOptimizer keeps the optimizer that steps in ``optim``.
         inner = getattr(optimizer, 'optim', None)
         stepper = inner if isinstance(inner, Optimizer) else optimizer
         names = {cls.__name__ for cls in type(stepper).__mro__}
@@ -109,7 +109,7 @@ class GradientStabilizer(TensorClipper):
             torch.zeros(view.size, dtype=torch.float64, device=norms.device),
             torch.zeros(view.size, dtype=torch.int64, device=norms.device),
         )
-        # A step that no state learns from may hold non-finite gradients.
+        # A step that does not update the state may have non-finite gradients.
         with quiet():
             (n, mean, square, count), xp = columns(norms, view, *state)
             count = count + 1
@@ -117,9 +117,9 @@ class GradientStabilizer(TensorClipper):
             square = self.gamma2 * square + (1 - self.gamma2) * n * n
             steady = mean / (1 - self.gamma1**count)
             spread = (square / (1 - self.gamma2**count)) ** 0.5
-            # A tensor that has only ever had zeros keeps its zero.
+            # A tensor that has had only zero gradients keeps its zero.
             target = xp.where(spread > 0, steady / spread, 0.0)
-            # A larger factor is inf in float32: a subnormal gradient stays below its target.
+            # A larger factor would be inf in float32. A subnormal gradient stays below its target.
             largest = torch.finfo(torch.float32).max
             coefs = xp.where(n > 0, xp.clip(target / n, None, largest), 1.0)
         if finite.learns:

@@ -14,25 +14,25 @@ from .carry import Carry
 
 @CLIPPERS.register_module(aliases=('norm',))
 class NormClip(GlobalClipper):
-    """Scale all gradients together so that their joint norm is at most ``max_norm``.
+    """Scale all gradients by one factor so that their joint norm is at most ``max_norm``.
 
     ``g * min(1, max_norm / (norm_p(g) + 1e-6))``, the formula of
     ``torch.nn.utils.clip_grad_norm_``. On a CPU the result is bit-identical to torch's, unless a
     fused optimizer applies the coefficient, which rounds differently. On other devices the norm is
-    accumulated in float64. The direction of the update is kept. ``min_norm`` scales a smaller
-    gradient up to it, for deep recurrent nets whose gradient vanishes. A gradient of exactly zero
-    has no direction and stays zero.
+    accumulated in float64. The direction of the update does not change. ``min_norm`` scales smaller
+    gradients up to that norm, for deep recurrent nets with vanishing gradients. A gradient of
+    exactly zero has no direction and stays zero.
 
-    Good for: detectors with SGD, recurrent and Transformer models. Bad for: models in which one
-    module explodes while the others are fine, since all of them are scaled (see ``rules`` and
-    ``ParamNormClip``); the threshold has to be found for each model and learning rate
+    Good for: detectors with SGD, recurrent and Transformer models. Bad for: models in which only
+    one module has exploding gradients, since all modules are scaled (see ``rules`` and
+    ``ParamNormClip``). The threshold has to be tuned for each model and learning rate
     (``tools/analysis/advise_clipping.py``).
 
     Args:
         max_norm: largest norm allowed, at least 0; ``inf`` clips nothing and logs the norm.
         norm_type: order p of the norm: a number above 0, or ``'inf'``.
         min_norm: smallest norm allowed, above 0 and at most ``max_norm``; None: no such bound.
-        carry: keep what is cut off and add it to the next step's gradient
+        carry: keep the clipped-off part and add it to the next step's gradient
             (:mod:`gclip_mm.clipping.rules.carry`).
 
     Raises:
@@ -66,8 +66,8 @@ class NormClip(GlobalClipper):
         check_flag('carry', carry)
         if carry and min_norm is not None:
             raise ClipConfigError(
-                'clip_grad: carry gives back what was cut off, but min_norm adds to the gradient: '
-                'leave one of them out'
+                'clip_grad: carry returns the clipped-off part, but min_norm adds to the gradient: '
+                'use only one of them'
             )
         self.max_norm = max_norm
         self.norm_type = check_norm_type('norm_type', norm_type)
@@ -76,7 +76,7 @@ class NormClip(GlobalClipper):
 
     @property
     def never_increases(self) -> bool:
-        """``min_norm`` lifts a vanishing gradient."""
+        """False with ``min_norm``, which raises a smaller norm."""
         return self.min_norm is None
 
     def assembled(self) -> Clipper:
@@ -84,7 +84,7 @@ class NormClip(GlobalClipper):
 
     @property
     def _least(self) -> float | None:
-        # A schedule may drive one past the other.
+        # A schedule may set min_norm above max_norm.
         return None if self.min_norm is None else min(self.min_norm, self.max_norm)
 
     # kernels/decision_kernels.py, ``norm_clip``, computes the same formula.
@@ -92,13 +92,13 @@ class NormClip(GlobalClipper):
         coef = torch.clamp(self.max_norm / (norm + 1e-6), max=1.0)
         least = self._least
         if least is not None:
-            # No more than float32 holds: an infinite factor would turn zeros into NaN.
+            # At most the largest float32: an infinite factor would turn zeros into NaN.
             lift = torch.clamp(least / norm, max=torch.finfo(torch.float32).max)
             lift = torch.where(norm > 0, lift, 1.0)
             coef = torch.where(norm < least, lift, coef)
         return coef, float(self.max_norm)
 
     def decision_kernel(self, device: torch.device) -> KernelCall:
-        # No norm is below 0.
+        # A bound of 0 has no effect, because no norm is below 0.
         bounds = float(self.max_norm), float(self._least or 0)
         return KernelCall('norm_clip', bounds, {})

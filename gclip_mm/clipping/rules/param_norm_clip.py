@@ -18,18 +18,18 @@ from .carry import Carry
 class ParamNormClip(TensorClipper):
     """Scale each gradient tensor so that its own norm is at most ``max_norm``.
 
-    ``g * min(1, max_norm / (norm_p(g) + 1e-6))`` for every tensor by itself: what
-    :class:`~gclip_mm.clipping.rules.norm_clip.NormClip` does for all of them together.
+    ``g * min(1, max_norm / (norm_p(g) + 1e-6))`` for each tensor:
+    :class:`~gclip_mm.clipping.rules.norm_clip.NormClip` applied to single tensors.
 
-    Good for: models in which one module explodes while the others are fine, since only that one is
-    scaled down. Bad for: the direction of the whole update, which changes; one bound for tensors of
-    very different size, among which it holds back the largest most (``BlockRMSClip`` divides by the
-    size, ``AGC`` by the weight).
+    Good for: models in which only one module has exploding gradients, since only that module is
+    scaled. Bad for: the direction of the whole update, which changes; tensors of very different
+    size, because one bound clips the largest tensors most (``BlockRMSClip`` divides by the size,
+    ``AGC`` by the weight).
 
     Args:
         max_norm: largest norm of a tensor's gradient, at least 0.
         norm_type: order p of the norm: a number above 0, or ``'inf'``.
-        carry: keep what is cut off and add it to the next step's gradient
+        carry: keep the clipped-off part and add it to the next step's gradient
             (:mod:`gclip_mm.clipping.rules.carry`).
 
     Raises:

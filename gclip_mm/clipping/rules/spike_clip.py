@@ -1,4 +1,4 @@
-"""Clip single elements that stand out from their own history."""
+"""Clip single elements against the moving average of their own square."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _LARGEST = 1.8e19
 
 
 class SpikeClipState(NamedTuple):
-    """What is known of each element of each parameter of the route.
+    """Statistics of each parameter of the route.
 
     Attributes:
-        square: for each parameter a tensor of its gradient's shape, float32 or wider, the moving
+        square: one tensor per parameter, of its gradient's shape, float32 or wider: the moving
             average of the clipped gradient's square, not corrected for its start at 0; None before
             its first gradient.
-        total: (parameters,) float64, the sum of ``square``, which needs no pass over it to follow.
-        count: (parameters,) int64, the gradients it has had.
+        total: (parameters,) float64, the sum of ``square``, updated without a pass over ``square``.
+        count: (parameters,) int64, number of gradients so far.
     """
 
     square: list[Tensor | None]
@@ -38,23 +38,23 @@ class SpikeClipState(NamedTuple):
 
 @CLIPPERS.register_module()
 class SpikeClip(Clipper):
-    """Cut single elements back to a multiple of their own usual size.
+    """Clip single elements to a multiple of their own usual size.
 
-    With ``v`` the moving average of an element's square up to the step before::
+    With ``v`` the moving average of an element's square up to the previous step::
 
         g = sign(g) * sqrt(theta * v)    where g**2 > theta * v
         v = beta * v + (1 - beta) * g**2
 
-    A parameter's first ``grace_steps`` gradients only fill ``v``. An element whose gradient has
-    been zero so far has no usual size and is let through, where the formula would freeze it. The
-    threshold that is logged is the norm of all elements' bounds together.
+    A parameter's first ``grace_steps`` gradients only update ``v``. An element whose gradient has
+    been zero so far is not clipped, because the formula would keep it at zero. The logged threshold
+    is the norm of the bounds of all elements.
 
     Good for: training with Adam in which few elements spike by orders of magnitude (SPAM finds
     them in language models); the rest of the gradient is untouched. Bad for: spikes of whole
     tensors, which pass as long as each element stays below ``sqrt(theta)``, 70 times its usual
     size; memory: one buffer of the gradients' size, as large as Adam's second moment. SPAM also
-    resets Adam's moments every 500 steps, which is the optimizer's business; whoever does so calls
-    :meth:`reset` and gets the grace again.
+    resets Adam's moments every 500 steps. The rule does not do that; call :meth:`reset` with each
+    reset of the moments to start the grace steps again.
 
     Args:
         theta: how far a square may be above its average, as a factor above 0.
@@ -120,9 +120,9 @@ class SpikeClip(Clipper):
             if finite.learns:
                 state.square[slot] = square
             if isinstance(norms, Tensor) or not norms[i] < 0.1 * _LARGEST:
-                # An average of inf would never come down again.
+                # An average of inf would stay inf.
                 square.clamp_(max=torch.finfo(square.dtype).max)
-        # All ranks have to measure again, or none: the local shard must not decide.
+        # All ranks have to measure again, or none, so the local shard must not decide.
         is_same = untouched and view.sharding is None
         parts = measure.parts if is_same else view.backend.norms(kernels=False)
         if finite.learns:
@@ -135,12 +135,12 @@ class SpikeClip(Clipper):
         return Outcome(None, combine(parts), bound, clipped, max(view.elements, 1))
 
     def _cut(self, grad: Tensor, average: Tensor, armed: bool | Tensor) -> Tensor | None:
-        """Cut a piece of a gradient in place; the number of cut elements, None for none."""
+        """Clip a piece of a gradient in place; returns the number of clipped elements or None."""
         if not isinstance(armed, Tensor) and not armed:
             return None
         wide = grad.to(average.dtype)
         if not isinstance(armed, Tensor):
-            # Spikes are rare: finding none takes fewer passes than cutting.
+            # Spikes are rare, and finding none takes fewer passes than clipping.
             excess = torch.addcmul(average * -self.theta, wide, wide)
             if not excess.numel() or host(excess.max()) <= 0:
                 return None
@@ -153,7 +153,7 @@ class SpikeClip(Clipper):
         return spikes.sum()
 
     def _average(self, grad: Tensor, average: Tensor, finite: Finite) -> None:
-        """Take a piece of a clipped gradient into the moving average of its square."""
+        """Update the moving average of the square with a piece of a clipped gradient."""
         wide = grad.to(average.dtype)
         if finite.flag is None:
             average.mul_(self.beta).addcmul_(wide, wide, value=1 - self.beta)

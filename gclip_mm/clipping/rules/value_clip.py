@@ -16,17 +16,18 @@ class ValueClip(ElementClipper):
     ``clamp(g, -clip_value, clip_value)``, or ``clamp(g, min, max)`` for an asymmetric range.
     Bit-identical to ``torch.nn.utils.clip_grad_value_``. On a CPU with Numba it clamps while it
     measures (:mod:`gclip_mm.clipping.kernels.host_tensors`), so that a skipped step
-    (``nonfinite='skip'``) may have clamped elements that were finite. The other elements keep their
-    value; with a monitor or another observer attached all elements do.
+    (``nonfinite='skip'``) may have clamped finite elements. With a monitor or another observer
+    attached, a skipped step changes no element.
 
     Good for: small nets and box regression losses in which a few elements explode. Bad for: the
-    direction of the update, which changes; a threshold that suits one layer rarely suits the next.
+    direction of the update, which changes; models of many layers, because a threshold that suits
+    one layer rarely suits the others.
 
     Args:
         clip_value: largest absolute value allowed, at least 0.
-        min: lower end of the range; only together with, or instead of, ``max``.
-        max: upper end of the range.
-        carry: keep what is cut off and add it to the next step's gradient
+        min: lower end of the range; alone or with ``max``.
+        max: upper end of the range; alone or with ``min``.
+        carry: keep the clipped-off part and add it to the next step's gradient
             (:mod:`gclip_mm.clipping.rules.carry`).
 
     Raises:
@@ -68,14 +69,14 @@ class ValueClip(ElementClipper):
         check_flag('carry', carry)
         if carry and not self.never_increases:
             raise ClipConfigError(
-                'clip_grad: carry needs a range with 0 in it, or the carried part grows without '
+                'clip_grad: carry needs a range that contains 0, or the carried part grows without '
                 f'bound, got min={min!r}, max={max!r}'
             )
         self.carry = carry
 
     @property
     def never_increases(self) -> bool:
-        """A range that does not contain 0 moves elements away from 0."""
+        """False for a range without 0, which moves elements away from 0."""
         return (self.min is None or self.min <= 0) and (self.max is None or self.max >= 0)
 
     def assembled(self) -> Clipper:

@@ -18,12 +18,12 @@ _MODES = ('reciprocal', 'mean', 'percentile')
 
 
 class ZClipState(NamedTuple):
-    """What is known of the norms so far.
+    """Statistics of the norms so far.
 
     Attributes:
         count: 0-d int64, finite steps so far.
-        mean: 0-d float64, moving average of the norm; while warming up, the plain mean.
-        var: 0-d float64, moving average of its squared deviation; while warming up, the variance.
+        mean: 0-d float64, moving average of the norm; during the warm-up, the mean.
+        var: 0-d float64, moving average of its squared deviation; during the warm-up, the variance.
     """
 
     count: Tensor  # type: ignore[assignment]  # shadows tuple.count; a key of checkpoints
@@ -33,32 +33,31 @@ class ZClipState(NamedTuple):
 
 @CLIPPERS.register_module()
 class ZClip(GlobalClipper):
-    """Clip by the global norm, where it is a spike among the norms of the run.
+    """Clip by the global norm if it is a spike among the norms of the run.
 
     With ``n`` the norm and ``z = (n - mean) / std``, a step with ``z > z_threshold`` is a spike and
     is clipped to
 
-    - ``reciprocal``: ``mean + std * z_threshold**2 / z``, the further out, the closer to the mean;
+    - ``reciprocal``: ``mean + std * z_threshold**2 / z``: the larger ``z``, the closer to the mean;
     - ``mean``: ``mean``;
     - ``percentile``: ``mean + std * z_threshold``.
 
     Then ``mean = alpha * mean + (1 - alpha) * n`` and ``var = alpha * var + (1 - alpha) *
-    (n - mean)**2`` with the new mean, and with the norm that a spike was clipped to in place of its
-    own. The first ``warmup_steps`` norms are not clipped by z-score: mean and variance start as
-    theirs. ``max_norm`` bounds every step, from the first one on, and does not touch the
-    statistics. The threshold that is logged is the norm from which a step counts as a spike, or for
-    a spike what it was clipped to.
+    (n - mean)**2`` with the new mean. For a spike, ``n`` is its clipped norm. The first
+    ``warmup_steps`` norms are not clipped by z-score; their mean and variance start the averages.
+    ``max_norm`` bounds every step, including the first, and does not affect the statistics. The
+    logged threshold is the norm above which a step is a spike; for a spike, it is the clipped norm.
 
-    Good for: long runs, of language models above all, in which rare spikes do the damage and the
-    ordinary gradient is to be left alone. Bad for: norms that are far from normally distributed, as
-    in detectors with few positive samples, where the tail is clipped all the time; norms that rise
-    after a warm-up of the learning rate longer than ``warmup_steps``. The paper trains with norms
-    below 1: set ``max_norm`` to your model's scale, or None.
+    Good for: long runs, especially of language models, in which only rare spikes should be clipped.
+    Bad for: norms that are far from normally distributed, as in detectors with few positive
+    samples, where the rule constantly clips the tail; norms that rise after a learning-rate warm-up
+    that is longer than ``warmup_steps``. The norms in the paper are below 1: set ``max_norm`` to
+    your model's scale, or None.
 
     Args:
         alpha: weight of the past in the moving averages, at least 0 and below 1.
-        z_threshold: z-score from which a step is a spike, above 0.
-        warmup_steps: steps whose norms start the statistics, at least 1.
+        z_threshold: z-score above which a step is a spike, above 0.
+        warmup_steps: number of steps whose norms start the statistics, at least 1.
         mode: ``'reciprocal'``, ``'mean'`` or ``'percentile'``.
         max_norm: absolute bound, at least 0; None: no such bound.
 
@@ -104,7 +103,7 @@ class ZClip(GlobalClipper):
         (n, count, mean, var), where = scalars(norm, *state)
         warming = count < self.warmup_steps
         std, excess = var**0.5, n - mean
-        # Not z itself, which has no value where the deviation is 0.
+        # Not by z itself, which is undefined if the deviation is 0.
         spike = where(warming, False, excess > self.z_threshold * std)
         if self.mode == 'reciprocal':
             allowed = mean + self.z_threshold**2 * var / where(spike, excess, 1.0)
@@ -114,7 +113,7 @@ class ZClip(GlobalClipper):
 
         step = where(warming, 1.0 / (count + 1), 1 - self.alpha)
         new_mean = mean + step * (allowed - mean)
-        # A running variance is about the means before and after, the paper's about the new mean.
+        # A running variance uses the old and the new mean; the paper's formula uses the new mean.
         about = where(warming, mean, new_mean)
         new_var = (1 - step) * var + step * (allowed - about) * (allowed - new_mean)
 

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..base import Finite, Measure, Outcome
+from ..base import Clipper, Finite, Measure, Outcome
 from ..checks import ClipConfigError
 from ..config.parse import ClipConfig, parse_clip_grad
+from ..gradients.view import GradView
 from ..host import host
 from ..kernels import can_run_on
 from .buffers import BufferKeeper
@@ -111,25 +112,13 @@ class GradClipEngine:
         self._side = OptimizerSide(optimizer)
         self._buffers: BufferKeeper | None = None
         self._norm_type = self.config.outer.norm_type
+        # Rules that bound the update of the step under way, and the parameters of each.
+        self._updated: list[tuple[Clipper, GradView]] = []
         # Set by clip_now(): the gradients are clipped already, and whether the step is to be taken.
         self._early: bool | None = None
         self._check_epochs()
-        if self.on(optimizer) is not None:
-            raise ClipConfigError(
-                'clip_grad: this optimizer is clipped already, and would be twice: remove() the '
-                "first handle, or give both rules to one dict(type='ChainClip', clips=[...])"
-            )
-        inner = StepSeam.within(optimizer)
-        if inner is not None:
-            raise ClipConfigError(
-                f'clip_grad: the optimizer in .{inner} of {type(optimizer).__name__} is clipped '
-                'already, and its gradients would be clipped twice: remove() that handle, or keep '
-                'it and do not attach here'
-            )
-        check_own_clipping(optimizer)
-        for route in self.config.router.routes:
-            if route.clipper is not None:
-                route.clipper.check_optimizer(optimizer)
+        self._check_optimizer()
+        self._bind_rules()
         if model is not None:
             self.bind(model)
         # Last: an engine that could not be built must not stay on the optimizer.
@@ -160,6 +149,7 @@ class GradClipEngine:
         # torch copies an optimizer without its hooks; without this the copy would not be clipped.
         vars(self).update(state)
         self.book.refresh(is_change=True)
+        self._bind_rules()
         self._seam = StepSeam(self)
 
     @property
@@ -175,9 +165,24 @@ class GradClipEngine:
         """
         check_trainer(model)
         self.book.bind(model)
+        self._bind_rules()
         if self.config.nonfinite == 'skip':
             self._buffers = self._buffers or BufferKeeper()
             self._buffers.watch(model)
+
+    def _bind_rules(self) -> None:
+        for route in self.config.router.routes:
+            if route.clipper is not None:
+                route.clipper.bind(self.optimizer, self.book.model)
+
+    def keep_buffers(self) -> None:
+        """A step that is left out puts the buffers of the model back to what they are now.
+
+        For callers that know where an iteration begins. Without this call they are put back to what
+        they were after the last step that was taken.
+        """
+        if self._buffers is not None:
+            self._buffers.keep()
 
     def remove(self) -> None:
         """Detach from the optimizer, which is then as it was before."""
@@ -196,6 +201,26 @@ class GradClipEngine:
         if self.last_record is None:
             self._seam.bystander.warn_if_unused(has_trained)
 
+    def _check_optimizer(self) -> None:
+        """Refuse an optimizer that would be clipped twice, or that a rule does not suit."""
+        optimizer = self.optimizer
+        if self.on(optimizer) is not None:
+            raise ClipConfigError(
+                'clip_grad: this optimizer is clipped already, and would be twice: remove() the '
+                "first handle, or give both rules to one dict(type='ChainClip', clips=[...])"
+            )
+        inner = StepSeam.within(optimizer)
+        if inner is not None:
+            raise ClipConfigError(
+                f'clip_grad: the optimizer in .{inner} of {type(optimizer).__name__} is clipped '
+                'already, and its gradients would be clipped twice: remove() that handle, or keep '
+                'it and do not attach here'
+            )
+        check_own_clipping(optimizer)
+        for route in self.config.router.routes:
+            if route.clipper is not None:
+                route.clipper.check_optimizer(optimizer)
+
     def _check_epochs(self) -> None:
         if self.clock is None and any(driver.needs_epoch for driver in self.config.drivers):
             raise ClipConfigError(
@@ -207,6 +232,7 @@ class GradClipEngine:
     def begin_step(self) -> None:
         """A step of the optimizer begins."""
         self.restore()
+        self._updated = []
         self._begun = self.steps
 
     def begin_evaluation(self) -> None:
@@ -228,6 +254,13 @@ class GradClipEngine:
     def hide_gradients(self) -> None:
         """Take the gradients away from a step that cannot be kept from running."""
         self._side.hide(self.book.params)
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """The optimizer has taken the step."""
+        updated, self._updated = self._updated, []
+        for clipper, view in updated:
+            clipper.after_step(view)
 
     def step_withheld(self) -> None:
         """A GradScaler found an infinite gradient and did not call the optimizer."""
@@ -401,6 +434,11 @@ class GradClipEngine:
         if flag is not None and self.config.nonfinite == 'skip':
             self._side.skip_where((~flag).to(torch.float32))
         self._after_clip(step, outcomes)
+        self._updated = [
+            (part.clipper, part.view)
+            for part in step.views
+            if part.clipper is not None and part.clipper.bounds_updates
+        ]
         return outcomes
 
     def _apply(self, step: _Step, part: RoutedView, coef: Tensor) -> None:

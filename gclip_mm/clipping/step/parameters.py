@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from operator import is_
+import re
+from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -25,6 +27,8 @@ from ..gradients.view import GradView
 
 #: Number of sets of missing gradients whose views are cached.
 _MAX_PLANS = 16
+_DENSE = {torch.strided}
+_layout_of = attrgetter('layout')
 
 
 class RoutedView(NamedTuple):
@@ -77,7 +81,7 @@ class ParameterBook:
         self.params: list[Tensor] = []
         self.infos: list[ParamInfo] = []
         self.assigned: list[int] = []
-        self.has_dtensors = False
+        self.has_dtensors = self._has_complex = False
         self._optimizer = optimizer
         self._router = router
         self._model: nn.Module | None = None
@@ -88,6 +92,11 @@ class ParameterBook:
     def is_bound(self) -> bool:
         """Whether a model has given the parameters their names."""
         return self._model is not None
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model that has given the parameters their names, or None."""
+        return self._model
 
     def bind(self, model: nn.Module) -> None:
         """Take names and modules from the model.
@@ -118,6 +127,7 @@ class ParameterBook:
             self.assigned = assigned
         self.params, self.infos = params, infos
         self.has_dtensors = any(map(is_dtensor, params))
+        self._has_complex = any(map(Tensor.is_complex, params))
         self._flat_groups = flat_param_groups(self._model)
         self._plans.clear()
 
@@ -147,7 +157,9 @@ class ParameterBook:
     def collect(self) -> tuple[list[RoutedView], list[list[Tensor]], list[Tensor]]:
         """The views of this step, the gradients of each, and all gradients.
 
-        The views do not hold the gradients yet (:meth:`GradView.load`).
+        The views do not hold the gradients yet (:meth:`GradView.load`). Sparse and complex
+        gradients of exempt parameters are replaced by what their norm is made of: the values of a
+        sparse one, the real and imaginary parts of a complex one.
 
         Raises:
             ClipConfigError: a kind of gradient that no rule supports, or routes without a model.
@@ -157,11 +169,15 @@ class ParameterBook:
         everything = [grad for grad in grads if grad is not None]
         if not everything:
             return [], [], []
+        # Checked in every step: a gradient may be sparse in one step and dense in another.
+        if self._has_complex or not _DENSE.issuperset(map(_layout_of, everything)):
+            grads = self._dense_and_real(grads)
+            everything = [grad for grad in grads if grad is not None]
         # Device and dtype are part of the key: a model may be moved after the first step.
         key = (missing, everything[0].device, everything[0].dtype)
         views = self._plans.get(key)
         if views is None:
-            views = self._plan(key, grads)
+            views = self._plan(key)
         if len(views) == 1:
             return views, [everything], everything
         return views, [[grads[i] for i in view.positions] for _, view in views], everything  # type: ignore[misc]
@@ -179,15 +195,28 @@ class ParameterBook:
             return [None if grad is None else to_local(grad) for grad in grads]
         return grads
 
-    def _plan(self, key: Any, grads: list[Tensor | None]) -> list[RoutedView]:
-        for info, grad in zip(self.infos, grads, strict=True):
-            if grad is not None:
-                _check_supported(info, grad)
+    def _dense_and_real(self, grads: list[Tensor | None]) -> list[Tensor | None]:
+        """The gradients, with stand-ins for the sparse and complex ones of exempt parameters.
+
+        Raises:
+            ClipConfigError: the gradient of a parameter that is to be clipped is sparse or complex.
+        """
+        self._check_names()
+        routes = self._router.routes
+        return [
+            None if grad is None else _dense_and_real(info, grad, routes[k].clipper is None)
+            for info, grad, k in zip(self.infos, grads, self.assigned, strict=True)
+        ]
+
+    def _check_names(self) -> None:
         if self._router.needs_names and not self.is_bound:
             raise ClipConfigError(
                 'clip_grad: exclude and rules select parameters by name: pass the model '
                 '(attach(optimizer, clip_grad, model=model))'
             )
+
+    def _plan(self, key: Any) -> list[RoutedView]:
+        self._check_names()
         if len(self._plans) >= _MAX_PLANS:
             self._plans.clear()
         self._plans[key] = self._views(set(key[0]))
@@ -226,14 +255,37 @@ def _members(params: list[Tensor], assigned: list[int]) -> dict[int, list[Tensor
     return members
 
 
-def _check_supported(info: ParamInfo, grad: Tensor) -> None:
-    if grad.is_sparse:
+def _dense_and_real(info: ParamInfo, grad: Tensor, is_exempt: bool) -> Tensor:
+    """The gradient, or what stands for it where it is sparse or complex and exempt.
+
+    Raises:
+        ClipConfigError: it is sparse or complex, and not exempt.
+    """
+    is_sparse = grad.layout is not torch.strided
+    if not is_sparse and not grad.is_complex():
+        return grad
+    if not is_exempt:
+        what = 'sparse' if is_sparse else 'complex'
+        remedy = 'build the embedding with sparse=False, or exempt it' if is_sparse else 'exempt it'
         raise ClipConfigError(
-            f'clip_grad: the gradient of {info.name} is sparse, which no rule supports: build the '
-            'embedding with sparse=False'
+            f'clip_grad: the gradient of {info.name} is {what}, which no rule supports: {remedy} '
+            f"(exclude=[r'^{re.escape(info.name)}$'])"
         )
-    if grad.is_complex():
-        raise ClipConfigError(f'clip_grad: the gradient of {info.name} is complex: not supported')
+    if is_sparse:
+        grad = _sparse_values(info.param, grad)
+    return torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad
+
+
+def _sparse_values(param: Tensor, grad: Tensor) -> Tensor:
+    """The values of a sparse gradient, each element once."""
+    if grad.layout is not torch.sparse_coo:
+        return grad.detach().values()
+    if not grad.is_coalesced():
+        grad = grad.coalesce()
+        if not torch.isfinite(grad._values()).all():
+            # nonfinite='zero' writes into the values.
+            param.grad = grad
+    return grad._values()
 
 
 def _check_layout(clipper: Clipper, sharding: Sharding) -> None:

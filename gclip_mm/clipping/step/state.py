@@ -127,10 +127,15 @@ def _check_rules(router: Router, saved: list[dict[str, Any]]) -> None:
         )
 
 
+def _plain(names: list[str]) -> list[str]:
+    """Names without ``module`` parts, which earlier releases kept from some wrappers."""
+    return ['.'.join(part for part in name.split('.') if part != 'module') for name in names]
+
+
 def _check_params(book: ParameterBook, k: int, entry: dict[str, Any], named: bool) -> None:
     infos = _infos(book, k)
     names = [info.name for info in infos]
-    if named and book.is_bound and names != entry['params']:
+    if named and book.is_bound and _plain(names) != _plain(entry['params']):
         gone = [name for name in entry['params'] if name not in set(names)]
         new = [name for name in names if name not in set(entry['params'])]
         differences = [

@@ -1,7 +1,6 @@
 """Scene-graph metrics. The functions need only NumPy; ``SceneGraphMetric`` needs MMDetection."""
 
-from importlib.util import find_spec
-
+from ...compat import is_usable
 from ..boxes import box_iou
 from .matching import NO_HIT, ImageMatch, match_image
 from .recall import CONVENTIONS, predicate_recall, scene_graph_recall, summarize
@@ -20,7 +19,7 @@ __all__ = [
     'summarize',
 ]
 
-if find_spec('mmdet') is not None:
+if is_usable('mmdet.models'):
     from .metric import SceneGraphMetric
 
     __all__ += ['SceneGraphMetric']

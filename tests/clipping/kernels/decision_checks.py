@@ -1,6 +1,6 @@
-"""What the kernels that decide have to do, wherever they run; see ``kernel_checks.py``.
+"""Tests of the kernels that decide, on any device; see ``kernel_checks.py``.
 
-The oracle is the road without kernels, operator by operator, as a device takes it. By hand::
+The reference is the same rule by torch's operators, as on a device. By hand::
 
     TRITON_INTERPRET=1 python -m pytest tests/clipping/kernels/decision_checks.py
 """
@@ -45,7 +45,7 @@ from .kernel_checks import (  # noqa: E402
     with_kernels,
 )
 
-# The interpreter computes by NumPy, which warns about what a GPU does without a word.
+# The interpreter computes with NumPy, which warns where a GPU does not.
 pytestmark = [needs_kernels, pytest.mark.filterwarnings('ignore::RuntimeWarning')]
 RULES: dict[str, dict[str, Any]] = {
     'NormClip': dict(type='NormClip', max_norm=0.7),
@@ -60,13 +60,13 @@ RULES: dict[str, dict[str, Any]] = {
     ),
     'AutoClip': dict(type='AutoClip', percentile=35, window=5),
 }
-#: How large an element is: what is not finite, and what has no square in float32.
+#: Sizes of one element: non-finite ones, and ones whose square float32 cannot hold.
 EDGES = [0.0, 0.3, 1.0, 40.0, math.inf, math.nan, -math.inf, 1e30, 1e-30, 1e-38, 3e38]
 
 
 @pytest.fixture(autouse=True, scope='module')
 def small_blocks():
-    """The interpreter takes its time over blocks that are all but empty."""
+    """Small blocks: the interpreter is slow on large, mostly empty ones."""
     if not INTERPRETED:
         yield
         return
@@ -78,12 +78,12 @@ def small_blocks():
 
 
 def device_path() -> contextlib.AbstractContextManager:
-    """Nobody looks: on a GPU that is so; the memory of a CPU has to be taken for one's."""
+    """Treat host memory as that of a device, which the host does not read."""
     return like_gpu() if INTERPRETED else contextlib.nullcontext()
 
 
 class Fused(Optimizer):
-    """Keeps what it is handed in place of stepping, as a fused optimizer would take it."""
+    """Keeps what a fused optimizer gets, in place of stepping."""
 
     _step_supports_amp_scaling = True
 
@@ -96,7 +96,7 @@ class Fused(Optimizer):
 
 
 class Watch(StepObserver):
-    """Keeps all numbers that an observer is shown."""
+    """Keeps all numbers that an observer gets."""
 
     def __init__(self) -> None:
         self.seen: list[Tensor | float] = []
@@ -117,7 +117,7 @@ class Watch(StepObserver):
 
 
 class Step(NamedTuple):
-    """What an engine is given in a step: gradients, and what a scaler sets on the optimizer."""
+    """The input of a step: gradients, and what a GradScaler sets on the optimizer."""
 
     grads: list[Tensor]
     scale: float | None = None
@@ -125,7 +125,7 @@ class Step(NamedTuple):
 
 
 def run(config: dict[str, Any], steps: list[Step], use_kernels: bool) -> tuple[list, list]:
-    """What optimizer and observers get in each step, as tensors, and the rule's state."""
+    """What optimizer and observers get in each step, as tensors, and the state of the rule."""
     params = [nn.Parameter(torch.ones_like(grad)) for grad in steps[0].grads]
     optimizer = Fused(params)
     watch, out = Watch(), []
@@ -139,7 +139,7 @@ def run(config: dict[str, Any], steps: list[Step], use_kernels: bool) -> tuple[l
                 setattr(optimizer, name, set_to)
             given = optimizer.grad_scale, optimizer.found_inf
             optimizer.step()
-            # What a scaler has set is there again, and is what it was.
+            # The attributes that the scaler has set are restored.
             assert (optimizer.grad_scale, optimizer.found_inf) == given
             for value, number in zip(given, step[1:], strict=True):
                 assert value is None or float(value) == number
@@ -150,7 +150,7 @@ def run(config: dict[str, Any], steps: list[Step], use_kernels: bool) -> tuple[l
 
 
 def assert_same(config: dict[str, Any], steps: list[Step]) -> list[list]:
-    """With the kernel as without; returns what came of the kernel."""
+    """Assert equal results with and without the kernel; return those with it."""
     with mock.patch.object(decision, '_launch', wraps=decision._launch) as launched:
         ours, our_state = run(config, steps, True)
         assert launched.call_count == len(steps)
@@ -167,13 +167,13 @@ def compare(ours: list, theirs: list) -> None:
         if a is None or b is None:
             assert a is b
             continue
-        # Numbers that a rule knows beforehand are not on the device without the kernel.
+        # Without the kernel, constants of a rule are Python numbers.
         a, b = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (a, b))
         torch.testing.assert_close(a, b, rtol=1e-6, atol=0, equal_nan=True)
 
 
 def filled(value: float, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Gradients of ones, and one element of the given size."""
+    """Gradients of ones, with one element of the given size."""
     shapes = [(3, 4), (5,), (1,)]
     grads = [torch.full(s, math.copysign(min(abs(value), 1e30), value)) for s in shapes]
     if not math.isfinite(value):
@@ -193,8 +193,8 @@ def filled(value: float, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     ],
 )
 @pytest.mark.parametrize('rule', RULES)
-def test_as_without(rule, policy, scale, scaler_inf):
-    """Every edge, one after another, between steps that a rule learns from."""
+def test_kernel_decides_as_torch_at_every_edge(rule, policy, scale, scaler_inf):
+    """Edge cases between steps that update the state."""
     steps = []
     for k, value in enumerate(EDGES):
         if k % 2 == 0:
@@ -212,7 +212,7 @@ def test_as_without(rule, policy, scale, scaler_inf):
 
 
 def norm_clip64(grads, max_norm, min_norm, scale):
-    """The documented formula on Python's floats."""
+    """The documented formula in Python floats."""
     flat = torch.cat([g.reshape(-1) for g in grads]).double().cpu()
     norm = math.sqrt(math.fsum(float(x) ** 2 for x in flat)) / (scale or 1.0)
     coef = min(1.0, max_norm / (norm + 1e-6))
@@ -237,7 +237,7 @@ def norm_clip64(grads, max_norm, min_norm, scale):
         (7.0, math.inf, None),
     ],
 )
-def test_norm_clip_by_its_formula(size, max_norm, min_norm, scale):
+def test_norm_clip_kernel_computes_the_documented_formula(size, max_norm, min_norm, scale):
     grads = [torch.full(shape, size, device=DEVICE) for shape in [(4, 5), (3,)]]
     config = dict(type='NormClip', max_norm=max_norm, min_norm=min_norm)
     (divisor, skips, *_, record) = run(config, [Step(grads, scale)], True)[0][0]
@@ -249,22 +249,22 @@ def test_norm_clip_by_its_formula(size, max_norm, min_norm, scale):
     assert float(divisor) == (math.inf if right > 3.5e38 else pytest.approx(right, rel=1e-6))
 
 
-def test_a_threshold_keeps_all_its_digits():
-    """Triton would hand it over as float32."""
+def test_threshold_is_passed_in_float64():
+    """Triton would pass a Python float as float32."""
     config = dict(type='NormClip', max_norm=0.1)
     record = run(config, [Step(filled(1.0))], True)[0][0][-1]
     assert float(record[3]) == 0.1
 
 
 @pytest.mark.parametrize('value', [0.0, 1e-300, 0.1, 1.0, 35.0, 1e300, math.inf, 5e-324, 3e-314])
-def test_any_number_survives_as_its_bits(value):
+def test_bits_of_keeps_every_float64(value):
     assert struct.unpack('d', struct.pack('q', orders.bits_of(value)))[0] == value
     record = run(dict(type='NormClip', max_norm=value), [Step(filled(1.0))], True)[0][0][-1]
     assert float(record[3]) == value
 
 
-def test_a_divisor_that_float32_does_not_hold():
-    """As without the kernel: the gradient becomes zero, and not one that is too large."""
+def test_divisor_beyond_float32_is_inf():
+    """As without the kernel: the gradient becomes 0."""
     config = dict(type='NormClip', max_norm=1e-3)
     ((divisor, skips, *_, record),) = assert_same(config, [Step(filled(3e38))])
     assert math.isinf(float(divisor)) and float(skips) == 0
@@ -272,7 +272,7 @@ def test_a_divisor_that_float32_does_not_hold():
 
 
 @pytest.mark.parametrize('count', [1, 2, 1023, 1024, 1025, 2600])
-def test_any_number_of_tensors(count, monkeypatch):
+def test_norm_of_any_number_of_tensors_equals_torch(count, monkeypatch):
     monkeypatch.setattr(decision_kernels, 'BLOCK', 1024)
     norms = (torch.arange(count, dtype=torch.float64) % 7 + 0.25).to(DEVICE)
     for p in ORDERS:
@@ -282,7 +282,7 @@ def test_any_number_of_tensors(count, monkeypatch):
         assert float(record[0]) == pytest.approx(float(norms.norm(p)), rel=1e-12)
 
 
-def test_a_window_that_is_read_in_parts(monkeypatch):
+def test_percentile_of_a_window_longer_than_a_block_equals_numpy(monkeypatch):
     monkeypatch.setattr(decision_kernels, 'BLOCK', 1024)
     config = dict(type='AutoClip', percentile=90, window=1500)
     params, k = [nn.Parameter(torch.ones(2, device=DEVICE))], 1100
@@ -302,8 +302,8 @@ def test_a_window_that_is_read_in_parts(monkeypatch):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize('rule', ['NormClip', 'AutoClip'])
-def test_other_types(rule, dtype):
-    """Those of float64 are measured by torch."""
+def test_kernel_decides_as_torch_for_other_dtypes(rule, dtype):
+    """torch measures float64 gradients."""
     assert_same(RULES[rule], [Step(filled(v, dtype)) for v in (0.5, 3.0, math.nan, 1.5)])
 
 
@@ -321,7 +321,7 @@ sizes = st.one_of(
     scale=st.sampled_from([None, 0.5, 1000.0, 2.0**16]),
     infs=st.integers(0, 2**12 - 1),
 )
-def test_any_run(rule, values, scale, infs):
+def test_kernel_decides_as_torch_in_any_run(rule, values, scale, infs):
     steps = []
     for k, value in enumerate(values):
         found = None if scale is None else float(infs >> k & 1)
@@ -335,8 +335,8 @@ def test_any_run(rule, values, scale, infs):
     window=st.integers(1, 6),
     percentile=st.one_of(st.floats(0, 100), st.sampled_from([0, 50, 100])),
 )
-def test_the_percentile_is_numpys(norms, window, percentile):
-    """Equal numbers, a ring that comes round, and both ends."""
+def test_autoclip_percentile_equals_numpy(norms, window, percentile):
+    """Ties, a full ring buffer, and both ends of the range."""
     config = dict(type='AutoClip', percentile=percentile, window=window)
     steps = [Step([torch.tensor([norm], device=DEVICE)]) for norm in norms]
     found = [float(row[-1][3]) for row in run(config, steps, True)[0]]
@@ -345,10 +345,10 @@ def test_the_percentile_is_numpys(norms, window, percentile):
         assert threshold == pytest.approx(right, rel=1e-9, abs=1e-12)
 
 
-# -- who takes it ------------------------------------------------------------------------------
+# -- when the kernel is used -------------------------------------------------------------------
 
 
-def test_a_subclass_decides_for_itself():
+def test_subclass_with_its_own_decide_uses_no_kernel():
     class Half(NormClip):
         def decide(self, norm, ok):
             return torch.full_like(norm, 0.5), 1.0
@@ -362,7 +362,7 @@ def test_a_subclass_decides_for_itself():
     assert float(optimizer.divisor) == 2
 
 
-def test_a_kernel_that_cannot_be_built_is_done_without():
+def test_kernel_that_cannot_be_built_warns_once_and_falls_back():
     steps = [Step(filled(v)) for v in (0.5, 3.0, math.nan, 2.0)]
     broken = mock.Mock(side_effect=RuntimeError('no compiler'))
     for rule in ('NormClip', 'ZClip', 'AutoClip'):
@@ -381,13 +381,13 @@ def test_a_kernel_that_cannot_be_built_is_done_without():
 
 
 @pytest.mark.parametrize('policy', ['zero', 'raise'])
-def test_a_policy_that_has_to_know_looks(policy):
+def test_policy_that_reads_the_norm_uses_no_kernel(policy):
     with mock.patch.object(decision, '_launch') as launched:
         run({**RULES['NormClip'], 'nonfinite': policy}, [Step(filled(0.5))], True)
     assert not launched.called
 
 
-def test_a_run_that_only_skips_ends():
+def test_run_that_only_skips_raises_at_the_limit():
     steps = [Step(filled(math.nan))] * 50
     config = dict(**RULES['NormClip'], max_consecutive_skips=5)
     with pytest.raises(NonFiniteGradientError, match='max_consecutive_skips=5'):
@@ -396,19 +396,19 @@ def test_a_run_that_only_skips_ends():
 
 # -- launches and reads ------------------------------------------------------------------------
 
-#: Operators that launch nothing: they allocate, or look at the same memory in another way.
+#: Operators that launch nothing: allocations and views.
 LAUNCHES_NOTHING = ('empty', 'view', 'reshape', 'unbind', 'select', 'slice', 'split', 'unsqueeze')
 LAUNCHES_NOTHING += ('alias', 'detach', 'expand', '_record_function', 'lift_fresh', 'as_strided')
-#: Tensors that torch's multi-tensor kernels take at a time, by how many lists of them there are.
+#: Most tensors in a launch of torch's multi-tensor kernels, by the number of tensor lists.
 TENSORS_A_LAUNCH = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 
 
 class Launches(TorchDispatchMode):
-    """Counts what a GPU would launch: Triton's kernels, and torch's by the rules of its source.
+    """Counts launches on a GPU: those of Triton, and those of torch according to its source.
 
-    A ``_foreach`` function of small tensors takes 110 of them at a time, or 64 pairs; a norm, two
-    fills and a launch for the sums besides. ``stack`` takes 128. Any other operator is taken for
-    one. The optimizer's own kernel, a view and an allocation are none.
+    A ``_foreach`` function launches once for 110 small tensors or 64 pairs; a norm also launches
+    two fills and a sum. ``stack`` launches once for 128 tensors. Any other operator counts as one
+    launch. The optimizer's own kernel, views and allocations count as none.
     """
 
     def __init__(self) -> None:
@@ -439,7 +439,7 @@ class Launches(TorchDispatchMode):
         def counted(kernel, where):
             def launched(*args, **kwargs):
                 self.counts[kernel.fn.__name__] += 1
-                # The interpreter computes by torch's operators, too.
+                # The interpreter itself uses torch's operators.
                 with _disable_current_modes():
                     return grid(kernel, where)(*args, **kwargs)
 
@@ -468,7 +468,7 @@ def launches(
     transposed: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Counter[str]:
-    """The launches of a step of a model of 156 tensors."""
+    """Launches of one step of a model of 156 tensors."""
     shapes = [(k % 5 + 1, 2) for k in range(156)]
     params = [nn.Parameter(torch.ones(shape, device=DEVICE, dtype=dtype)) for shape in shapes]
     fused = OPTIMIZERS[optimizer](params)
@@ -482,11 +482,11 @@ def launches(
         if scaled:
             fused.grad_scale = torch.tensor(8.0, device=DEVICE)
             fused.found_inf = torch.tensor(0.0, device=DEVICE)
-        # The first step of SGD makes its momentum, and the host has to know whether it is taken.
+        # The first step of SGD creates its momentum, and the host has to know if it is skipped.
         with with_kernels(False):
             fused.step()
         with with_kernels(use_kernels):
-            # The first step with kernels makes their tables.
+            # The first step with kernels creates their tables.
             fused.step()
             with Launches() as mode:
                 fused.step()
@@ -496,8 +496,8 @@ def launches(
 @pytest.mark.parametrize('scaled', [False, True])
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 @pytest.mark.parametrize('rule', ['NormClip', 'ZClip', 'AutoClip'])
-def test_a_norm_rule_launches_two_kernels_beyond_the_fused_step(rule, optimizer, scaled):
-    """Adam-like optimizers take back their count of steps by one more call, if ``found_inf``."""
+def test_norm_rule_adds_two_launches_to_the_fused_step(rule, optimizer, scaled):
+    """With ``found_inf``, Adam-like optimizers undo their step count by one more call."""
     extra = launches(RULES[rule], optimizer, scaled)
     extra.subtract(launches(None, optimizer, scaled))
     kernel = {'NormClip': 'norm_clip', 'ZClip': 'zclip', 'AutoClip': 'autoclip'}[rule]
@@ -509,31 +509,30 @@ def test_a_norm_rule_launches_two_kernels_beyond_the_fused_step(rule, optimizer,
 
 
 @pytest.mark.parametrize('rule', ['NormClip inf', 'NormClip 1', 'NormClip 3', 'ZClip'])
-def test_two_also_for_other_orders_and_layouts(rule):
+def test_other_orders_and_layouts_add_two_launches(rule):
     extra = launches(RULES[rule], 'SGD', False, transposed=True)
     extra.subtract(launches(None, 'SGD', False))
     assert extra['_measure'] == 1 and extra.total() == 2
 
 
 @pytest.mark.parametrize('rule', ['NormClip', 'ZClip', 'AutoClip'])
-def test_where_torch_has_to_measure(rule):
-    """A type that the kernels do not know: still within ten."""
+def test_float64_measured_by_torch_adds_at_most_ten_launches(rule):
     extra = launches(RULES[rule], 'SGD', False, dtype=torch.float64)
     extra.subtract(launches(None, 'SGD', False))
     assert extra['_measure'] == 0 and extra['_foreach_norm'] and extra['stack'] == 2
     assert 2 < extra.total() <= 10
 
 
-def test_the_count_sees_what_there_was():
-    """The road without kernels does not pass."""
+def test_launch_count_without_kernels_is_above_the_bound():
+    """The bound of the tests above fails without kernels."""
     for rule, least in (('NormClip', 25), ('ZClip', 60), ('AutoClip', 45)):
         assert launches(RULES[rule], 'SGD', False, use_kernels=False).total() > least
 
 
 @pytest.mark.skipif(not INTERPRETED, reason='on a GPU torch itself watches: tests/gpu')
 @pytest.mark.parametrize('rule', RULES)
-def test_nothing_around_the_kernels_reads_the_device(rule):
-    """The interpreter itself reads everything, so the launches are left out."""
+def test_code_around_the_kernels_does_not_read_the_device(rule):
+    """Without the launches: the interpreter reads all memory."""
 
     def measured(dtype, items, pointers, partials, arrived, norms, p):
         norms.fill_(2.0)

@@ -1,9 +1,9 @@
-"""Compiles the kernels for GPUs that need not be there, and prints what is to be seen in them.
+"""Compiles the kernels for several GPU architectures, without a GPU, and prints their properties.
 
-Run by ``test_kernels.py`` in a process of its own, since Triton is imported there as it is and not
-as its interpreter. A line of JSON: for each kernel, architecture and variant, the size of the
-binary, the atomic operations in it, the operations in single precision, those that take subnormal
-numbers for 0, and the arguments whose values the kernel is not built for.
+``test_kernels.py`` runs this file in a separate process, with Triton's compiler and not its
+interpreter. Prints one line of JSON: for each kernel, architecture and variant, the size of the
+binary, its atomic operations, its operations in single precision, its operations that flush
+subnormal numbers to 0, and the arguments that Triton does not specialize.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ ARGUMENTS = {
         norms='*fp64',
     ),
 }
-#: What every kernel that decides gets, and the rules' own; a float comes as its bits, an int64, or
-#: an int32 where those are few.
+#: Common arguments of all kernels that decide. Below, those of each rule. A float is passed as its
+#: bits, an int64, which Triton types as int32 if the value is small.
 COMMON = dict(
     norms='*fp64',
     count='i32',
@@ -103,7 +103,7 @@ def multi_tensor_builds() -> list[dict]:
 
 
 def decision_builds() -> list[dict]:
-    """Of each kernel, with a loss scale and without, the variants that a rule asks for."""
+    """Each kernel in the variants that rules use, with and without a loss scale."""
     own = {
         'norm_clip': [dict(KIND=kind) for kind in KINDS],
         'zclip': [dict(KIND='squares', MODE=mode) for mode in ('reciprocal', 'mean', 'percentile')],

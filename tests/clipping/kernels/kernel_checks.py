@@ -1,7 +1,7 @@
-"""What the Triton kernels have to do, wherever they run.
+"""Tests of the Triton kernels, on any device.
 
-``test_kernels.py`` runs this file in a process of its own under Triton's interpreter, which has to
-be chosen before Triton is imported; ``tests/gpu/test_kernels.py`` runs the same on a GPU. By hand::
+``test_kernels.py`` runs this file in a separate process under Triton's interpreter, which has to be
+selected before Triton is imported. ``tests/gpu/test_kernels.py`` runs it on a GPU. By hand::
 
     TRITON_INTERPRET=1 python -m pytest tests/clipping/kernels/kernel_checks.py
 """
@@ -48,7 +48,7 @@ needs_kernels = pytest.mark.skipif(
 pytestmark = needs_kernels
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ORDERS = [1.0, 2.0, 3.0, 0.5, math.inf]
-#: A rounding to the type, and one more where a product was rounded before.
+#: Relative error of a rounding to the dtype, and of a product rounded before.
 ROUNDING = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 RULES = {
     'AGC': dict(type='AGC', clip_factor=0.05),
@@ -94,7 +94,7 @@ SHAPES = [
 
 @contextlib.contextmanager
 def with_kernels(yes: bool = True) -> Iterator[None]:
-    """Have the rules take the kernels, or the ordinary path, whatever the device."""
+    """Make the rules use the kernels, or torch, on any device."""
     with (
         mock.patch.object(kernels, '_device_types', {DEVICE.type} if yes else set()),
         mock.patch.object(kernels.host_tensors, '_library', lambda: None),
@@ -108,7 +108,7 @@ def random(shape: tuple[int, ...], dtype=torch.float32, seed: int = 0, scale=1.0
 
 
 def made(tensors: list[Tensor], rows: list[int] | None = None) -> MultiTensor:
-    """The kernels for some tensors, each cut into as many units as ``rows`` says."""
+    """The kernels for some tensors, each cut into ``rows`` units."""
     rows, units, first = rows or [1] * len(tensors), [], 0
     for tensor, n in zip(tensors, rows, strict=True):
         units.append(Units(first, n, tensor.numel() // n))
@@ -128,7 +128,7 @@ def norms64(tensors: list[Tensor], rows: list[int], p: float = 2.0) -> Tensor:
 
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('columns', [1, 2, 31, 1023, 1024, 1025, 2500])
-def test_norms_of_rows(columns, dtype):
+def test_norms_of_rows_equal_float64(columns, dtype):
     tensors = [random((3, columns), dtype, seed) for seed in range(3)]
     rows = [3, 1, 3]
     found = made(tensors, rows).norms()
@@ -137,7 +137,7 @@ def test_norms_of_rows(columns, dtype):
 
 
 @pytest.mark.parametrize('p', ORDERS)
-def test_many_tensors_of_every_type_at_once(p):
+def test_norms_of_mixed_dtypes_equal_float64(p):
     tensors = [random((k % 7 + 1, k + 1), DTYPES[k % 3], seed=k) for k in range(60)]
     rows = [len(t) if k % 2 else 1 for k, t in enumerate(tensors)]
     expected = norms64(tensors, rows, p)
@@ -146,8 +146,8 @@ def test_many_tensors_of_every_type_at_once(p):
 
 @pytest.mark.parametrize('p', ORDERS)
 @pytest.mark.parametrize('chunk', [8, 100, 1500])
-def test_a_unit_shared_by_many_programs(chunk, p):
-    """At the smallest, more programs than a block has elements; twice, with the same counters."""
+def test_norm_of_a_unit_shared_by_many_programs_equals_float64(chunk, p):
+    """The smallest chunk gives more programs than elements of a block. Twice: counters reset."""
     tensors = [random((2001,), seed=1), random((2, 700), seed=2), random((3,), seed=3)]
     rows = [1, 2, 1]
     with mock.patch.object(multi_tensor, 'CHUNK', chunk):
@@ -160,7 +160,7 @@ def test_a_unit_shared_by_many_programs(chunk, p):
     assert not many._arrived.any()
 
 
-def test_nobody_sums_before_all_have_arrived():
+def test_norm_is_not_written_before_all_programs_have_arrived():
     tensors = [random((500,))]
     with mock.patch.object(multi_tensor, 'CHUNK', 100):
         many = made(tensors)
@@ -171,15 +171,15 @@ def test_nobody_sums_before_all_have_arrived():
     assert float(norms) == -1 and int(many._arrived) == 4
 
 
-def test_the_real_chunk():
+def test_norm_with_the_default_chunk_equals_float64():
     tensors = [random((2 * multi_tensor.CHUNK + 5,))]
     torch.testing.assert_close(made(tensors).norms(), norms64(tensors, [1]), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize('p', [*ORDERS, 40.0, 1e4])
 @pytest.mark.parametrize('size', [1e-38, 1e-20, 1e20, 3e38])
-def test_sizes_whose_powers_float32_does_not_hold(size, p):
-    """Nor float64, of the higher orders; the smaller numbers count as well."""
+def test_norms_whose_powers_overflow_or_underflow_are_exact(size, p):
+    """In float32, and for high orders in float64. The smaller numbers also count."""
     tensors = [random((4, 6)).sign() * size * torch.tensor([1, 0.5] * 3, device=DEVICE)]
     right = size * (3 + 3 * 0.5**p) ** (1 / p) if p < math.inf else size
     expected = torch.full((4,), right, dtype=torch.float64)
@@ -187,7 +187,7 @@ def test_sizes_whose_powers_float32_does_not_hold(size, p):
 
 
 @pytest.mark.parametrize('p', ORDERS)
-def test_zeros_inf_nan_and_nothing(p):
+def test_norms_of_zeros_inf_nan_and_empty_tensors(p):
     rows = torch.ones(5, 1100, device=DEVICE)
     rows[0] = 0
     rows[1, 7] = math.inf
@@ -209,8 +209,8 @@ def test_zeros_inf_nan_and_nothing(p):
     values=st.lists(st.floats(width=32), min_size=1, max_size=40),
     p=st.one_of(st.floats(0.3, 50.0), st.sampled_from(ORDERS)),
 )
-def test_any_numbers_and_any_order(values, p):
-    """By the definition, on Python's floats."""
+def test_norm_of_any_numbers_and_order_equals_the_definition(values, p):
+    """The definition in Python floats."""
     sizes = [abs(value) for value in values]
     top = math.nan if any(map(math.isnan, sizes)) else max(sizes)
     if p < math.inf and 0 < top < math.inf:
@@ -226,7 +226,7 @@ def test_any_numbers_and_any_order(values, p):
 
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('columns', [1, 33, 1024, 2500])
-def test_scaled_rows(columns, dtype):
+def test_rows_are_scaled_by_their_coefficients(columns, dtype):
     tensors = [random((4, columns), dtype, seed) for seed in range(2)]
     coefs = torch.tensor([0.5, 1.0, 0.3, 0.0, 1.7], dtype=torch.float64, device=DEVICE)
     old = copy.deepcopy(tensors)
@@ -236,18 +236,18 @@ def test_scaled_rows(columns, dtype):
         torch.testing.assert_close(
             tensor.double(), right, rtol=ROUNDING[dtype], atol=torch.finfo(dtype).tiny
         )
-    # A coefficient of 1 changes no bit.
+    # A coefficient of 1: bit-identical.
     assert torch.equal(tensors[0][1], old[0][1])
 
 
-def test_a_coefficient_that_float32_does_not_hold():
+def test_coefficient_below_float32_scales_without_underflow():
     tensors = [torch.full((3,), 2e38, device=DEVICE)]
     coef = torch.tensor([1e-48], dtype=torch.float64, device=DEVICE)
     made(tensors).scale(coef)
     torch.testing.assert_close(tensors[0].cpu(), torch.full((3,), 2e-10), rtol=1e-6, atol=0)
 
 
-def test_only_the_first_tensors_are_scaled():
+def test_scale_with_count_leaves_later_tensors_unchanged():
     tensors = [torch.ones(3, 4, device=DEVICE, dtype=DTYPES[k % 2]) for k in range(4)]
     many = made(tensors, [3, 1, 3, 1])
     many.scale(torch.full((8,), 0.5, dtype=torch.float64, device=DEVICE), 2)
@@ -255,7 +255,7 @@ def test_only_the_first_tensors_are_scaled():
 
 
 def protected(values: Tensor, size: int) -> Tensor:
-    """A copy whose first ``size`` bytes end the process when they are written to."""
+    """A copy; a write to its first ``size`` bytes ends the process."""
     memory = mmap.mmap(-1, values.numel() * 4)
     memory.write(bytes(values.numpy()))
     with warnings.catch_warnings():
@@ -268,7 +268,7 @@ def protected(values: Tensor, size: int) -> Tensor:
 
 
 @pytest.mark.skipif(not INTERPRETED, reason='protects memory of the host')
-def test_what_needs_no_clipping_is_not_written():
+def test_coefficient_of_one_writes_nothing():
     count = mmap.PAGESIZE // 4
     quiet = protected(torch.arange(count, dtype=torch.float32), mmap.PAGESIZE)
     other = torch.ones(4)
@@ -280,13 +280,13 @@ def test_what_needs_no_clipping_is_not_written():
 # -- clamping ----------------------------------------------------------------------------------
 
 
-#: As rules ask for them; float16 has none of the fractions, and the last two are without 0.
+#: float16 holds none of the fractions exactly; the last two ranges do not contain 0.
 RANGES = [(-0.5, 0.5), (None, 0.3), (-0.1, None), (-0.2, 1.5), (0.3, 2), (None, -0.7)]
 WORDS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """For comparing exactly, the sign of zero and NaN included."""
+    """The bits of a tensor, to compare signs of zero and NaN too."""
     return tensor.cpu().contiguous().view(WORDS[tensor.dtype])
 
 
@@ -297,7 +297,7 @@ def of_bits(words: list[int], dtype: torch.dtype) -> Tensor:
 
 
 def legible(values: Tensor) -> Tensor:
-    """The interpreter misreads the bfloat16 numbers below the smallest normal one; 0 instead."""
+    """Replace subnormal bfloat16 numbers by 0: the interpreter misreads them."""
     if INTERPRETED and values.dtype == torch.bfloat16:
         return torch.where(values.abs() < torch.finfo(values.dtype).tiny, 0.0, values)
     return values
@@ -310,9 +310,9 @@ def assert_clamped(
     high: float | None,
     many: MultiTensor | None = None,
 ) -> Tensor:
-    """As torch.clamp does it on the CPU; returns the counts."""
+    """Assert that clamp equals torch.clamp on the CPU; return the counts."""
     old = [tensor.cpu() if DEVICE.type == 'cuda' else tensor.clone() for tensor in tensors]
-    # A bound that the type does not hold is none; torch.clamp would refuse it.
+    # A bound beyond the range of the dtype has no effect; torch.clamp rejects it.
     right = []
     for t in old:
         most = torch.finfo(t.dtype).max
@@ -322,12 +322,12 @@ def assert_clamped(
     counts, norms = many.clamp(low, high)
     assert counts.dtype == norms.dtype == torch.float64
     for tensor, was, expected in zip(tensors, old, right, strict=True):
-        # NaN keeps its bits; torch makes another NaN of a bfloat16's.
+        # NaN keeps its bits; torch changes those of a bfloat16 NaN.
         assert torch.equal(bits(tensor), torch.where(was.isnan(), bits(was), bits(expected)))
     changed = [(a != b).double() for a, b in zip(old, right, strict=True)]
     flat = [c.reshape(n, -1).sum(dim=1) for c, n in zip(changed, rows, strict=True)]
     assert torch.equal(counts.cpu(), torch.cat(flat))
-    # Summed in the order in which they are measured; a compiler may fuse differently.
+    # The same order of summation; a compiler may fuse operations differently.
     rtol = 0 if INTERPRETED else 1e-14
     torch.testing.assert_close(norms, many.norms(), rtol=rtol, atol=0, equal_nan=True)
     expected = norms64(right, rows)
@@ -338,7 +338,7 @@ def assert_clamped(
 
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize(('low', 'high'), RANGES)
-def test_clamped(low, high, dtype):
+def test_clamp_equals_torch(low, high, dtype):
     shapes = [(0,), (), (1,), (5,), (3, 1023), (2, 1024), (1025,), (3, 0), (2500,)]
     tensors = [random(shape, dtype, seed) for seed, shape in enumerate(shapes)]
     image = random((4, 6, 5, 5), dtype, 50).contiguous(memory_format=torch.channels_last)
@@ -349,7 +349,7 @@ def test_clamped(low, high, dtype):
     assert counts[0] == 0 and counts[-1] > 0
 
 
-def test_units_that_are_rows_are_counted_each():
+def test_clamp_counts_and_measures_each_row():
     rows = torch.tensor([[1.0, 2, 3], [-1, -2, -3], [0.5, 0, -0.5]], device=DEVICE)
     counts, norms = made([rows], [3]).clamp(-1.5, 2.5)
     assert counts.tolist() == [1, 2, 0]
@@ -358,7 +358,7 @@ def test_units_that_are_rows_are_counted_each():
     torch.testing.assert_close(norms.cpu(), right, rtol=1e-15, atol=0)
 
 
-def test_types_mixed_are_clamped_each_to_its_own_bound():
+def test_clamp_rounds_bounds_to_each_dtype():
     tensors = [random((k % 5 + 1, 7 * k + 1), DTYPES[k % 3], seed=k) for k in range(15)]
     with count_launches() as launches:
         made(tensors).clamp(-1.0, 1.0)
@@ -369,8 +369,8 @@ def test_types_mixed_are_clamped_each_to_its_own_bound():
 
 
 @pytest.mark.parametrize('chunk', [40, 100, 1500])
-def test_a_clamped_unit_shared_by_many_programs(chunk):
-    """At the smallest, more programs than a block has elements; again, with the same counters."""
+def test_clamp_of_a_unit_shared_by_many_programs_equals_torch(chunk):
+    """The smallest chunk gives more programs than elements of a block. Again: counters reset."""
     tensors = [random((1601,), seed=1), random((2, 300), seed=2), random((3,), seed=3)]
     rows = [1, 2, 1]
     tensors[1][1].clamp_(-0.1, 0.1)
@@ -382,7 +382,7 @@ def test_a_clamped_unit_shared_by_many_programs(chunk):
             assert counts[0] > 100 and counts[2] == 0
 
 
-def test_nobody_reports_before_all_have_arrived():
+def test_count_is_not_written_before_all_programs_have_arrived():
     tensors = [random((500,))]
     with mock.patch.object(multi_tensor, 'CHUNK', 100):
         many = made(tensors)
@@ -396,7 +396,7 @@ def test_nobody_reports_before_all_have_arrived():
     assert (tensors[0][:400].abs() <= 0.1).all() and (tensors[0][400:].abs() > 0.1).any()
 
 
-def test_the_real_chunk_clamped():
+def test_clamp_with_the_default_chunk_equals_torch():
     assert_clamped([random((2 * multi_tensor.CHUNK + 5,))], [1], -0.7, 0.4)
 
 
@@ -405,8 +405,8 @@ def test_the_real_chunk_clamped():
     ('low', 'high'),
     [*RANGES, (-0.0, 0.0), (0.0, None), (None, -0.0), (-math.inf, math.inf), (-1e6, 1e6)],
 )
-def test_what_is_no_ordinary_number(low, high, dtype):
-    """NaN of two kinds, infinities, the bounds themselves and their neighbours, two zeros."""
+def test_clamp_of_nan_inf_zeros_and_bounds_equals_torch(low, high, dtype):
+    """Two kinds of NaN, infinities, the bounds and their neighbours, both zeros."""
     inf = torch.tensor(math.inf, dtype=dtype)
     special = [math.inf, -math.inf, math.nan, 0.0, -0.0, torch.finfo(dtype).max]
     values = [torch.tensor(value, dtype=dtype) for value in special]
@@ -423,12 +423,12 @@ def test_what_is_no_ordinary_number(low, high, dtype):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
-def test_below_the_smallest_normal_number(dtype):
+def test_clamp_of_subnormal_numbers_equals_torch(dtype):
     step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     steps = torch.tensor([0.0, 1, -1, 2, -2, 5, 7, -7, 100], dtype=torch.float64)
     values = (steps * step).to(DEVICE, dtype)
     assert values.cpu().unique().numel() == len(steps)
-    # A bound halfway between two numbers goes to the even one, which is how torch rounds.
+    # torch rounds a bound halfway between two numbers to the even one.
     for low, high, count in ((-1, 2, 5), (-2.5, 2.5, 4), (None, 1, 4), (2, None, 5)):
         ends = [None if end is None else end * step for end in (low, high)]
         assert assert_clamped([values.clone()], [1], *ends).tolist() == [count]
@@ -439,12 +439,12 @@ def test_below_the_smallest_normal_number(dtype):
     [
         (0.1, 0.0999755859375),
         (0.3, 0.300048828125),
-        # By way of float32, as torch does it: directly it would be the next number, 1 + 2**-10.
+        # Rounded through float32, as in torch; direct rounding would give 1 + 2**-10.
         (1 + 2.0**-11 + 2.0**-30, 1.0),
         (65519.0, 65504.0),
     ],
 )
-def test_a_bound_is_rounded_to_float16(bound, held):
+def test_bound_is_rounded_to_float16_as_by_torch(bound, held):
     inf = torch.tensor(math.inf, dtype=torch.float16)
     at = torch.tensor(held, dtype=torch.float16)
     values = torch.stack([at, at.nextafter(inf), at.nextafter(-inf), -at, -at.nextafter(inf)])
@@ -455,7 +455,7 @@ def test_a_bound_is_rounded_to_float16(bound, held):
 
 
 @pytest.mark.parametrize('size', [1e-38, 1e-20, 1e20, 3e38])
-def test_clamped_to_sizes_whose_squares_float32_does_not_hold(size):
+def test_clamped_norms_whose_squares_overflow_or_underflow_are_exact(size):
     tensors = [torch.full((4, 5), math.inf, device=DEVICE)]
     counts, norms = made(tensors, [4]).clamp(None, size)
     expected = torch.full((4,), math.sqrt(5) * size, dtype=torch.float64)
@@ -465,12 +465,12 @@ def test_clamped_to_sizes_whose_squares_float32_does_not_hold(size):
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), dtype=st.sampled_from(DTYPES))
-def test_any_bits_clamped_into_any_range(data, dtype):
+def test_clamp_of_any_bits_into_any_range_equals_torch(data, dtype):
     limits = torch.finfo(dtype)
     most = (1 << limits.bits) - 1
     words = data.draw(st.lists(st.integers(0, most), min_size=1, max_size=40))
     values = of_bits(words, dtype)
-    # Any double, where the type holds it, or a number that is there: what lies at a bound.
+    # Any number in the range of the dtype, or an element, to have elements at a bound.
     given_ones = [v for v in values.tolist() if math.isfinite(v)]
     end = st.floats(-limits.max, limits.max)
     end = end | st.sampled_from(given_ones) if given_ones else end
@@ -486,8 +486,8 @@ def test_any_bits_clamped_into_any_range(data, dtype):
 
 
 @pytest.mark.skipif(not INTERPRETED, reason='protects memory of the host')
-def test_what_is_within_the_range_is_not_written():
-    """In a unit with an element outside as little as in one without."""
+def test_clamp_does_not_write_elements_inside_the_range():
+    """In units with and without an element outside."""
     count = mmap.PAGESIZE // 4
     old = torch.cat([torch.arange(count) % 7 - 3.0, torch.tensor([9.0, math.nan] * (count // 2))])
     both = protected(old, mmap.PAGESIZE)
@@ -498,8 +498,8 @@ def test_what_is_within_the_range_is_not_written():
     assert torch.equal(both[:count], old[:count])
 
 
-def test_bounds_need_neither_a_copy_nor_a_read_nor_a_kernel_of_their_own():
-    """Whatever their size they come as an int32: they are no part of what a kernel is built for."""
+def test_bounds_need_no_copy_no_read_and_no_specialized_kernel():
+    """Bounds of any size are passed as int32, so Triton does not compile for their values."""
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -525,7 +525,7 @@ def test_bounds_need_neither_a_copy_nor_a_read_nor_a_kernel_of_their_own():
         assert sum(isinstance(argument, int) for argument in call.args) == 2
 
 
-def test_bounds_are_rounded_on_the_host_whatever_the_default_device():
+def test_bounds_are_rounded_on_the_host_under_any_default_device():
     tensor = random((100,))
     many = made([tensor])
     with torch.device('meta'):
@@ -534,7 +534,7 @@ def test_bounds_are_rounded_on_the_host_whatever_the_default_device():
     assert float(tensor.abs().max()) == 0.5
 
 
-# -- what is taken -----------------------------------------------------------------------------
+# -- supported tensors -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -566,7 +566,7 @@ def test_bounds_are_rounded_on_the_host_whatever_the_default_device():
         'one row',
     ],
 )
-def test_layouts(layout, fits_whole, fits_rows):
+def test_take_accepts_contiguous_layouts_only(layout, fits_whole, fits_rows):
     tensor = layout(random((4, 6, 4, 4)))
     for rows, fits in ((1, fits_whole), (len(tensor), fits_rows)):
         many = MultiTensor([Units(0, rows, tensor.numel() // rows)], [tensor])
@@ -582,7 +582,7 @@ def test_layouts(layout, fits_whole, fits_rows):
         torch.testing.assert_close(tensor, expected, rtol=1e-6, atol=0)
 
 
-def test_types_and_shared_memory():
+def test_take_rejects_other_dtypes_and_shared_memory():
     one = random((4,))
     assert not MultiTensor([Units(0, 1, 4)], [one.double()]).take([one.double()])
     units = [Units(0, 1, 4), Units(1, 1, 4)]
@@ -590,11 +590,11 @@ def test_types_and_shared_memory():
     empty = torch.zeros(0, device=DEVICE)
     units = [Units(0, 1, 0), Units(1, 1, 0)]
     assert MultiTensor(units, [empty, empty.clone()]).take([empty, empty.clone()])
-    # Another type than the tables were made for.
+    # Not the dtype that the tables were made for.
     assert not made([one]).take([one.half()])
 
 
-def test_the_table_of_addresses_is_made_anew_only_when_they_change():
+def test_addresses_are_uploaded_only_when_they_change():
     tensors = [random((5,), seed=k) for k in range(3)]
     many = made(tensors)
     with mock.patch.object(multi_tensor, '_upload', wraps=multi_tensor._upload) as upload:
@@ -612,7 +612,7 @@ def test_the_table_of_addresses_is_made_anew_only_when_they_change():
 
 
 class Net(nn.Module):
-    """Every kind of unit; the transposed convolutions' are no runs of memory."""
+    """Every kind of unit; those of transposed convolutions are not contiguous."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -627,7 +627,7 @@ class Net(nn.Module):
 
 
 def gradients(model: nn.Module, step: int, scale: float = 1.0) -> list[Tensor]:
-    """Some of them so small that nothing is to be clipped."""
+    """Gradients of which some are too small to be clipped."""
     params = list(model.parameters())
     sizes = [scale * 10.0 ** ((k + step) % 4 - 3) for k in range(len(params))]
     return [
@@ -646,7 +646,7 @@ def run_rule(
     use_kernels: bool,
     as_device: bool = False,
 ) -> tuple[list[list[Tensor]], list[dict], dict]:
-    """What the optimizer gets in each step, the records, and the state of the rules in the end."""
+    """Gradients that the optimizer gets in each step, records, final state of the rules."""
     params = list(model.parameters())
     optimizer = Probe(params)
     out, records = [], []
@@ -688,7 +688,7 @@ def numbers(state: Any) -> list:
 
 
 @pytest.mark.parametrize('name', RULES)
-def test_a_rule_does_the_same_with_kernels_as_without(name):
+def test_rule_gives_the_same_with_and_without_kernels(name):
     torch.manual_seed(0)
     model = Net().to(DEVICE)
     steps = [gradients(model, step) for step in range(4)]
@@ -697,7 +697,7 @@ def test_a_rule_does_the_same_with_kernels_as_without(name):
 
 @pytest.mark.parametrize('name', ['AGC', 'AdaGC', 'BlockRMSClip', 'ValueClip'])
 @pytest.mark.skipif(not INTERPRETED, reason='stands in for a device')
-def test_as_on_a_device_whose_memory_the_host_cannot_see(name):
+def test_rule_on_a_device_gives_the_same_with_and_without_kernels(name):
     torch.manual_seed(0)
     model = Net()
     bad = gradients(model, 1)
@@ -710,26 +710,26 @@ def test_as_on_a_device_whose_memory_the_host_cannot_see(name):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('name', ['AGC', 'ParamNormClip'])
-def test_half_precision(name, dtype):
+def test_half_precision_gives_the_same_with_and_without_kernels(name, dtype):
     torch.manual_seed(0)
     model = Net().to(DEVICE, dtype)
     assert_same_steps(RULES[name], model, [gradients(model, 0)], rtol=2 * ROUNDING[dtype])
 
 
-def test_types_mixed_in_one_model():
+def test_mixed_dtypes_take_one_launch_each():
     torch.manual_seed(0)
     model = Net().to(DEVICE)
     model.line.half()
     model.wide.bfloat16()
     steps = [gradients(model, step) for step in range(2)]
-    # bfloat16 is the coarsest.
+    # bfloat16 has the largest rounding error.
     assert_same_steps(RULES['AGC'], model, steps, rtol=2 * ROUNDING[torch.bfloat16])
     with count_launches() as counts:
         run_rule(RULES['AGC'], model, steps, True)
     assert counts == {'_measure': 6, '_scale': 6}
 
 
-def test_channels_last_and_strided_gradients():
+def test_channels_last_uses_kernels_and_strided_falls_back():
     torch.manual_seed(0)
     model = Net().to(DEVICE)
     grads = gradients(model, 0)
@@ -751,7 +751,7 @@ def test_channels_last_and_strided_gradients():
         assert counts == {}
 
 
-def test_huge_gradients_are_clipped_and_not_zeroed():
+def test_huge_gradients_are_scaled_to_the_limit():
     model = nn.Linear(50, 20, bias=False).to(DEVICE)
     grads = [random((20, 50)).sign() * 1e20]
     for config in (dict(type='AGC', clip_factor=0.01), dict(type='ParamNormClip', max_norm=1.0)):
@@ -768,7 +768,7 @@ def test_huge_gradients_are_clipped_and_not_zeroed():
         assert torch.equal(out.sign(), grads[0].sign()) and record[0]['nonfinite'] == 0
 
 
-def test_rows_that_need_no_clipping_keep_their_bits():
+def test_rows_below_their_limit_are_bit_identical():
     model = nn.Linear(1500, 8, bias=False).to(DEVICE)
     nn.init.ones_(model.weight)
     grads = [random((8, 1500)) * torch.tensor([1e-4, 1.0] * 4, device=DEVICE)[:, None]]
@@ -779,7 +779,7 @@ def test_rows_that_need_no_clipping_keep_their_bits():
 
 @pytest.mark.parametrize('bad', [-math.inf, math.nan])
 @pytest.mark.parametrize('policy', ['skip', 'zero', 'off'])
-def test_steps_that_are_not_finite(bad, policy):
+def test_nonfinite_steps_give_the_same_with_and_without_kernels(bad, policy):
     torch.manual_seed(0)
     model = Net().to(DEVICE)
     steps = [gradients(model, step) for step in range(3)]
@@ -788,7 +788,7 @@ def test_steps_that_are_not_finite(bad, policy):
         assert_same_steps(dict(**RULES[name], nonfinite=policy), model, steps, rtol=1e-6)
 
 
-def test_gradients_that_come_and_go():
+def test_changing_set_of_gradients_gives_the_same_without_kernels():
     torch.manual_seed(0)
     model = Net().to(DEVICE)
     params = list(model.parameters())
@@ -824,7 +824,7 @@ shape_lists = st.lists(
     dtype=st.sampled_from(DTYPES),
     name=st.sampled_from(['AGC', 'ParamNormClip', 'BlockRMSClip', 'AdaGC']),
 )
-def test_any_shapes_and_sizes(shapes, seed, exponent, dtype, name):
+def test_any_shapes_and_sizes_give_the_same_without_kernels(shapes, seed, exponent, dtype, name):
     params = [nn.Parameter(random(shape, dtype, seed + k)) for k, shape in enumerate(shapes)]
     exponent = max(min(exponent, 3), -3) if dtype == torch.float16 else exponent
     grads = [random(shape, dtype, seed + k + 50, 10.0**exponent) for k, shape in enumerate(shapes)]
@@ -836,7 +836,7 @@ def test_any_shapes_and_sizes(shapes, seed, exponent, dtype, name):
                 param.grad = grad.clone()
             optimizer.step()
             out[use] = optimizer.seen, handle.stats()
-    # The ordinary path also rounds norms and coefficients to float32.
+    # torch also rounds norms and coefficients to float32.
     tiny, rtol = torch.finfo(dtype).tiny, 2 * ROUNDING[dtype] + 2 * ROUNDING[torch.float32]
     torch.testing.assert_close(out[True][0], out[False][0], rtol=rtol, atol=tiny)
     assert out[True][1] == pytest.approx(out[False][1], rel=rtol)
@@ -847,7 +847,7 @@ def test_any_shapes_and_sizes(shapes, seed, exponent, dtype, name):
 
 @contextlib.contextmanager
 def count_launches() -> Iterator[dict[str, int]]:
-    """Counts every launch of a Triton kernel, by the kernel's name."""
+    """Counts the launches of each Triton kernel by its name."""
     counts: dict[str, int] = {}
     cls = type(multi_tensor_kernels._measure)
     grid = cls.__getitem__
@@ -868,8 +868,8 @@ def count_launches() -> Iterator[dict[str, int]]:
 @pytest.mark.parametrize(
     'name', ['AGC', 'ParamNormClip', 'BlockRMSClip', 'AdaGC', 'GradientStabilizer']
 )
-def test_two_launches_a_step(name):
-    """However many tensors: one to measure, one to scale."""
+def test_rule_takes_two_launches_per_step(name):
+    """One to measure and one to scale, for any number of tensors."""
     model = nn.ModuleList(nn.Linear(k + 1, 3) for k in range(12)).to(DEVICE)
     steps = [gradients(model, step) for step in range(2)]
     with count_launches() as counts:
@@ -877,7 +877,7 @@ def test_two_launches_a_step(name):
     assert counts == {'_measure': 2, '_scale': 2}
 
 
-def test_value_clipping_is_two_launches_a_step():
+def test_value_clip_takes_two_launches_per_step():
     model = nn.ModuleList(nn.Linear(k + 1, 3) for k in range(12)).to(DEVICE)
     steps = [gradients(model, step) for step in range(2)]
     with count_launches() as counts:
@@ -890,8 +890,8 @@ def test_value_clipping_is_two_launches_a_step():
 
 @pytest.mark.skipif(not INTERPRETED, reason='on a GPU torch itself watches: tests/gpu')
 @pytest.mark.parametrize('name', ['AGC', 'ParamNormClip', 'BlockRMSClip', 'AdaGC', 'ValueClip'])
-def test_nothing_around_the_kernels_reads_the_device(name):
-    """The interpreter itself reads everything, so the launches are left out."""
+def test_code_around_the_kernels_does_not_read_the_device(name):
+    """Without the launches: the interpreter reads all memory."""
 
     class NoReads(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):

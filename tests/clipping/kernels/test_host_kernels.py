@@ -1,4 +1,4 @@
-"""The compiled pass over host memory, against torch and NumPy in float64."""
+"""Tests of the Numba kernels against torch, and against NumPy in float64."""
 
 import contextlib
 import math
@@ -43,7 +43,7 @@ def norms64(tensors):
 
 
 def check(grads, low, high, write):
-    """A scan of the gradients, and clamping after it, against torch."""
+    """Compare a scan of the gradients, and a clamp after it, with torch."""
     before = [grad.clone() for grad in grads]
     clamped = [grad.clamp(low, high) for grad in grads]
     kernels = tensors_of(grads)
@@ -58,20 +58,20 @@ def check(grads, low, high, write):
 
 @pytest.mark.parametrize('write', [False, True])
 @pytest.mark.parametrize('bounds', [(-0.5, 0.5), (None, 1.0), (-0.3, None), (0.2, 0.4), (-9, 9)])
-def test_against_torch(bounds, write):
+def test_scan_and_write_equal_torch(bounds, write):
     check(make(), *bounds, write)
 
 
 @pytest.mark.parametrize('write', [False, True])
 @pytest.mark.parametrize('size', [1e-42, 1e-30, 1e-22, 1e18, 1e25, 3e37])
-def test_squares_that_do_not_fit_float32(size, write):
+def test_scan_is_exact_where_squares_overflow_or_underflow(size, write):
     grads = make(scale=size)
     grads[-1][7] = 1.0
     check(grads, -0.5 * size, 2 * size, write)
 
 
 @pytest.mark.parametrize('write', [False, True])
-def test_one_element_among_many(write):
+def test_scan_finds_a_single_element_outside(write):
     for place in (0, 511, 512, 32767, 32768, 199_999):
         grads = [torch.zeros(200_000)]
         grads[0][place] = -3.0
@@ -89,12 +89,12 @@ def threads(count):
 
 
 def launched_by(launch):
-    """``launch`` in place of the function that has all threads run a kernel."""
+    """Replace the function that runs a kernel on all threads by ``launch``."""
     host_threads._whoami()
     return mock.patch.object(host_threads, 'library', lambda: mock.Mock(GOMP_parallel=launch))
 
 
-def test_the_same_numbers_with_any_number_of_threads():
+def test_results_do_not_depend_on_the_number_of_threads():
     grads = make(seed=3)
     kernels = tensors_of(grads)
     parallel, used = host_threads.library().GOMP_parallel, []
@@ -116,8 +116,8 @@ def test_the_same_numbers_with_any_number_of_threads():
 
 
 @pytest.mark.parametrize('come', [1, 2])
-def test_the_work_of_threads_that_do_not_come_is_done(come):
-    """OpenMP may give fewer than were asked for."""
+def test_fewer_threads_than_requested_finish_all_work(come):
+    """OpenMP may provide fewer threads than requested."""
     grads = make(seed=4)
     expected = [grad.double().norm() for grad in grads]
     parallel = host_threads.library().GOMP_parallel
@@ -132,11 +132,11 @@ def test_the_work_of_threads_that_do_not_come_is_done(come):
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 7, 64])
-def test_every_item_is_in_one_part(count):
+def test_shares_hold_every_item_once(count):
     with threads(count):
         for sizes in ([], [1], [512], [40_000] * 5, [5, 100_000, 3], [1] * 100_000):
             sizes = np.array(sizes, dtype=np.int64)
-            # Two items to a tensor.
+            # Two items per tensor.
             tensors = np.repeat(np.arange(len(sizes)), 2)
             counts = np.stack([sizes // 2, sizes - sizes // 2], axis=1).reshape(-1)
             offsets = np.stack([0 * sizes, sizes // 2], axis=1).reshape(-1)
@@ -153,7 +153,7 @@ def test_every_item_is_in_one_part(count):
 
 
 def owners(crew, count):
-    """The thread that begins with each item."""
+    """The thread that starts with each item."""
     with threads(count):
         share = crew.shares()
     found = np.empty(len(share.order), dtype=int)
@@ -162,19 +162,19 @@ def owners(crew, count):
     return found
 
 
-def test_each_thread_begins_with_what_torch_has_it_work_on():
-    """Stretches of a large tensor, the first for the first; small ones where they come."""
+def test_threads_start_with_the_stretches_that_torch_gives_them():
+    """One stretch of a large tensor each, in order; small tensors by position."""
     kernels = tensors_of([torch.randn(size) for size in (1000, 400_000, 1000, 70_000, 1000)])
     found = owners(kernels._crew, 4)
     each = [found[kernels._tensor == k].tolist() for k in range(5)]
     middles = (kernels._offsets / 4 + kernels._counts / 2)[kernels._tensor == 1]
     assert each[1] == (middles // 100_000).astype(int).tolist()
-    # torch has three threads for so many: 23334 elements each.
+    # torch uses three threads for this size: 23334 elements each.
     assert each[3] == [0, 2, 2]
     assert [each[0], each[2], each[4]] == [[0], [3], [3]]
 
 
-def test_small_rows_and_their_weights_are_for_all_threads():
+def test_small_rows_are_divided_evenly_among_threads():
     grads = [torch.randn(64, 64) for _ in range(80)]
     units = [Units(64 * k, 64, 64) for k in range(80)]
     kernels = host_tensors.HostTensors(units, grads)
@@ -182,7 +182,7 @@ def test_small_rows_and_their_weights_are_for_all_threads():
     assert np.bincount(owners(kernels._pairs, 4)).tolist() == [640] * 4
 
 
-def test_threads_stay_as_many_as_they_were():
+def test_clipping_leaves_the_number_of_threads_unchanged():
     code = """
 import torch
 torch.ones(10**6).sum()
@@ -199,7 +199,7 @@ print(torch.get_num_threads())
         assert run(code, OMP_NUM_THREADS=count).stdout == count + '\n'
 
 
-def test_several_threads_of_python_at_once():
+def test_concurrent_python_threads_clip_correctly():
     def work(seed):
         grads = make([300_000], seed)
         expected = grads[0].clamp(-0.5, 0.5)
@@ -211,7 +211,7 @@ def test_several_threads_of_python_at_once():
         assert all(pool.map(work, range(3)))
 
 
-def test_memory_layouts():
+def test_channels_last_and_slices_are_clamped():
     grads = [
         torch.randn(64, 3, 7, 7).to(memory_format=torch.channels_last),
         torch.randn(400, 100)[100:200],
@@ -223,7 +223,7 @@ class Other(torch.Tensor):
     pass
 
 
-def test_what_it_cannot_take():
+def test_take_rejects_unsupported_tensors():
     fine, other, empty = torch.randn(10, 4), torch.randn(40), torch.empty(0)
     units = [Units(0, 1, 40), Units(1, 1, 40), Units(2, 1, 0), Units(3, 1, 0)]
     kernels = host_tensors.HostTensors(units, [fine, other, empty, empty])
@@ -246,7 +246,7 @@ def test_what_it_cannot_take():
         kernels.norms(3.0)
 
 
-def test_axes_in_any_order_unless_rows_are_torn():
+def test_take_accepts_transposed_wholes_and_rejects_torn_rows():
     tensor = torch.randn(4, 10).t()
     whole = host_tensors.HostTensors([Units(0, 1, 40)], [tensor])
     assert whole.take([tensor])
@@ -255,8 +255,8 @@ def test_axes_in_any_order_unless_rows_are_torn():
 
 
 @pytest.mark.parametrize('size', [1.0, 1e-42, 1e-22, 1e25])
-def test_units(size):
-    """Rows shorter and longer than a block and an item, numbered with gaps; some are scaled."""
+def test_units_are_measured_and_scaled(size):
+    """Rows shorter and longer than a block and an item, numbered with gaps, some scaled."""
     shapes = [(5, 3), (2, 70_000), (0, 4), (3, 0), (7, 512), (1, 1)]
     grads = make([math.prod(shape) for shape in shapes], scale=size)
     grads = [grad.view(shape) for grad, shape in zip(grads, shapes, strict=True)]
@@ -279,7 +279,7 @@ def test_units(size):
         assert equal(grad, (old.double() * used[:, None]).float())
 
 
-def test_what_is_not_finite_is_seen():
+def test_norms_of_nonfinite_tensors_are_nonfinite():
     grads = make([5000, 100, 40_000])
     grads[0][4000], grads[2][39_000] = math.inf, math.nan
     norms = tensors_of(grads).norms()
@@ -287,7 +287,7 @@ def test_what_is_not_finite_is_seen():
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
-def test_elements_that_are_not_finite_stay(bad):
+def test_scan_leaves_nonfinite_blocks_unchanged(bad):
     grads = make([5000, 100])
     grads[0][3000] = bad
     before = [grad.clone() for grad in grads]
@@ -304,7 +304,7 @@ def test_elements_that_are_not_finite_stay(bad):
     st.floats(0, 2.0**100, width=32),
     st.booleans(),
 )
-def test_any_numbers(values, low, span, write):
+def test_scan_of_any_numbers_equals_torch(values, low, span, write):
     check([torch.tensor(values)], low, max(low, float(np.float32(low + span))), write)
 
 
@@ -314,8 +314,8 @@ EARLY = {'ValueClip': (-0.01, 0.01), 'ValueClip range': (-0.1, 0.3), 'ChainClip'
 @pytest.mark.parametrize('watched', [False, True])
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('case', EARLY)
-def test_a_step_that_is_left_out(case, fused, watched):
-    """Clamping has begun when it turns out; with an observer it has not."""
+def test_skipped_step_may_have_clamped_finite_gradients(case, fused, watched):
+    """Clamping starts before the NaN is found; with an observer it does not."""
     low, high = EARLY[case]
     params = [torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(4))]
     optimizer = make_optimizer(CASES[case], params, fused=fused)
@@ -332,7 +332,7 @@ def test_a_step_that_is_left_out(case, fused, watched):
     assert equal(params[1].grad, second if watched else second.clamp(low, high))
 
 
-def test_clipping_goes_through_it():
+def test_value_clip_uses_scan():
     p = torch.nn.Parameter(torch.zeros(70_000))
     optimizer = torch.optim.SGD([p], lr=1.0)
     attach(optimizer, dict(type='ValueClip', clip_value=0.5))
@@ -357,14 +357,14 @@ def run(code, **env):
     )
 
 
-def test_it_can_be_turned_off_and_is_not_needed():
+def test_no_kernels_if_turned_off_or_without_numba():
     code = 'from gclip_mm.clipping.kernels import host_tensors as t; print(t._library() is None)'
     assert run(code, GCLIP_NUMBA='0').stdout == 'True\n'
     assert run('import sys; sys.modules["numba"] = None; ' + code).stdout == 'True\n'
     assert run(code).stdout == 'False\n'
 
 
-def test_a_numba_that_does_not_work_is_said_once(monkeypatch):
+def test_broken_numba_warns_once(monkeypatch):
     host_tensors._library.cache_clear()
     monkeypatch.setitem(sys.modules, 'gclip_mm.clipping.kernels.host_kernels', None)
     monkeypatch.delattr('gclip_mm.clipping.kernels.host_kernels', raising=False)
@@ -379,8 +379,8 @@ def test_a_numba_that_does_not_work_is_said_once(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')
-def test_a_forked_child_with_one_thread():
-    """As torch itself: several do not survive a fork."""
+def test_forked_child_with_one_thread_clips():
+    """Several threads do not survive a fork, in torch as well."""
     code = """
 import os, torch
 from gclip_mm import attach
@@ -409,8 +409,8 @@ RULES = [
 
 
 @pytest.mark.parametrize('config', RULES[:2], ids=lambda config: config['type'])
-def test_a_parameter_that_has_become_smaller(config):
-    """A step touches nothing behind the gradient, and all of it."""
+def test_smaller_parameter_writes_its_gradient_only(config):
+    """All of the gradient is written, and nothing past its end."""
     p = torch.nn.Parameter(torch.ones(200, 100))
     optimizer = torch.optim.SGD([p], lr=0.0)
     attach(optimizer, config)
@@ -425,7 +425,7 @@ def test_a_parameter_that_has_become_smaller(config):
 
 
 @pytest.mark.parametrize('config', RULES, ids=lambda config: config['type'])
-def test_autograd_knows_that_gradients_have_changed(config):
+def test_autograd_sees_gradients_changed_in_place(config):
     p = torch.nn.Parameter(torch.ones(30, 4))
     optimizer = torch.optim.SGD([p], lr=0.0)
     attach(optimizer, config)

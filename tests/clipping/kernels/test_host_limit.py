@@ -1,4 +1,4 @@
-"""AGC in one pass over host memory: against its formula, and against two passes."""
+"""Tests of AGC in one pass over host memory, against its formula and against two passes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIG = dict(type='AGC', clip_factor=0.02, eps=0.01)
 
 
 def limited(rows: list[list[float]], weights: list[list[float]], eps: float, factor: float):
-    """By the documented formula, in float64."""
+    """The documented formula in float64."""
     g, w = (np.array(x, dtype=np.float64).reshape(len(x), -1) for x in (rows, weights))
     with np.errstate(all='ignore'):
         norms, sizes = np.linalg.norm(g, axis=1), np.linalg.norm(w, axis=1)
@@ -53,13 +53,13 @@ def check(grads: Tensor, weights: Tensor, eps: float, factor: float) -> None:
 
 @pytest.mark.parametrize('length', [1, 7, 511, 513, 3000, 32768])
 @pytest.mark.parametrize('rows', [1, 5, 60])
-def test_by_the_formula(rows, length):
+def test_limit_computes_the_documented_formula(rows, length):
     torch.manual_seed(0)
     grads = torch.randn(rows, length) * torch.logspace(-3, 3, rows)[:, None]
     check(grads, torch.randn(rows, length), 1e-3, 0.1)
 
 
-def test_what_is_not_finite_and_nothing_at_all():
+def test_limit_of_nonfinite_zero_and_empty_units():
     grads, weights = torch.ones(6, 600), torch.ones(6, 600)
     grads[0, 3], grads[1, 599], grads[2, 0] = math.nan, math.inf, -math.inf
     grads[3], weights[4] = 0, 0
@@ -79,13 +79,13 @@ numbers = st.floats(-(2.0**60), 2.0**60, width=32)
     eps=st.sampled_from([0, 1e-3, 1.0]),
     factor=st.one_of(st.floats(0, 10), st.sampled_from([0, 1])),
 )
-def test_any_numbers(rows, scale, eps, factor):
+def test_limit_of_any_numbers_equals_the_formula(rows, scale, eps, factor):
     grads = torch.tensor(rows)
     check(grads, grads.flip(0) * scale, eps, factor)
 
 
 class Net(nn.Module):
-    """Every kind of unit; the transposed convolution's are no runs of memory."""
+    """Every kind of unit; those of the transposed convolution are not contiguous."""
 
     def __init__(self, wide: int = 3000) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Net(nn.Module):
 
 
 def steps_of(model: nn.Module, watched: bool, bad: tuple[int, float] | None = None):
-    """The gradients that an optimizer gets in three steps, and the records."""
+    """Return the gradients that an optimizer gets in three steps, and the records."""
     optimizer = Probe(list(model.parameters()))
     out, records = [], []
     with attach(optimizer, CONFIG, model=model) as handle:
@@ -118,7 +118,7 @@ def steps_of(model: nn.Module, watched: bool, bad: tuple[int, float] | None = No
 
 @pytest.mark.parametrize('count', [1, 2, 3])
 @pytest.mark.parametrize('bad', [None, (1, math.nan), (0, -math.inf)])
-def test_as_in_two_passes(bad, count):
+def test_one_pass_is_bit_identical_to_two(bad, count):
     torch.manual_seed(0)
     model, usual = Net(), torch.get_num_threads()
     found = {}
@@ -129,7 +129,7 @@ def test_as_in_two_passes(bad, count):
             with mock.patch.object(host_tensors.HostTensors, 'limit', autospec=True) as seen:
                 seen.side_effect = limit
                 found[watched] = steps_of(model, watched, bad)
-            # Who watches is to see gradients that are left out as they came.
+            # An observer has to see the gradients of a skipped step unchanged.
             assert seen.call_count == (0 if watched else 3)
     finally:
         torch.set_num_threads(usual)
@@ -139,7 +139,7 @@ def test_as_in_two_passes(bad, count):
         assert a == pytest.approx(b, rel=1e-12, nan_ok=True)
 
 
-def test_as_without_kernels(request):
+def test_agc_gives_the_same_without_kernels(request):
     torch.manual_seed(0)
     model = Net()
     ours = steps_of(model, False)
@@ -151,7 +151,7 @@ def test_as_without_kernels(request):
         assert a == pytest.approx(b, rel=1e-6)
 
 
-def test_a_unit_too_large_for_a_cache_takes_two_passes():
+def test_unit_longer_than_an_item_takes_two_passes():
     model = Net(wide=host_tensors._ITEM + 1)
     with mock.patch.object(host_tensors.HostTensors, 'limit') as limit:
         ours = steps_of(model, False)
@@ -159,8 +159,8 @@ def test_a_unit_too_large_for_a_cache_takes_two_passes():
     torch.testing.assert_close(ours[0], steps_of(model, True)[0], rtol=0, atol=0)
 
 
-def test_a_step_that_is_left_out():
-    """Scaling has begun when it turns out; weights and optimizer are as they were."""
+def test_skipped_step_may_have_scaled_finite_units():
+    """Scaling starts before the NaN is found; weights and optimizer are unchanged."""
     p = nn.Parameter(torch.ones(3, 4))
     optimizer = torch.optim.SGD([p], lr=1.0, momentum=0.9)
     with attach(optimizer, dict(type='AGC', clip_factor=0.25)) as handle:
@@ -174,7 +174,7 @@ def test_a_step_that_is_left_out():
 
 
 class Late(AGC):
-    """Clips nothing for a while, of its own accord."""
+    """Overrides ``clip`` to clip nothing."""
 
     def clip(self, view, measure, ok):
         return Outcome(None, measure.norm, math.inf, 0, 1)
@@ -185,7 +185,7 @@ class LateValue(ValueClip):
 
 
 def centred(base: type) -> type:
-    """A rule that puts other gradients in the place of those that were measured."""
+    """A rule that replaces the measured gradients before clipping."""
 
     class Centred(base):
         def clip(self, view, measure, ok):
@@ -198,7 +198,7 @@ def centred(base: type) -> type:
 
 
 def stepped(rule: type, grad: Tensor, **options: float) -> Tensor:
-    """What a rule of one's own leaves of a gradient."""
+    """A gradient after a step with a user-defined rule."""
     p = nn.Parameter(torch.ones_like(grad))
     optimizer = Probe([p])
     with attach(optimizer, dict(type=rule.__mro__[1].__name__, **options)) as handle:
@@ -211,12 +211,12 @@ def stepped(rule: type, grad: Tensor, **options: float) -> Tensor:
 @pytest.mark.parametrize(
     ('rule', 'options'), [(Late, dict(clip_factor=0.01)), (LateValue, dict(clip_value=0.1))]
 )
-def test_a_rule_that_is_derived_decides_for_itself(rule, options):
+def test_subclass_with_its_own_clip_is_not_clipped_early(rule, options):
     grad = torch.randn(30, 40)
     assert torch.equal(stepped(rule, grad, **options), grad)
 
 
-def test_gradients_that_a_rule_exchanges_are_those_that_are_clipped():
+def test_gradients_loaded_by_a_rule_are_clipped():
     grad = torch.randn(30, 400) + 1
     seen = stepped(centred(ParamNormClip), grad, max_norm=0.01)
     assert float(seen.norm()) < 0.011
@@ -226,7 +226,7 @@ def test_gradients_that_a_rule_exchanges_are_those_that_are_clipped():
     assert float(seen.abs().max()) == pytest.approx(0.1)
 
 
-def test_a_gradient_of_another_shape_than_its_parameter_writes_nothing_behind_it():
+def test_gradient_of_another_shape_writes_nothing_past_its_end():
     memory = torch.full((40_000,), 7.0)
     p = nn.Parameter(torch.ones(100, 100))
     optimizer = torch.optim.SGD([p], lr=0.0)
@@ -239,7 +239,7 @@ def test_a_gradient_of_another_shape_than_its_parameter_writes_nothing_behind_it
 
 
 @pytest.mark.parametrize('shape', [(0, 3), (0,), (3, 0)])
-def test_parameters_without_elements(shape):
+def test_empty_parameters_are_clipped_without_error(shape):
     p, q = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.ones(3, 2))
     optimizer = torch.optim.SGD([p], lr=0.1)
     with attach(optimizer, CONFIG) as handle:

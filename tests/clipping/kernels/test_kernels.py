@@ -1,4 +1,4 @@
-"""The Triton kernels under Triton's interpreter, and that nothing needs Triton."""
+"""Tests of the Triton kernels under Triton's interpreter, and of clipping without Triton."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ needs_triton = pytest.mark.skipif(
 @needs_triton
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize('checks', ['kernel_checks', 'decision_checks'])
-def test_under_the_interpreter(checks):
-    """In a process of its own: the interpreter has to be chosen before Triton is imported."""
+def test_checks_pass_under_the_interpreter(checks):
+    """In a separate process: the interpreter has to be selected before Triton is imported."""
     done = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist']
         + [f'tests/clipping/kernels/{checks}.py'],
@@ -50,8 +50,8 @@ def test_under_the_interpreter(checks):
 
 @needs_triton
 @pytest.mark.timeout(900)
-def test_built_for_gpus_that_are_not_here(tmp_path):
-    """By the compiler that a GPU would have it from, down to machine code."""
+def test_kernels_compile_for_gpu_architectures(tmp_path):
+    """Down to machine code, without a GPU."""
     env = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
     done = subprocess.run(
         [sys.executable, '-m', 'tests.clipping.kernels.kernel_builds'],
@@ -66,34 +66,34 @@ def test_built_for_gpus_that_are_not_here(tmp_path):
     builds = json.loads(done.stdout)
     assert len(builds) == 54 + 48 and all(build['size'] > 1000 for build in builds)
     for build in builds:
-        # Decided in double precision throughout: a rounding to single would not be seen elsewhere.
+        # Decisions are in double precision; no other test would notice a rounding to single.
         assert build['kernel'].startswith('_') or not build['single'], build
-        # The count of those who have arrived, and nothing else: sums whose order is left to chance
+        # The counter of arrived programs is the only atomic: atomic sums have no fixed order and
         # would differ between processes.
         shares = build['kernel'] in ('_measure', '_clamp')
         assert build['atomics'] == ['atom.global.gpu.acq_rel.add.u32'] * shares, build
-        # A subnormal gradient is compared with its bound, and measured, as what it is. What exp and
-        # log begin with, a guess and the size of a half of a number, may flush.
+        # Subnormal gradients must not be flushed to 0. exp and log may flush in their first
+        # approximation.
         starts = {'rcp.approx.ftz.f64', 'abs.ftz.f32'} if 'powers' in build['variant'] else set()
         assert set(build['flushing']) <= starts, build
-        # A schedule may change these in every step.
+        # A schedule may change these arguments in every step.
         assert build['kernel'] != '_clamp' or build['plain'] == ['low', 'high'], build
         assert build['kernel'] != '_measure' or build['plain'] == ['order'], build
 
 
 @pytest.fixture
 def fresh():
-    """Ask anew whether the kernels work."""
+    """Clear the cached answer to whether the kernels work."""
     kernels._works_on.cache_clear()
     yield
     kernels._works_on.cache_clear()
 
 
-def test_a_cpu_takes_the_ordinary_path():
+def test_no_triton_kernels_on_a_cpu():
     assert not kernels.can_run_on(CPU)
 
 
-def test_without_triton(fresh):
+def test_no_kernels_without_triton(fresh):
     with (
         kernels.also_on('cpu'),
         mock.patch.object(importlib.util, 'find_spec', return_value=None),
@@ -101,15 +101,15 @@ def test_without_triton(fresh):
         assert not kernels.can_run_on(CPU)
 
 
-def test_turned_off(fresh, monkeypatch):
+def test_no_kernels_if_turned_off(fresh, monkeypatch):
     monkeypatch.setenv('GCLIP_TRITON', '0')
     with kernels.also_on('cpu'), mock.patch.object(importlib.util, 'find_spec') as find:
         assert not kernels.can_run_on(CPU)
     assert not find.called
 
 
-def test_kernels_that_cannot_be_built_are_said_once_and_done_without(fresh):
-    """No C compiler, a GPU that is too old: clipping goes on."""
+def test_kernels_that_cannot_be_built_warn_once_and_fall_back(fresh):
+    """As without a C compiler or on an old GPU."""
     model = nn.Linear(5, 4)
     nn.init.ones_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

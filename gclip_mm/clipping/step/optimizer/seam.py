@@ -48,6 +48,9 @@ class SteppedEngine(Protocol):
     def step_withheld(self) -> None:
         """A GradScaler found an infinite gradient and did not call ``step``."""
 
+    def end_step(self) -> None:
+        """The optimizer has taken the step."""
+
     def restore(self) -> None:
         """The step is over, or has failed."""
 
@@ -83,6 +86,9 @@ class StepSeam:
         # The first gradients, and their versions, after they were clipped.
         self._clipped: list[tuple[Tensor, Tensor, int]] = []
         hook_steps(self._optimizer)
+        # Whether its step may change gradients and hand them to the step of a parent class.
+        steps = [vars(cls).get('step') for cls in type(self._optimizer).__mro__]
+        self._has_parent_step = sum(hasattr(step, 'hooked') for step in steps) > 1
         # torch.compile traces the hooks, and the traced step would not see attributes that they set
         # on the optimizer.
         before, after = (_untraced(f) for f in (self._before_step, self._after_step))
@@ -180,6 +186,8 @@ class StepSeam:
             if self._evaluations > 1 and self._rollback.is_poisoned:
                 # A later evaluation was not finite, and the optimizer did not recover from it.
                 self._rollback.undo()
+            else:
+                self._engine.end_step()
         except _StepLeftOut as left:
             if left.seam is not self:
                 raise
@@ -242,12 +250,15 @@ class StepSeam:
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         if not self._engaged and not is_nested(optimizer):
             self._clipped.clear()
+            self._engine.end_step()
             self._engine.restore()
 
     def _run(self) -> bool:
         """Clip, and remember a few gradients to notice whether the step changes them."""
         is_taken = self._engine.run_step()
         self._clipped.clear()
+        if not self._has_parent_step:
+            return is_taken
         for group in self._optimizer.param_groups:
             for param in group['params'][:_LOOKED_AT]:
                 if param.grad is not None:

@@ -1,0 +1,190 @@
+"""Clipping without a threshold: bounds how far a step may move each unit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..base import Finite, Measure, Outcome, UnitClipper
+from ..checks import ClipConfigError, check_choice, check_number
+from ..config.registry import CLIPPERS
+from ..gradients.norm_layers import followers
+from ..gradients.view import GradView
+from .auto_units import AutoUnits
+
+#: Kaiming's initialisation gives every row and filter a norm of sqrt(2), whatever its fan-in.
+FLOOR_ROW = 1.5
+#: Root mean square of a small vector of biases or gains.
+FLOOR_VECTOR = 0.1
+#: The part of ``reach`` that a single update may take: what momentum 0.9 leaves to a gradient.
+_OF_ONE_UPDATE = 0.1
+
+
+@CLIPPERS.register_module(aliases=('auto',))
+class Auto(UnitClipper):
+    """Bound how far a step may move each unit, from the optimizer's own learning rate.
+
+    No key is needed. For a unit with weights ``w`` and gradient ``g`` (AGC's units: an output
+    filter, a row, a whole bias), a learning rate ``lr`` and a momentum ``m``, the gradient moves
+    the unit by ``step = lr / (1 - m) * |g|`` in all. Relative to ``size = max(|w|, floor)``::
+
+        c = min(1, total / sum_l(|step_l| / |size_l|))      l: weights that no live norm follows
+        g *= min(c, reach * size / step)                    c = 1 for all other units
+
+    ``lr`` is the peak of the schedule: the largest of the group's ``lr``, ``initial_lr`` and
+    ``max_lr``. Warm-up and decay then act as the schedule means them. The first line keeps the
+    direction of the gradient for layers whose scale no batch norm absorbs: heads, and backbones
+    with frozen statistics.
+
+    An optimizer whose step is not proportional to the gradient (AdamW, Lion, ...) is bounded on the
+    side of the update: it steps, and what a unit moved beyond a tenth of ``reach`` is taken back.
+    That takes one copy of the weights.
+
+    Good for: a first training of any detector, learning rates above the usual one, runs that end in
+    NaN. Bad for: a schedule that was tuned together with a hand-set threshold; models without a
+    known unit (FSDP1); embeddings that must move far from a small start.
+
+    Args:
+        reach: largest relative step of a unit, above 0.
+        total: largest sum of the relative steps of all weights that no live norm layer follows,
+            above 0.
+        side: ``'gradient'`` or ``'update'``; None: by the class of the optimizer.
+
+    Raises:
+        ClipConfigError: a value out of range; ``side='gradient'`` with an optimizer whose step is
+            not proportional to the gradient.
+
+    Source: this package, docs/auto.md.
+
+    Example:
+        >>> optim_wrapper = dict(
+        ...     type='GClipOptimWrapper',
+        ...     optimizer=dict(type='SGD', lr=0.02, momentum=0.9),
+        ...     clip_grad=dict(type='Auto'))
+    """
+
+    thresholds = ('reach', 'total')
+    source = 'docs/auto.md'
+
+    def __init__(self, reach: float = 0.05, total: float = 0.3, side: str | None = None) -> None:
+        check_number('reach', reach, low=0, open_low=True)
+        check_number('total', total, low=0, open_low=True)
+        check_choice('side', side, (None, 'gradient', 'update'))
+        self.reach = reach
+        self.total = total
+        self.side = side
+        self._optimizer: Optimizer | None = None
+        self._norms: dict[int, nn.Module] = {}
+        self._units: dict[int, tuple[GradView, AutoUnits]] = {}
+        self._before: list[Tensor] = []
+        self._sizes: Tensor | None = None
+
+    # -- what it is attached to ------------------------------------------------------------------
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        if self.side == 'gradient' and not is_proportional(optimizer):
+            raise ClipConfigError(
+                f"clip_grad: side='gradient' does not bound {type(optimizer).__name__}, whose step "
+                "is not proportional to the gradient: leave 'side' out, or set side='update'"
+            )
+
+    def bind(self, optimizer: Optimizer, model: nn.Module | None) -> None:
+        self._optimizer = optimizer
+        self._norms = followers(model)
+        self._units.clear()
+
+    @property
+    def bounds_updates(self) -> bool:
+        if self.side is not None:
+            return self.side == 'update'
+        return self._optimizer is not None and not is_proportional(self._optimizer)
+
+    def _units_of(self, view: GradView) -> AutoUnits:
+        known = self._units.get(id(view))
+        if known is None or known[0] is not view:
+            if len(self._units) >= 16:
+                self._units.clear()
+            norms = [self._norms.get(id(info.module)) for info in view.infos]
+            units = AutoUnits(view, self._groups_of(view), norms, FLOOR_ROW, FLOOR_VECTOR)
+            known = self._units[id(view)] = view, units
+        known[1].refresh()
+        return known[1]
+
+    def _groups_of(self, view: GradView) -> list[dict[str, Any]]:
+        if self._optimizer is None:
+            raise ClipConfigError('clip_grad: Auto has to be attached to an optimizer')
+        groups = [group for group in self._optimizer.param_groups for _ in group['params']]
+        return [groups[position] for position in view.positions]
+
+    # -- the gradient's side ---------------------------------------------------------------------
+    def decide(self, norms: Tensor, weights: Tensor, view: GradView) -> tuple[Tensor, Tensor]:
+        units = self._units_of(view)
+        if self.bounds_updates:
+            self._sizes = units.sizes(weights)
+            return torch.ones_like(norms), torch.full_like(norms, math.inf)
+        steps = norms.double() * units.rates(_gain).to(norms.device)
+        return self._bounded(steps, units.sizes(weights), units, view, norms)
+
+    def _bounded(
+        self, steps: Tensor, sizes: Tensor, units: AutoUnits, view: GradView, norms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Coefficients and bounds of units that would move by ``steps``, all (U,)."""
+        coefs = self.reach * sizes / steps
+        if units.has_loose:
+            # Over- and underflow cannot happen in float64 for steps of float32 gradients.
+            sums = view.backend.unit_sums(torch.stack([steps.square(), sizes.square()], dim=1))
+            lengths = (sums[:, 0] / sums[:, 1]).sqrt()
+            moved = torch.where(units.counts, lengths, 0.0).sum()
+            shrink = torch.clamp(self.total / moved, max=1.0)
+            coefs = torch.where(units.loose, torch.minimum(coefs, shrink), coefs)
+        # Zero gradients, and learning rates of zero, move nothing.
+        coefs = torch.where(steps > 0, coefs.clamp(max=1.0), 1.0)
+        bounds = torch.where(coefs < 1, norms * coefs, norms * (self.reach * sizes / steps))
+        return coefs, torch.where(steps > 0, bounds, 0.0)
+
+    # -- the update's side -----------------------------------------------------------------------
+    def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
+        outcome = super().clip(view, measure, finite)
+        if self.bounds_updates:
+            self._keep(view.params)
+            return outcome._replace(threshold=math.nan)
+        return outcome
+
+    def _keep(self, params: list[Tensor]) -> None:
+        """Copy the weights, into the memory of the last copy."""
+        detached = [param.detach() for param in params]
+        if [(t.shape, t.dtype, t.device) for t in self._before] != [
+            (t.shape, t.dtype, t.device) for t in detached
+        ]:
+            self._before = [torch.empty_like(t) for t in detached]
+        torch._foreach_copy_(self._before, detached)
+
+    def after_step(self, view: GradView) -> None:
+        """Take back what the step moved beyond the bound."""
+        if not self.bounds_updates or self._sizes is None:
+            return
+        sizes, self._sizes = self._sizes, None
+        moved = view.backend.change_norms(self._before).double()
+        steps = moved / _OF_ONE_UPDATE
+        coefs, _ = self._bounded(steps, sizes, self._units_of(view), view, moved)
+        view.backend.shorten_change(self._before, coefs)
+
+
+def is_proportional(optimizer: Optimizer) -> bool:
+    """Whether the step of an optimizer is proportional to the gradient, as that of SGD."""
+    inner = getattr(optimizer, 'optim', None)
+    stepper = inner if isinstance(inner, Optimizer) else optimizer
+    names = {cls.__name__ for cls in type(stepper).__mro__}
+    return not names.isdisjoint(('SGD', 'SGDW', 'ASGD', 'NesterovSGD'))
+
+
+def _gain(group: dict[str, Any]) -> float:
+    """How far a gradient of length 1 moves the weights in all, at the peak of the schedule."""
+    rate = max(float(group.get(key) or 0.0) for key in ('lr', 'initial_lr', 'max_lr'))
+    momentum = float(group.get('momentum') or 0.0)
+    if momentum == 0:
+        return rate
+    return rate * (1 - float(group.get('dampening') or 0.0)) / (1 - momentum)

@@ -1,0 +1,94 @@
+"""What ``Auto`` knows of the units of a view."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..gradients.norm_layers import is_live
+from ..gradients.view import GradView
+
+
+class AutoUnits:
+    """Floors, learning rates and surroundings of the U units of a view.
+
+    Args:
+        view: the gradients.
+        groups: the parameter group of each of the N parameters.
+        norms: the normalisation layer behind each of them, or None.
+        floor_row: the least size of a filter or row.
+        floor_vector: the least root mean square of a vector.
+    """
+
+    def __init__(
+        self,
+        view: GradView,
+        groups: list[dict[str, Any]],
+        norms: list[nn.Module | None],
+        floor_row: float,
+        floor_vector: float,
+    ) -> None:
+        owner = view.backend.unit_owner
+        device = owner.device
+        self._owner = owner
+        self._norms = norms
+        self._groups = list({id(group): group for group in groups}.values())
+        place = {id(group): i for i, group in enumerate(self._groups)}
+        self._group_of = torch.tensor([place[id(g)] for g in groups], device=device)[owner]
+        self._rates: tuple[tuple[float, ...], Tensor] | None = None
+        layouts = view.layouts
+        floors = [
+            floor_vector * math.sqrt(info.param.numel()) if layout.dims is None else floor_row
+            for info, layout in zip(view.infos, layouts, strict=True)
+        ]
+        self._floor = torch.tensor(floors, dtype=torch.float64, device=device)[owner]
+        self._is_weight = [layout.dims is not None for layout in layouts]
+        # A norm layer's own gains and biases, whose layer follows nothing.
+        self._is_gain = [_is_norm(info.module) for info in view.infos]
+        self._modes: tuple[bool, ...] | None = None
+        #: (U,) bool, units of parameters that no live norm layer follows.
+        self.loose: Tensor = torch.zeros(0)
+        #: (N,) bool, the weights among those parameters.
+        self.counts: Tensor = torch.zeros(0)
+        self.has_loose = False
+
+    def refresh(self) -> None:
+        """Look again which norm layers are at work; they may be switched during training."""
+        modes = tuple(is_live(norm) for norm in self._norms)
+        own = tuple(is_live(gain) if gain is not None else False for gain in self._is_gain)
+        if (modes + own) == self._modes:
+            return
+        self._modes = modes + own
+        loose = [not (live or mine) for live, mine in zip(modes, own, strict=True)]
+        device = self._owner.device
+        self.loose = torch.tensor(loose, device=device)[self._owner]
+        counts = [a and b for a, b in zip(loose, self._is_weight, strict=True)]
+        self.counts = torch.tensor(counts, device=device)
+        self.has_loose = any(counts)
+
+    def sizes(self, weights: Tensor) -> Tensor:
+        """The sizes (U,) float64 that steps are measured against."""
+        return torch.maximum(weights.double(), self._floor.to(weights.device))
+
+    def rates(self, gain: Callable[[dict[str, Any]], float]) -> Tensor:
+        """A number for each unit, (U,) float64, given one for each parameter group."""
+        numbers = tuple(map(gain, self._groups))
+        if self._rates is None or self._rates[0] != numbers:
+            table = torch.tensor(numbers, dtype=torch.float64, device=self._owner.device)
+            self._rates = numbers, table[self._group_of]
+        return self._rates[1]
+
+
+def _is_norm(module: nn.Module | None) -> nn.Module | None:
+    """The module, if it is a normalisation layer."""
+    kinds = (
+        nn.modules.batchnorm._BatchNorm,
+        nn.modules.instancenorm._InstanceNorm,
+        nn.GroupNorm,
+        nn.LayerNorm,
+    )
+    return module if isinstance(module, kinds) else None
