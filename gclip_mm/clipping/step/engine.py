@@ -32,7 +32,7 @@ from .buffers import BufferKeeper
 from .decision import decide
 from .nonfinite import NonFiniteGradientError, SkipCounter, offenders
 from .observers import StepObserver
-from .optimizer import OptimizerSide, StepSeam, check_own_clipping, clippable
+from .optimizer import OptimizerSide, StepSeam, check_own_clipping, check_trainer, clippable
 from .parameters import ParameterBook, RoutedView
 from .record import make_record, record_to_dict, summarize, total_norm
 from .state import dump_state, load_state
@@ -122,7 +122,12 @@ class GradClipEngine:
         if model is not None:
             self.bind(model)
         # Last: an engine that could not be built must not stay on the optimizer.
-        self._seam = StepSeam(self)
+        try:
+            self._seam = StepSeam(self)
+        except BaseException:
+            if self._buffers is not None:
+                self._buffers.forget()
+            raise
 
     # -- life cycle ------------------------------------------------------------------------------
     @staticmethod
@@ -158,6 +163,7 @@ class GradClipEngine:
         Raises:
             ClipConfigError: a route that matches no parameter.
         """
+        check_trainer(model)
         self.book.bind(model)
         self._bind_rules()
         if self.config.nonfinite == 'skip':

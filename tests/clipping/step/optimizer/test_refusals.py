@@ -377,6 +377,34 @@ def test_optimizer_with_its_clipping_off_does_not_warn(off):
         attach(stand_ins.Lamb(make_params(), max_grad_norm=off), CONFIG)
 
 
+@pytest.mark.parametrize('value', [0.5, 1, None, 0])
+def test_a_trainer_of_lightning_that_clips_is_refused(value):
+    model = nn.Linear(2, 2)
+    model._trainer = types.SimpleNamespace(gradient_clip_val=value)
+    optimizer = sgd(model.parameters())
+    if value:
+        with pytest.raises(ClipConfigError, match=r'remove gradient_clip_val=.* from Trainer'):
+            attach(optimizer, CONFIG, model=model)
+        assert 'step' not in vars(optimizer) and not optimizer._optimizer_step_pre_hooks
+    else:
+        attach(optimizer, CONFIG, model=model)
+
+
+def test_a_step_that_cannot_be_set_leaves_no_hook():
+    class Fixed(torch.optim.SGD):
+        def __setattr__(self, name, value):
+            if name == 'step':
+                raise AttributeError(name)
+            super().__setattr__(name, value)
+
+    model = nn.BatchNorm1d(2)
+    optimizer = Fixed(model.parameters(), lr=1.0)
+    with pytest.raises(AttributeError):
+        attach(optimizer, CONFIG, model=model)
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+    assert not model._load_state_dict_post_hooks
+
+
 MUONS = {
     'by its name': stand_ins.AdaMuon,
     'within another': lambda ps: stand_ins.Lookahead(stand_ins.AdaMuon(ps)),
