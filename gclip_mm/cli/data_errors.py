@@ -102,7 +102,7 @@ def _failed_transform(error: BaseException) -> str:
 
 def _frames(error: BaseException) -> list[types.FrameType]:
     """The frames of a traceback, the innermost first."""
-    frames = []
+    frames: list[types.FrameType] = []
     trace = error.__traceback__
     while trace is not None:
         frames.insert(0, trace.tb_frame)
