@@ -1,7 +1,6 @@
 """The console command ``gclip``: one module for each sub-command.
 
-Importing this module loads no sub-command. :func:`main` imports the chosen one, so that
-``gclip plot`` needs neither PyTorch nor MMEngine.
+Importing this module loads no sub-command. :func:`main` imports the chosen one.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from typing import NoReturn
 
 from ..version import __version__
@@ -35,8 +33,6 @@ COMMANDS = {
     'check': 'put a recipe on every stock MMDetection config',
 }
 
-#: Sub-commands that load no config, and start faster without registration.
-WITHOUT_REGISTRATION = ('plot', 'cost')
 EXAMPLE = 'example:\n  gclip train mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --clip agc'
 EXIT_CODES = 'exit codes: 0 success, 1 failure (stderr says why), 2 wrong arguments'
 
@@ -93,26 +89,8 @@ def dispatch(
         near = difflib.get_close_matches(name, commands, n=1)
         hint = f'; did you mean {near[0]!r}?' if near else ''
         parser.error(f'unknown command {name!r}{hint} (commands: {", ".join(commands)})')
-    if name not in WITHOUT_REGISTRATION and not {'-h', '--help'} & set(argv):
-        register()
     main: Callable[..., int] = import_module(f'{package}.{name}').main
     return main(argv[1:], prog=f'{parser.prog} {name}')
-
-
-def register() -> None:
-    """Import every package that registers what a config may name.
-
-    ``import gclip_mm`` does so in any process but that of the command ``gclip``.
-    """
-    for needed, packages in (
-        ('mmengine', ('engine',)),
-        ('mmdet', ('datasets', 'models', 'scene_graph')),
-    ):
-        # sys.modules holds None for a package whose import is blocked.
-        if sys.modules.get(needed, True) is None or find_spec(needed) is None:
-            return
-        for package in packages:
-            import_module(f'..{package}', __name__)
 
 
 def main(argv: list[str] | None = None, prog: str = 'gclip') -> int:

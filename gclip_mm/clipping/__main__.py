@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from .config.registry import CLIPPERS
 
 #: The order of the table; the other rules follow in alphabetical order.
-_ORDER = ('ValueClip', 'NormClip', 'ParamNormClip', 'AGC', 'AutoClip', 'ZClip', 'AdaGC')
+_ORDER = ('Auto', 'ValueClip', 'NormClip', 'ParamNormClip', 'AGC', 'AutoClip', 'ZClip', 'AdaGC')
 
 
 def table() -> Iterator[str]:

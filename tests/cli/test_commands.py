@@ -209,45 +209,6 @@ def test_the_entry_point_is_declared():
     assert '[project.scripts]\ngclip = "gclip_mm.cli:main"\n' in text
 
 
-@pytest.fixture
-def gclip(tmp_path):
-    """Run a script ``gclip``, which also prints which of some packages it has imported."""
-    script = tmp_path / 'gclip'
-    script.write_text(
-        'import sys\nfrom gclip_mm.cli import main\n'
-        'try:\n    sys.exit(main())\nfinally:\n'
-        '    print("imported", *(m for m in ("torch", "mmengine", "mmdet") if m in sys.modules))\n'
-    )
-    return lambda *arguments: run(script, *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
-
-
-def test_help_and_plot_import_neither_torch_nor_mmengine(gclip, tmp_path):
-    done = gclip('--help')
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == 'imported', done.stderr
-    done = gclip('trian')
-    assert done.returncode == 2 and done.stdout == 'imported\n'
-    (tmp_path / 'scalars.json').write_text('{"lr": 0.1, "loss": 1.0, "step": 1}\n')
-    done = gclip('plot', 'scalars.json')
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == 'imported', done.stderr
-
-
-def test_public_names_are_imported_on_use_in_the_process_of_the_command(tmp_path):
-    script = tmp_path / 'gclip'
-    script.write_text(
-        'import sys, gclip_mm\nprint("torch" in sys.modules)\n'
-        'print(gclip_mm.attach.__name__, gclip_mm.apply_clip.__name__)\n'
-        'print("AGC" in gclip_mm.CLIPPERS)\n'
-        'from gclip_mm import *\nprint(GClipHook.__name__, hasattr(gclip_mm, "nothing"))\n'
-    )
-    done = run(script, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert done.stdout.splitlines() == [
-        'False',
-        'attach apply_clip',
-        'True',
-        'GClipHook False',
-    ], done.stderr
-
-
 # -- JSON ------------------------------------------------------------------------------------------
 
 

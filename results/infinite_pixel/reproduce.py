@@ -1,0 +1,378 @@
+"""One infinite pixel in one photo of a hundred: a detector with batch norm, skipping or not.
+
+    OMP_NUM_THREADS=1 python results/infinite_pixel/reproduce.py --out results/infinite_pixel
+    OMP_NUM_THREADS=1 python results/infinite_pixel/reproduce.py --cost --out results/infinite_pixel
+
+The first command trains every variant with every seed, each training in a process of its own, and
+writes ``runs.csv`` and ``logs/``. The second measures what keeping the buffers costs and writes
+``cost.json``. Photos at data/BCCD (see configs/bccd), or at ``--data``. A training whose folder
+already holds a result is not repeated.
+
+Variants:
+
+* ``clean``: the photos as they are; ``GClipOptimWrapper``;
+* ``skip``: the infinite pixel; ``GClipOptimWrapper`` with ``nonfinite='skip'``. A hook checks that
+  buffers, weights and momentum after a skipped step are bit-identical to before it;
+* ``skip_step_only``: the infinite pixel; stock ``OptimWrapper`` whose ``step`` returns early if the
+  gradient norm is not finite, and which does not restore buffers;
+* ``stock``: the infinite pixel; stock ``OptimWrapper`` with the same ``max_norm``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, TRANSFORMS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import gclip_mm  # noqa: E402
+from gclip_mm.analysis.benchmark.measure import ratio, time_in_turn  # noqa: E402
+
+CONFIG = 'configs/bccd/faster-rcnn_p3_tiny_bccd.py'
+#: The advisor's threshold for this detector at its learning rate (results/stability).
+MAX_NORM = 4.9
+CLIP = dict(type='NormClip', max_norm=MAX_NORM, nonfinite='skip')
+VARIANTS = {
+    'clean': dict(type='GClipOptimWrapper', clip_grad=CLIP),
+    'skip': dict(type='GClipOptimWrapper', clip_grad=CLIP),
+    'skip_step_only': dict(type='SkipStepOnly', clip_grad=dict(max_norm=MAX_NORM)),
+    'stock': dict(type='OptimWrapper', clip_grad=dict(max_norm=MAX_NORM)),
+}
+COLUMNS = (
+    'variant',
+    'seed',
+    'mAP',
+    'iterations',
+    'infinite_batches',
+    'skipped_steps',
+    'skipped_steps_that_were_infinite',
+    'broken_by_forward',
+    'restored_bit_identically',
+    'buffers',
+    'nonfinite_buffers',
+    'nonfinite_weights',
+    'logged_nonfinite_share',
+    'logged_losses_nan',
+    'seconds',
+)
+
+
+@TRANSFORMS.register_module()
+class InfinitePixel(BaseTransform):
+    """Makes the middle pixel infinite in every hundredth image; goes last before packing."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Take ``img`` (H, W, 3) uint8 and ``sample_idx``; ``img`` is then float32."""
+        if results['sample_idx'] % 100 == 50:
+            results['img'] = results['img'].astype(np.float32)
+            height, width = results['img'].shape[:2]
+            results['img'][height // 2, width // 2] = np.inf
+        return results
+
+
+@OPTIM_WRAPPERS.register_module()
+class SkipStepOnly(OptimWrapper):
+    """Skips the update of a non-finite step, as a ``GradScaler`` does; buffers are not restored."""
+
+    skipped = False
+
+    def step(self, **kwargs: Any) -> None:
+        """Clip and update the parameters, unless the gradient norm is not finite."""
+        grads = [p.grad for group in self.param_groups for p in group['params']]
+        norms = torch._foreach_norm([grad for grad in grads if grad is not None])
+        self.skipped = not bool(torch.stack(norms).isfinite().all())
+        if not self.skipped:
+            super().step(**kwargs)
+
+
+def tensors_of(runner: Runner) -> list[Tensor]:
+    """Buffers, weights and the optimizer's state."""
+    state = runner.optim_wrapper.optimizer.state.values()
+    return [
+        *runner.model.buffers(),
+        *(p.detach() for p in runner.model.parameters()),
+        *(v for entry in state for v in entry.values() if isinstance(v, Tensor)),
+    ]
+
+
+def content(tensors: Iterable[Tensor]) -> list[bytes]:
+    """The bytes of tensors: equal for NaN as well, and different for 0 and -0."""
+    return [tensor.cpu().numpy().tobytes() for tensor in tensors]
+
+
+def count_nonfinite(tensors: Iterable[Tensor]) -> int:
+    """How many tensors hold a number that is not finite."""
+    return sum(not bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+@HOOKS.register_module()
+class SkipCheckHook(Hook):
+    """Counts infinite batches and skipped steps, and compares the state around a skipped step.
+
+    The result is in :attr:`counts`, and the metrics of the validation in :attr:`metrics`.
+    """
+
+    #: The hook of the training of this process.
+    current: SkipCheckHook
+
+    def before_run(self, runner: Runner) -> None:
+        """Start counting."""
+        SkipCheckHook.current = self
+        self.metrics: dict[str, Any] = {}
+        self.counts = dict.fromkeys(COLUMNS[4:9], 0)
+
+    def before_train(self, runner: Runner) -> None:
+        """Look at the buffers right after each forward pass, ahead of the backward pass."""
+        runner.model.register_forward_hook(self._after_forward)
+
+    def _after_forward(self, model: nn.Module, *_: Any) -> None:
+        if model.training:
+            self._broken = count_nonfinite(model.buffers()) > 0
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Copy the state. The data preprocessor changes the batch later."""
+        self._infinite = any(
+            image.is_floating_point() and bool(image.isinf().any())
+            for image in data_batch['inputs']
+        )
+        self._before = content(tensors_of(runner))
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Compare."""
+        wrapper = runner.optim_wrapper
+        engine = getattr(wrapper, 'engine', None)
+        skipped = bool(
+            getattr(wrapper, 'skipped', False) if engine is None else engine.last_skipped
+        )
+        self.counts['infinite_batches'] += self._infinite
+        self.counts['skipped_steps'] += skipped
+        self.counts['skipped_steps_that_were_infinite'] += skipped and self._infinite
+        self.counts['broken_by_forward'] += self._broken
+        if skipped:
+            self.counts['restored_bit_identically'] += content(tensors_of(runner)) == self._before
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Keep the metrics."""
+        self.metrics = dict(metrics or {})
+
+
+def load(args: argparse.Namespace, variant: str) -> Config:
+    """The config of a training."""
+    cfg = Config.fromfile(str(ROOT / CONFIG))
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.data_root = str(args.data).rstrip('/') + '/'
+    cfg.train_cfg.update(max_iters=args.iterations, val_interval=args.iterations)
+    cfg.param_scheduler[1].end = args.iterations
+    cfg.optim_wrapper = dict(cfg.optim_wrapper, **copy.deepcopy(VARIANTS[variant]))
+    cfg.default_hooks.checkpoint.interval = 10**6
+    cfg.custom_hooks = [dict(type='SkipCheckHook', priority='VERY_LOW')]
+    if variant != 'clean':
+        pipeline = cfg.train_dataloader.dataset.pipeline
+        pipeline.insert(len(pipeline) - 1, dict(type='InfinitePixel'))
+    return cfg
+
+
+def train(args: argparse.Namespace, variant: str, seed: int) -> None:
+    """One training, in this process; writes ``row.json`` to its folder."""
+    cfg = load(args, variant)
+    folder = args.work_dir / f'{variant}_s{seed}'
+    cfg.work_dir, cfg.randomness = str(folder), dict(seed=seed)
+    runner = Runner.from_cfg(cfg)
+    start = time.perf_counter()
+    runner.train()
+    seconds = time.perf_counter() - start
+    hook = SkipCheckHook.current
+    (lines,) = Path(runner.log_dir).glob('vis_data/scalars.json')
+    (folder / 'log.json').write_text(lines.read_text())
+    log = [json.loads(line) for line in lines.read_text().splitlines()]
+    shares = [row['nonfinite'] for row in log if 'nonfinite' in row]
+    row = dict(
+        variant=variant,
+        seed=seed,
+        # Without a detection the metric is missing.
+        mAP=hook.metrics.get('coco/bbox_mAP', math.nan),
+        iterations=args.iterations,
+        **hook.counts,
+        buffers=len(list(runner.model.buffers())),
+        nonfinite_buffers=count_nonfinite(runner.model.buffers()),
+        nonfinite_weights=count_nonfinite(runner.model.parameters()),
+        logged_nonfinite_share=mean(shares) if shares else None,
+        logged_losses_nan=sum(math.isnan(row['loss']) for row in log if 'loss' in row),
+        seconds=round(seconds),
+    )
+    (folder / 'row.json').write_text(json.dumps(row, indent=2) + '\n')
+
+
+def train_all(args: argparse.Namespace) -> None:
+    """Train what has no result yet, and write the table."""
+    rows = []
+    for seed in args.seeds:
+        for variant in args.variants:
+            folder = args.work_dir / f'{variant}_s{seed}'
+            if not (folder / 'row.json').exists():
+                words = [sys.executable, __file__, *sys.argv[1:], '--one', variant, str(seed)]
+                done = subprocess.run(words, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    sys.exit(f'{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}')
+            rows.append(json.loads((folder / 'row.json').read_text()))
+            print(rows[-1], flush=True)
+            (args.out / 'logs').mkdir(parents=True, exist_ok=True)
+            log = (folder / 'log.json').read_text()
+            (args.out / 'logs' / f'{variant}_s{seed}.json').write_text(log)
+    rows.sort(key=lambda row: (list(VARIANTS).index(row['variant']), row['seed']))
+    with (args.out / 'runs.csv').open('w', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+    print_table(rows)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """The table of the README."""
+    print('| variant | mAP, each seed | mean | max - min | skipped steps | non-finite buffers |')
+    print('|---' * 6 + '|')
+    for variant in dict.fromkeys(row['variant'] for row in rows):
+        mine = [row for row in rows if row['variant'] == variant]
+        values = [row['mAP'] for row in mine]
+        cells = [
+            variant,
+            ', '.join(f'{value:.3f}' for value in values),
+            f'{mean(values):.3f}',
+            f'{max(values) - min(values):.3f}',
+            ', '.join(str(row['skipped_steps']) for row in mine),
+            ', '.join(f'{row["nonfinite_buffers"]} of {row["buffers"]}' for row in mine),
+        ]
+        print('| ' + ' | '.join(cells) + ' |')
+
+
+# -- the cost of keeping the buffers --------------------------------------------------------------
+def batch_norms() -> nn.Module:
+    """The 53 batch norm layers of a ResNet-50, without its convolutions."""
+    from mmdet.models.backbones import ResNet
+
+    layers = [m for m in ResNet(depth=50).modules() if isinstance(m, nn.BatchNorm2d)]
+    return nn.ModuleList(layers)
+
+
+def engine_step(bound: bool, gradient: float = 0.01) -> Any:
+    """A clipped step on the weights of these layers, with or without the buffers of the model."""
+    model = batch_norms()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-12, momentum=0.9)
+    # The handle lives as long as the optimizer.
+    gclip_mm.attach(
+        optimizer,
+        dict(type='NormClip', max_norm=1e9, max_consecutive_skips=10**9),
+        model=model if bound else None,
+    )
+    for p in model.parameters():
+        p.grad = torch.full_like(p, gradient)
+    return optimizer.step
+
+
+def training_step(args: argparse.Namespace, folder: str) -> Any:
+    """A training step of the tiny detector on one batch, which is loaded once."""
+    cfg = load(args, 'clean')
+    cfg.work_dir, cfg.log_level, cfg.custom_hooks = folder, 'ERROR', []
+    cfg.optim_wrapper['optimizer'] = dict(cfg.optim_wrapper['optimizer'], lr=1e-12)
+    cfg.param_scheduler = []
+    runner = Runner.from_cfg(cfg)
+    loader = runner.build_dataloader(cfg.train_dataloader)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner._init_model_weights()
+    runner.optim_wrapper.initialize_count_status(runner.model, 0, 10**6)
+    runner.model.train()
+    batch = next(iter(loader))
+
+    def step() -> None:
+        # Preprocessing writes into its batch.
+        runner.model.train_step(copy.deepcopy(batch), optim_wrapper=runner.optim_wrapper)
+
+    return step
+
+
+def measure_cost(args: argparse.Namespace) -> None:
+    """Time the engine with and without buffers and a training step, in turn, in one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        steps = {
+            'training step': training_step(args, folder),
+            'engine': engine_step(bound=False),
+            'engine, buffers': engine_step(bound=True),
+            'engine, skipped': engine_step(bound=False, gradient=math.inf),
+            'engine, skipped, buffers': engine_step(bound=True, gradient=math.inf),
+        }
+        times = time_in_turn(steps, lambda: None, torch.device('cpu'), args.rounds)
+    layers = batch_norms()
+    pairs = {
+        'taken': ('engine, buffers', 'engine'),
+        'skipped': ('engine, skipped, buffers', 'engine, skipped'),
+    }
+    found: dict[str, Any] = {
+        'buffers': len(list(layers.buffers())),
+        'numbers_in_buffers': sum(b.numel() for b in layers.buffers()),
+        'training_step': CONFIG,
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
+        'rounds': args.rounds,
+        'median_ms': {name: 1e3 * median(values) for name, values in times.items()},
+    }
+    for kind, (with_, without) in pairs.items():
+        extra = [a - b for a, b in zip(times[with_], times[without], strict=True)]
+        of_a_step = [e / t for e, t in zip(extra, times['training step'], strict=True)]
+        found[kind] = {
+            'buffers_ms': 1e3 * median(extra),
+            'engine_with_buffers_over_without': ratio(times, with_, without),
+            'percent_of_a_training_step': 100 * median(of_a_step),
+        }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / 'cost.json').write_text(json.dumps(found, indent=2) + '\n')
+    print(json.dumps(found, indent=2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--data', type=Path, default=ROOT / 'data' / 'BCCD')
+    parser.add_argument('--out', type=Path, default=ROOT / 'results' / 'infinite_pixel')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/infinite_pixel'))
+    parser.add_argument('--iterations', type=int, default=120)
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--variants', nargs='+', choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument('--cost', action='store_true', help='measure the cost; do not train')
+    parser.add_argument('--rounds', type=int, default=60, help='of the cost')
+    parser.add_argument('--one', nargs=2, metavar=('VARIANT', 'SEED'), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.cost:
+        measure_cost(args)
+    elif args.one:
+        train(args, args.one[0], int(args.one[1]))
+    else:
+        train_all(args)
+
+
+if __name__ == '__main__':
+    main()
