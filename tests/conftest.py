@@ -1,4 +1,4 @@
-"""One thread a process: the suite runs in several processes, and threads would fight over cores."""
+"""One thread per process: the suite runs in several processes that share the cores."""
 
 import os
 

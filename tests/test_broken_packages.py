@@ -1,4 +1,4 @@
-"""Optional packages that are found but cannot be imported: a warning, and the rest works."""
+"""Optional packages that are found but cannot be imported cause a warning; the rest works."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if 'GClipOptimWrapper' in gclip_mm.__all__:
 
 
 def run(tmp_path, **modules) -> str:
-    """What the program prints where these modules raise when they are imported."""
+    """Run the program with modules that raise these errors on import; return its output."""
     for name, error in modules.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / '__init__.py').write_text(f'raise {error}\n')
@@ -64,7 +64,7 @@ def run(tmp_path, **modules) -> str:
         "ImportError('libGL.so.1: cannot open shared object file')",
     ],
 )
-def test_a_broken_mmdet_is_a_warning_and_the_mmengine_wrapper_clips(tmp_path, error):
+def test_broken_mmdet_warns_and_the_mmengine_wrapper_clips(tmp_path, error):
     pytest.importorskip('mmengine')
     out = run(tmp_path, mmdet=error)
     lines = [line for line in out.splitlines() if 'mmdet' in line]
@@ -73,18 +73,18 @@ def test_a_broken_mmdet_is_a_warning_and_the_mmengine_wrapper_clips(tmp_path, er
     assert 'MMENGINE' in out
 
 
-def test_a_broken_mmengine_is_a_warning_and_attach_clips(tmp_path):
+def test_broken_mmengine_warns_and_attach_clips(tmp_path):
     out = run(tmp_path, mmengine="ImportError('no yaml')")
     assert 'mmengine is installed but cannot be imported (ImportError: no yaml)' in out
     assert 'MMENGINE' not in out
 
 
 @pytest.mark.parametrize('error', ["ImportError('Numba needs NumPy 2.2 or less')", "OSError('x')"])
-def test_a_broken_numba_is_a_warning_and_attach_clips(tmp_path, error):
+def test_broken_numba_warns_and_attach_clips(tmp_path, error):
     out = run(tmp_path, numba=error, mmengine="ImportError('saves time')")
     assert "Numba cannot run gclip_mm's kernels" in out and error.split("'")[1] in out
 
 
-def test_a_broken_triton_does_not_matter_on_a_cpu(tmp_path):
+def test_broken_triton_is_ignored_on_a_cpu(tmp_path):
     out = run(tmp_path, triton="ImportError('no')", mmengine="ImportError('saves time')")
     assert 'riton' not in out

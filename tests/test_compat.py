@@ -1,4 +1,4 @@
-"""The questions about installed packages and their releases."""
+"""Checks of installed packages and their versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports within gclip_mm go down the layers of tools/dev/layers.py, and never in a circle."""
+"""Imports within gclip_mm go down the layers of tools/dev/layers.py and are not circular."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_no_module_imports_from_a_higher_layer(imports):
     assert not upward, f'{len(upward)} imports go up the layers of tools/dev/layers.py:\n{lines}'
 
 
-def test_no_modules_import_each_other_in_a_circle(imports):
+def test_no_modules_import_each_other_circularly(imports):
     circles = find_circles(imports)
     lines = [
         f'{" <-> ".join(f"gclip_mm.{name}" for name in circle)}\n'
@@ -47,7 +47,7 @@ def test_every_module_has_a_layer():
 
 
 def write_package(root: Path, files: dict[str, str]) -> Path:
-    """A package gclip_mm with these files, and with an empty ``__init__`` in each other folder."""
+    """Write a package gclip_mm with these files and an empty ``__init__`` where none is given."""
     for name, text in files.items():
         path = root / 'gclip_mm' / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,8 +97,8 @@ def test_detectron2_may_not_import_the_mmengine_side(tmp_path):
     assert [item.imported for item in upward] == ['engine.hooks']
 
 
-def test_circle_through_an_init_and_a_type_checking_import_is_found(tmp_path):
-    """An import of one module of a package runs the package's ``__init__``, and all it imports."""
+def test_circular_import_through_init_and_type_checking_is_found(tmp_path):
+    """Importing a module of a package also runs the package's ``__init__`` and its imports."""
     files = {
         'models/__init__.py': 'from .b import B',
         'models/a.py': '',
@@ -109,7 +109,7 @@ def test_circle_through_an_init_and_a_type_checking_import_is_found(tmp_path):
     assert find_circles(imports) == [['datasets.c', 'models', 'models.b']]
 
 
-def test_layers_cover_a_package_with_all_in_it_and_an_init_alone():
+def test_layer_covers_a_whole_package_or_its_init_alone():
     assert covers('clipping.rules', 'clipping.rules') and covers(
         'clipping.rules', 'clipping.rules.z'
     )

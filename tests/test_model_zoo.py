@@ -1,4 +1,4 @@
-"""The model zoo says what the tables say, and the tables what the logs say."""
+"""The model zoo page matches the result tables, and the tables match the logs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gclip_mm.clipping.config.parse import parse_clip_grad
 from gclip_mm.engine.apply_clip import read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Table, the column of the metric, its key in the log.
+#: Table -> (column of the metric, key of the metric in the log).
 TABLES = {
     'bccd_zoo/table.csv': ('mAP', 'bbox_mAP'),
     'bccd/table.csv': ('mAP', 'bbox_mAP'),
@@ -27,7 +27,7 @@ ROWS = [
 ]
 
 
-def test_the_page_is_written_from_the_tables():
+def test_page_is_generated_from_the_tables():
     spec = importlib.util.spec_from_file_location('model_zoo', ROOT / 'results' / 'model_zoo.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -35,7 +35,7 @@ def test_the_page_is_written_from_the_tables():
 
 
 @pytest.mark.parametrize(('table', 'row'), ROWS)
-def test_a_row_has_its_log_and_a_command_that_exists(table, row):
+def test_row_matches_its_log_and_its_command_exists(table, row):
     column, key = TABLES[table]
     log = ROOT / 'results' / Path(table).parent / row['log']
     lines = [json.loads(line) for line in log.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""The distribution's metadata, its pins, and that the core needs PyTorch and nothing else."""
+"""Metadata of the distribution, pinned versions, and the core with PyTorch alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def requirements(text: str) -> list[Requirement]:
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    """Built in a copy, because setuptools writes beside the sources."""
+    """Build the wheel in a copy, because setuptools writes into the source tree."""
     copy = tmp_path_factory.mktemp('source')
     for name in ('pyproject.toml', 'setup.py', 'MANIFEST.in', 'README.md', 'LICENSE'):
         shutil.copy(ROOT / name, copy)
@@ -56,7 +56,7 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def test_wheel_metadata(wheel, pyproject):
+def test_wheel_metadata_has_name_version_and_only_torch(wheel, pyproject):
     (name,) = (name for name in wheel.namelist() if name.endswith('.dist-info/METADATA'))
     metadata = Parser().parsestr(wheel.read(name).decode())
     assert metadata['Name'] == 'gclip-mm'
@@ -82,8 +82,8 @@ def test_wheel_holds_the_package_and_its_licence(wheel):
     assert 'Apache License' in wheel.read(licence).decode()
 
 
-def test_an_installed_package_knows_the_recipes(wheel, tmp_path):
-    """Far from any checkout."""
+def test_installed_package_finds_recipes_and_configs(wheel, tmp_path):
+    """Runs from an unpacked wheel, outside the checkout."""
     pytest.importorskip('mmengine')
     wheel.extractall(tmp_path / 'site')
     code = (
@@ -105,7 +105,7 @@ def test_an_installed_package_knows_the_recipes(wheel, tmp_path):
 
 
 def distributions_below(name: str) -> set[str]:
-    """``name`` and all that it depends on, as installed here."""
+    """``name`` and all its installed dependencies."""
     found: set[str] = set()
     waiting = [name]
     while waiting:
@@ -123,7 +123,7 @@ def distributions_below(name: str) -> set[str]:
 
 @pytest.fixture(scope='module')
 def torch_alone(tmp_path_factory) -> Path:
-    """A folder that holds PyTorch, what it depends on, and no other package."""
+    """A folder with PyTorch and its dependencies, and no other package."""
     folder = tmp_path_factory.mktemp('torch_alone')
     for name in distributions_below('torch'):
         for file in importlib.metadata.files(name) or []:
@@ -135,7 +135,7 @@ def torch_alone(tmp_path_factory) -> Path:
 
 
 def test_core_works_with_torch_alone(torch_alone):
-    """``-S`` leaves out site-packages: not even NumPy is to be had."""
+    """``-S`` leaves out site-packages, so even NumPy is missing."""
     code = """
 import importlib.util, torch, gclip_mm
 for name in ('mmengine', 'mmcv', 'mmdet', 'numpy', 'cv2'):
@@ -163,7 +163,7 @@ print(round(moved.item(), 4), hasattr(gclip_mm, 'GClipOptimWrapper'))
 
 @pytest.fixture(scope='module')
 def pins() -> dict[str, dict[str, str]]:
-    """Name -> Python version -> the one version that is pinned for it."""
+    """Package name -> Python version -> pinned version."""
     found: dict[str, dict[str, str]] = {}
     for pin in requirements((ROOT / 'requirements' / 'constraints.txt').read_text()):
         (specifier,) = pin.specifier
@@ -176,7 +176,7 @@ def pins() -> dict[str, dict[str, str]]:
     return found
 
 
-def test_everything_that_is_installed_is_pinned(pins):
+def test_every_installed_package_is_pinned(pins):
     names = {
         canonicalize_name(r.name)
         for file in ('common.txt', 'onedl.txt')
@@ -191,7 +191,7 @@ def test_everything_that_is_installed_is_pinned(pins):
     )
 
 
-def test_pins_satisfy_what_the_package_asks_for(pins, pyproject):
+def test_pins_satisfy_the_requirements_of_the_package(pins, pyproject):
     project = pyproject['project']
     asked = list(project['dependencies'])
     for extra in project['optional-dependencies'].values():
@@ -202,14 +202,14 @@ def test_pins_satisfy_what_the_package_asks_for(pins, pyproject):
 
 
 def test_this_environment_has_the_pinned_versions(pins):
-    """What `make test` runs in is what the constraints say; another environment is skipped."""
+    """Applies to the environment of `make test`; skipped in any other one."""
     if Path(sys.prefix).name not in ('.venv', '.venv-onedl'):
         pytest.skip('not the environment that make built')
     python = f'{sys.version_info[0]}.{sys.version_info[1]}'
     wrong = {
         name: (installed.split('+')[0], versions[python])
         for name, versions in pins.items()
-        # setuptools brings copies of packages along that only an older Python has to install.
+        # setuptools vendors packages that only older Python versions have to install.
         if python in versions
         and (installed := installed_version(name)) is not None
         and installed.split('+')[0] != versions[python]

@@ -1,4 +1,4 @@
-"""`make setup` on machines that lack something: one clear line, before anything is downloaded."""
+"""`make setup` on incomplete machines: one clear error line before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKE = shutil.which('make')
-# What the script may use of a bare system.
+# The system utilities that the script may use.
 UTILITIES = (
     'sh',
     'cat',
@@ -33,10 +33,10 @@ pytestmark = pytest.mark.skipif(MAKE is None, reason='needs make')
 
 
 class Machine:
-    """A checkout and a PATH on which there is only what a test puts there."""
+    """A checkout and a PATH that contains only the programs that a test puts there."""
 
     def __init__(self, folder: Path):
-        self.checkout = folder / 'a checkout'  # a blank in the path is nothing special
+        self.checkout = folder / 'a checkout'  # paths with a blank must work
         self.bin = folder / 'bin'
         self.checkout.mkdir()
         self.bin.mkdir()
@@ -69,7 +69,7 @@ class Machine:
         )
 
     def refusal(self, *arguments: str) -> str:
-        """The one line with which ``make`` stops; nothing has been built by then."""
+        """Return the error line with which ``make`` stops; check that nothing was built."""
         done = self.make(*arguments)
         assert done.returncode != 0
         assert done.stdout == ''
@@ -85,50 +85,50 @@ def machine(tmp_path) -> Machine:
 
 
 @pytest.mark.parametrize('target', ['setup', 'train', 'test', 'lint'])
-def test_no_compiler(machine, target):
+def test_missing_compiler_stops_setup(machine, target):
     machine.put_python()
     line = machine.refusal(target)
     assert line.startswith('setup: needs a C++ compiler')
     assert 'none of c++, g++, clang++ is on PATH' in line
 
 
-def test_a_compiler_that_does_not_work(machine):
+def test_broken_compiler_stops_setup(machine):
     machine.put_python()
     machine.put('g++', 'exit 1')
     assert "the C++ compiler 'g++' cannot build a C++17 program" in machine.refusal('setup')
 
 
-def test_no_python(machine):
+def test_missing_python_stops_setup(machine):
     line = machine.refusal('setup')
     assert line.startswith('setup: needs Python 3.10 to 3.13, and found none')
 
 
-def test_python_of_another_version(machine):
+def test_unsupported_python_stops_setup_and_is_named(machine):
     machine.put_old_python('python3', '3.9')
     machine.put_old_python('python', '2.7')
     line = machine.refusal('test')
     assert 'needs Python 3.10 to 3.13, and found python3 is 3.9, python is 2.7' in line
 
 
-def test_the_python_that_was_asked_for(machine):
+def test_requested_python_is_checked(machine):
     machine.put_python()
     machine.put_old_python('python9', '9.0')
     assert 'found python9 is 9.0' in machine.refusal('setup', 'PYTHON=python9')
     assert 'found none at python8' in machine.refusal('setup', 'PYTHON=python8')
 
 
-def test_a_newer_python_beside_an_old_one_is_taken(machine):
+def test_supported_python_is_chosen_over_an_old_one(machine):
     machine.put_old_python('python3', '3.9')
     machine.put_python('python3.12')
     assert 'needs a C++ compiler' in machine.refusal('setup')
 
 
-def test_unknown_family(machine):
+def test_unknown_family_stops_setup(machine):
     machine.put_python()
     assert "FAMILY is 'mmlab'; it can be mm" in machine.refusal('setup', 'FAMILY=mmlab')
 
 
-def test_a_foreign_environment_is_left_alone(machine):
+def test_environment_made_by_the_user_is_not_touched(machine):
     machine.put_python()
     machine.put('g++', 'cat >/dev/null')
     mine = machine.checkout / '.venv' / 'mine'
@@ -139,7 +139,7 @@ def test_a_foreign_environment_is_left_alone(machine):
     assert not (machine.checkout / '.venv.lock').exists()
 
 
-# -- Steps, with a Python that only writes down what it is asked ----------------------------------
+# -- Steps, with a Python that only records its calls ---------------------------------------------
 
 RECORDING_PYTHON = r"""
 case "$*" in
@@ -168,14 +168,14 @@ def recording(machine) -> Machine:
 
 
 def calls(machine: Machine) -> list[str]:
-    """What pip was asked for since the last look."""
+    """Return the recorded pip calls since the last call of this function."""
     path = machine.checkout / 'calls'
     text = path.read_text() if path.exists() else ''
     path.unlink(missing_ok=True)
     return text.splitlines()
 
 
-def test_steps_run_once_and_again_when_a_pin_changes(recording):
+def test_steps_run_once_and_repeat_when_a_pin_changes(recording):
     assert recording.make('setup').returncode == 0
     first = calls(recording)
     assert len(first) == len(STEPS)
@@ -192,7 +192,7 @@ def test_steps_run_once_and_again_when_a_pin_changes(recording):
 
 
 @pytest.mark.parametrize('step', ['torch', 'mmcv', '-e .'])
-def test_a_killed_set_up_goes_on_where_it_stopped(recording, step):
+def test_killed_setup_resumes_at_the_interrupted_step(recording, step):
     (recording.checkout / 'kill_at').write_text(step)
     assert recording.make('setup').returncode != 0
     done = calls(recording)
@@ -208,7 +208,7 @@ def test_a_killed_set_up_goes_on_where_it_stopped(recording, step):
     assert not (recording.checkout / '.venv.lock').exists()
 
 
-def test_a_wheel_built_for_another_torch_is_built_anew(recording):
+def test_wheel_built_for_another_torch_is_rebuilt(recording):
     (recording.checkout / 'broken_wheel').touch()
     done = recording.make('setup')
     assert done.returncode == 0, done.stderr
@@ -219,7 +219,7 @@ def test_a_wheel_built_for_another_torch_is_built_anew(recording):
     assert '--force-reinstall' in after[2]
 
 
-def test_a_moved_checkout_gets_a_new_environment(recording):
+def test_moved_checkout_rebuilds_its_environment(recording):
     assert recording.make('setup').returncode == 0
     calls(recording)
     recording.checkout = recording.checkout.rename(recording.checkout.with_name('moved'))
@@ -229,7 +229,7 @@ def test_a_moved_checkout_gets_a_new_environment(recording):
     assert len(calls(recording)) == len(STEPS)
 
 
-def test_families_have_environments_of_their_own(recording):
+def test_each_family_has_its_own_environment(recording):
     assert recording.make('setup').returncode == 0
     calls(recording)
     assert recording.make('setup', 'FAMILY=onedl').returncode == 0
@@ -241,7 +241,7 @@ def test_families_have_environments_of_their_own(recording):
     assert '.venv-onedl/bin/python -m pytest' in listed
 
 
-def test_a_gpu_without_the_cuda_toolkit_keeps_to_the_cpu(recording):
+def test_gpu_without_cuda_toolkit_uses_the_cpu(recording):
     env = recording.checkout / '.venv' / '.setup' / 'env'
     assert recording.make('setup').returncode == 0
     assert env.read_text() == ''
@@ -252,10 +252,10 @@ def test_a_gpu_without_the_cuda_toolkit_keeps_to_the_cpu(recording):
     assert env.read_text() == 'CUDA_VISIBLE_DEVICES=-1\n'
 
 
-# -- Agreement with the rest ----------------------------------------------------------------------
+# -- Agreement with other files -------------------------------------------------------------------
 
 
-def test_supported_pythons_are_those_of_the_package():
+def test_supported_pythons_match_the_package_metadata():
     declared = re.search(
         r'requires-python = ">=3\.(\d+),<3\.(\d+)"', (ROOT / 'pyproject.toml').read_text()
     )
@@ -267,7 +267,7 @@ def test_supported_pythons_are_those_of_the_package():
     assert tuple(map(int, checked.groups())) == (low, high - 1)
 
 
-def test_help_is_the_default(machine):
+def test_make_without_a_target_prints_help(machine):
     done = machine.make()
     assert done.returncode == 0
     for target in ('make train', 'make test', 'make setup', 'make lint'):

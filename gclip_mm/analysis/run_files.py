@@ -87,7 +87,8 @@ class Scalars:
             bad = not math.isfinite(row.get('loss', 0.0))
             if 'nonfinite' in row:
                 decided = (row.get(key, math.nan) for key in ('clip_threshold', 'clip_coef'))
-                bad = row['nonfinite'] > 0 and any(map(math.isnan, decided))
+                # 1: every step since the line before.
+                bad = row['nonfinite'] >= 1 and any(map(math.isnan, decided))
             start, count = (
                 (row['step'] if start is None else start, count + 1) if bad else (None, 0)
             )

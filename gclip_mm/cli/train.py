@@ -16,6 +16,7 @@ from ..engine.checkpoints.resume import ResumeError, find_resumable
 from ..engine.configs import LaunchError
 from ..engine.dist import close_distributed, set_up_cpu_distributed
 from .arguments import add_config, new_parser
+from .data_errors import explain_bad_data
 from .launch import (
     check_clipping,
     explain_amp_on_cpu,
@@ -114,7 +115,7 @@ def train(args: argparse.Namespace) -> None:
     limit_dynamo_cache()
     cfg = configure(args)
     set_up_cpu_distributed(cfg)
-    with explain_missing_data(cfg), explain_amp_on_cpu(args.amp):
+    with explain_bad_data(), explain_missing_data(cfg), explain_amp_on_cpu(args.amp):
         runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
         runner.train()
     del runner

@@ -62,6 +62,13 @@ def attach(
     PyTorch copies an optimizer without its hooks: the result of ``copy.deepcopy`` is not clipped
     until it is attached as well.
 
+    The gradients are clipped when ``step`` begins. What changes them before (a reduction, a scale,
+    the clipping of Lightning or Accelerate) belongs before ``step``, or in a step pre-hook that is
+    registered earlier. An optimizer that changes its gradients within ``step`` steps by gradients
+    that ``clip_grad`` does not bound: there is a warning if it then calls the ``step`` of a parent
+    class, as Horovod's does; other changes cannot be noticed. Nor can a call of
+    ``clip_grad_norm_`` in the loop, which clips twice: remove it.
+
     Args:
         optimizer: any ``torch.optim.Optimizer``. A wrapper that has no step hooks (Accelerate's
             ``AcceleratedOptimizer``, ``PostLocalSGDOptimizer``) stands for the optimizer that it

@@ -58,11 +58,9 @@ def check_number(
 ) -> None:
     """Raise :class:`ClipConfigError` unless ``value`` is a finite number in the given range.
 
-    NumPy scalars are numbers.
-
     Args:
         key: name of the key, for the message.
-        value: the value from the config.
+        value: the value from the config; NumPy scalars are numbers.
         low: smallest valid value; with ``open_low`` the value must be greater.
         high: largest valid value; with ``open_high`` the value must be less.
         open_low: exclude ``low`` itself.

@@ -11,8 +11,8 @@ __all__ = ['host', 'np']
 try:
     import numpy as np
 except ImportError:
-    # torch runs without NumPy, or with one that is broken, and so does this package: a CPU tensor
-    # is then treated like a tensor on any other device, whose values the host does not read.
+    # torch and this package run without NumPy, or with one that is broken. A CPU tensor is then
+    # treated like a tensor on any other device, whose values the host does not read.
     np = None  # type: ignore[assignment]
 
 

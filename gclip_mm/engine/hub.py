@@ -4,24 +4,36 @@
 :class:`DeferredScalars` puts buffers into the hub that fetch outstanding numbers when their history
 is read. MMEngine's log processor reads once in a log interval: one copy for all steps and all keys
 since the last read.
+
+A step that is left out stays in the histories, but not in the averages that are logged: its entries
+get a count of 0 (:class:`StepHistory`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..clipping.step.record import LOG_KEYS
+from .left_out import StepWatch, has_engine
 
 #: Entries kept on the device before they are fetched without a read of the history.
 _MAX_PENDING = 1024
+
+#: The hub from which MMEngine's log processor is reading a line of the training log.
+_hub_of_line: contextvars.ContextVar[MessageHub | None] = contextvars.ContextVar(
+    'hub_of_line', default=None
+)
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -69,7 +81,7 @@ class DeferredScalars:
 
     def __init__(self, hub: MessageHub) -> None:
         self._hub_ref = weakref.ref(hub)
-        self._pending: list[tuple[tuple[str, ...], Tensor]] = []
+        self._pending: list[tuple[tuple[str, ...], Tensor, Verdict | None]] = []
 
     @property
     def _hub(self) -> MessageHub:
@@ -101,34 +113,51 @@ class DeferredScalars:
             # A copy: the next step may write to the tensors of the model (CUDA graphs).
             self.append(tuple(keys), torch.stack(values))
 
-    def append(self, keys: tuple[str, ...], values: Tensor) -> None:
+    def append(self, keys: tuple[str, ...], values: Tensor, verdict: Verdict | None = None) -> None:
         """Add a number to each of several histories.
 
         Args:
             keys: the K keys in the hub, such as ``train/loss``.
             values: (K,), of any real dtype, on any device. The tensor is kept, not copied: the
                 caller must not write to it afterwards.
+            verdict: is decided by the last of the values when they are fetched: not 0 if the step
+                was left out.
         """
         for key in keys:
-            self.adopt(key)
-        self._pending.append((keys, values))
+            self.adopt(key).total += 1
+        self._pending.append((keys, values, verdict))
         if len(self._pending) >= _MAX_PENDING:
             self.flush()
 
-    def adopt(self, key: str) -> None:
+    def adopt(self, key: str) -> StepHistory:
         """Put a buffer of ours under the key: the first time, and again after a resume."""
         hub = self._hub
         current = hub.log_scalars.get(key)
-        if type(current) is _LazyHistoryBuffer and current.source is self:
-            return
+        if isinstance(current, StepHistory) and current.source is self:
+            return current
         # A resume in the same process replaces the buffer. The outstanding numbers belong to steps
         # beyond the checkpoint, so they are dropped.
-        self._pending = [entry for entry in self._pending if key not in entry[0]]
+        self._drop_pending(key)
         hub._set_resumed_keys(key, True)
-        values, counts = ([], []) if current is None else current.data
-        hub.log_scalars[key] = ours = _LazyHistoryBuffer(self, values, counts)
-        if current is not None:
-            ours.max_length = current.max_length
+        hub.log_scalars[key] = ours = self._new_history(key, current)
+        return ours
+
+    def _new_history(self, key: str, current: HistoryBuffer | None) -> StepHistory:
+        return StepHistory(self, current)
+
+    def _drop_pending(self, key: str) -> None:
+        dropped = [entry for entry in self._pending if key in entry[0]]
+        self._pending = [entry for entry in self._pending if key not in entry[0]]
+        for keys, _, _ in dropped:
+            for other in keys:
+                buffer = self._hub.log_scalars.get(other)
+                if isinstance(buffer, StepHistory) and buffer.source is self:
+                    buffer.total -= 1
+
+    @property
+    def is_read_for_line(self) -> bool:
+        """Whether the hub is being read for a line of the training log."""
+        return _hub_of_line.get() is self._hub
 
     def flush(self) -> None:
         """Move outstanding numbers into the hub's buffers, with one read of each device."""
@@ -136,18 +165,21 @@ class DeferredScalars:
             return
         pending, self._pending = self._pending, []
         # Entries of one kind can be stacked and fetched together.
-        kinds = [(keys, values.dtype, values.device) for keys, values in pending]
+        kinds = [(keys, values.dtype, values.device) for keys, values, _ in pending]
         together: dict[Any, list[Tensor]] = {}
-        for kind, (_, values) in zip(kinds, pending, strict=True):
+        for kind, (_, values, _) in zip(kinds, pending, strict=True):
             together.setdefault(kind, []).append(values)
         rows = {kind: iter(torch.stack(entries).tolist()) for kind, entries in together.items()}
         numbers: dict[str, list[float]] = {}
-        for kind, (keys, _) in zip(kinds, pending, strict=True):
-            for key, number in zip(keys, next(rows[kind]), strict=True):
+        for kind, (keys, _, verdict) in zip(kinds, pending, strict=True):
+            row = next(rows[kind])
+            for key, number in zip(keys, row, strict=True):
                 numbers.setdefault(key, []).append(number)
+            if verdict is not None:
+                verdict.left_out = bool(row[-1])
         for key, column in numbers.items():
             buffer = self._hub.log_scalars.get(key)
-            if isinstance(buffer, _LazyHistoryBuffer):
+            if isinstance(buffer, StepHistory):
                 buffer.extend(column)
 
 
@@ -157,19 +189,63 @@ def _can_be_deferred(value: Any) -> bool:
     return is_plain and value.numel() == 1 and not value.is_complex()
 
 
-class _LazyHistoryBuffer(HistoryBuffer):
-    """A ``HistoryBuffer`` that fetches outstanding numbers when its history is read.
+class Verdict:
+    """Whether a step was left out.
 
-    It is pickled and copied as a plain ``HistoryBuffer``: a checkpoint opens without this package.
+    Args:
+        left_out: a 0-d tensor, not 0 if so, where only the device knows; None while the step has
+            not been reached (gradient accumulation).
     """
 
-    def __init__(self, source: DeferredScalars, values: Any, counts: Any) -> None:
+    __slots__ = ('left_out',)
+
+    def __init__(self, left_out: bool | Tensor | None = None) -> None:
+        self.left_out = left_out
+
+
+def _fetch(verdicts: Iterable[Verdict]) -> None:
+    """Read the verdicts that are on a device, together."""
+    waiting = {id(v): v for v in verdicts if isinstance(v.left_out, Tensor)}
+    if not waiting:
+        return
+    flags = [v.left_out.reshape(()) for v in waiting.values()]  # type: ignore[union-attr]
+    device = flags[0].device
+    values = torch.stack([flag.to(device, torch.float32) for flag in flags]).tolist()
+    for verdict, value in zip(waiting.values(), values, strict=True):
+        verdict.left_out = value != 0
+
+
+class StepHistory(HistoryBuffer):
+    """A ``HistoryBuffer`` that leaves the steps that were left out out of its statistics.
+
+    The values stay in the history, with a count of 0. ``mean``, ``max`` and ``min`` pass over them,
+    unless the window holds nothing else. ``current`` is the last step, left out or not.
+
+    Outstanding numbers are fetched when the history is read. It is pickled and copied as a plain
+    ``HistoryBuffer``: a checkpoint opens without this package.
+
+    Args:
+        source: where outstanding numbers are; None: there are none.
+        current: the buffer to continue; None: an empty one.
+    """
+
+    def __init__(
+        self, source: DeferredScalars | None = None, current: HistoryBuffer | None = None
+    ) -> None:
         self.source = source
+        values, counts = ([], []) if current is None else current.data
         super().__init__(values, counts)
+        #: Number of values so far, with those that are outstanding or were dropped for length.
+        self.total = len(values)
+        self._marks: list[tuple[int, Verdict]] = []
+        if current is not None:
+            self.max_length = current.max_length
+        if isinstance(current, StepHistory):
+            self.total, self._marks = current.total, current._marks
 
     @property
     def _log_history(self) -> np.ndarray:
-        self.source.flush()
+        self._flush()
         return self._values
 
     @_log_history.setter
@@ -178,27 +254,119 @@ class _LazyHistoryBuffer(HistoryBuffer):
 
     @property
     def _count_history(self) -> np.ndarray:
-        self.source.flush()
+        self._flush()
         return self._counts
 
     @_count_history.setter
     def _count_history(self, counts: np.ndarray) -> None:
         self._counts = counts
 
+    def _flush(self) -> None:
+        if self.source is not None:
+            self.source.flush()
+
     def extend(self, values: Sequence[float]) -> None:
-        """Append many numbers at once, each with a count of 1."""
+        """Take outstanding numbers, each with a count of 1; they are in ``total`` already."""
         self._values = _joined(self._values, values)[-self.max_length :]
         self._counts = _joined(self._counts, [1] * len(values))[-self.max_length :]
+
+    def update(self, log_val: float, count: int = 1) -> None:
+        """Add a value at once."""
+        super().update(log_val, count)
+        self.total += 1
+
+    def mark(self, verdict: Verdict) -> None:
+        """Leave the last value out of the statistics if its step turns out to be left out."""
+        self._marks.append((self.total - 1, verdict))
+        if len(self._marks) >= 2 * _MAX_PENDING:
+            self.settle()
+
+    def settle(self) -> None:
+        """Apply the verdicts; may wait for the device."""
+        self._flush()
+        if not self._marks:
+            return
+        _fetch(verdict for _, verdict in self._marks)
+        start = self.total - len(self._values)
+        for position, verdict in self._marks:
+            if verdict.left_out and start <= position < self.total:
+                self._counts[position - start] = 0
+        self._marks = [mark for mark in self._marks if mark[1].left_out is None]
+
+    @property
+    def data(self) -> tuple[np.ndarray, np.ndarray]:
+        """Values and counts; the count is 0 where the step was left out."""
+        self.settle()
+        return super().data
+
+    def mean(self, window_size: int | None = None) -> Any:
+        """The mean of the last ``window_size`` values, without the steps that were left out."""
+        return self._taken(window_size).mean(window_size)
+
+    def max(self, window_size: int | None = None) -> Any:
+        """The largest of the last ``window_size`` values, without the steps that were left out."""
+        return self._taken(window_size).max(window_size)
+
+    def min(self, window_size: int | None = None) -> Any:
+        """The least of the last ``window_size`` values, without the steps that were left out."""
+        return self._taken(window_size).min(window_size)
+
+    def statistics(self, method_name: str, *arg: Any, **kwargs: Any) -> Any:
+        """A statistic by its name, as a log processor's ``custom_cfg`` asks for it."""
+        if method_name in ('mean', 'max', 'min', 'current'):
+            return getattr(self, method_name)(*arg, **kwargs)
+        return super().statistics(method_name, *arg, **kwargs)
+
+    def _taken(self, window_size: int | None) -> HistoryBuffer:
+        """A plain buffer of the values that count within a window."""
+        values, counts = self.data
+        if isinstance(window_size, int):
+            values, counts = values[-window_size:], counts[-window_size:]
+        plain = HistoryBuffer()
+        plain._log_history, plain._count_history = values, counts
+        if not counts.all():
+            # If every step was left out, the number that stock MMEngine shows is the honest one.
+            counted = counts != 0 if counts.any() else np.ones(len(counts), bool)
+            plain._log_history = values[counted]
+            plain._count_history = np.maximum(counts[counted], 1)
+        return plain
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         # Without the statistics methods: they belong to the class, and torch's safe loader refuses
         # them.
-        state = {
-            'max_length': self.max_length,
-            '_log_history': self._log_history,
-            '_count_history': self._count_history,
-        }
+        values, counts = self.data
+        state = {'max_length': self.max_length, '_log_history': values, '_count_history': counts}
         return HistoryBuffer, (), state
+
+
+class _ShareHistory(StepHistory):
+    """The history of ``nonfinite``: a line of the log shows the mean since the line before."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._logged = self.total
+        self._share: Any = None
+
+    def current(self) -> Any:
+        """The last value; for a line of the log the mean of the values since the last line."""
+        history = self._log_history
+        if self.source is None or not self.source.is_read_for_line:
+            return super().current()
+        news = min(self.total - self._logged, len(history))
+        if news > 0:
+            # A log processor may ask several times for one line.
+            self._share, self._logged = history[-news:].mean(), self.total
+        return super().current() if self._share is None else self._share
+
+
+@contextlib.contextmanager
+def line_of_log(hub: MessageHub) -> Iterator[None]:
+    """A log processor is reading a line of the training log from a hub."""
+    token = _hub_of_line.set(hub)
+    try:
+        yield
+    finally:
+        _hub_of_line.reset(token)
 
 
 def _joined(history: np.ndarray, values: Sequence[float]) -> np.ndarray:
@@ -219,9 +387,25 @@ class RecordLog(DeferredScalars):
         super().__init__(hub)
         self.keys = tuple(f'train/{prefix}{key}' for key in LOG_KEYS)
 
-    def append_record(self, record: Tensor) -> None:
-        """Add the record of a step, (6,) float64 in the order of ``LOG_KEYS``."""
-        self.append(self.keys, record)
+    def _new_history(self, key: str, current: HistoryBuffer | None) -> StepHistory:
+        kind = _ShareHistory if key == self.keys[-1] else StepHistory
+        return kind(self, current)
+
+    def append_record(self, record: Tensor, left_out: bool | Tensor = False) -> None:
+        """Add the record of a step.
+
+        Args:
+            record: (6,) float64 in the order of ``LOG_KEYS``.
+            left_out: whether the step was left out; a tensor where only the device knows. It is not
+                read, because the record tells the same.
+        """
+        if left_out is False:
+            self.append(self.keys, record)
+            return
+        verdict = Verdict()
+        self.append(self.keys, record, verdict)
+        for key in self.keys[:-1]:
+            self.adopt(key).mark(verdict)
 
 
 _logs: weakref.WeakKeyDictionary[MessageHub, dict[str, RecordLog]] = weakref.WeakKeyDictionary()
@@ -239,3 +423,64 @@ def drop_records(hub: MessageHub, prefix: str = '') -> None:
     """Remove the histories of the step records under a prefix from the hub."""
     for key in LOG_KEYS:
         hub.log_scalars.pop(f'train/{prefix}{key}', None)
+
+
+# -- the losses -----------------------------------------------------------------------------------
+class _LossMarks:
+    """Marks what a model returned in the iterations of a step that was left out."""
+
+    def __init__(self) -> None:
+        self._watch = StepWatch()
+        self._open = Verdict()
+        self._iterations = 0
+        self._scalars: Any = None
+
+    def add(self, hub: MessageHub, wrapper: Any, keys: list[str]) -> None:
+        """Take the iteration that has just been logged under ``keys``."""
+        left_out = self._watch(wrapper)
+        if left_out is None and not has_engine(wrapper):
+            return
+        if hub.log_scalars is not self._scalars:
+            self._scalars = hub.log_scalars
+            _recover(hub)
+        verdict = self._open
+        if left_out is not None or self._iterations >= _MAX_PENDING:
+            verdict.left_out = False if left_out is None else left_out
+            self._open, self._iterations = Verdict(), 0
+            if verdict.left_out is False:
+                return
+        else:
+            self._iterations += 1
+        for key in keys:
+            buffer = hub.log_scalars.get(key)
+            if buffer is None:
+                continue
+            if not isinstance(buffer, StepHistory):
+                hub.log_scalars[key] = buffer = StepHistory(None, buffer)
+            buffer.mark(verdict)
+
+
+def _recover(hub: MessageHub) -> None:
+    """After a resume, leave the steps out again that the checkpoint says were left out."""
+    for key, buffer in hub.log_scalars.items():
+        is_plain = key.startswith('train/') and type(buffer) is HistoryBuffer
+        if is_plain and not buffer.data[1].all():
+            hub.log_scalars[key] = StepHistory(None, buffer)
+
+
+_marks: weakref.WeakKeyDictionary[MessageHub, _LossMarks] = weakref.WeakKeyDictionary()
+
+
+def note_losses(runner: Runner, outputs: dict[str, Any] | None) -> None:
+    """Keep the losses of an iteration out of the averages if its step was left out.
+
+    With gradient accumulation, also those of the earlier iterations of the step. Nothing is read
+    from the device.
+
+    Args:
+        runner: the runner; the losses of this iteration have just been logged.
+        outputs: what the model returned.
+    """
+    hub = runner.message_hub
+    marks = _marks.setdefault(hub, _LossMarks())
+    marks.add(hub, runner.optim_wrapper, [f'train/{name}' for name in outputs or {}])

@@ -22,6 +22,8 @@ from ..clipping.config.registry import CLIPPERS
 from ..clipping.gradients.sharding import is_spread_flat
 from ..clipping.step.engine import GradClipEngine
 from .hub import HubClock, drop_records, record_log
+from .left_out import BufferSync
+from .resumed import keep_kernel_settings
 
 #: Key of the clipping state in a wrapper's ``state_dict()``.
 STATE_KEY = 'gclip'
@@ -37,6 +39,7 @@ class _ClippingMixin(OptimWrapper):
 
     def _start_engine(self, clip_grad: dict[str, Any] | None) -> None:
         self.engine = None
+        self._buffer_sync = BufferSync()
         previous = GradClipEngine.on(self.optimizer)
         if previous is not None and isinstance(previous.owner, _ClippingMixin):
             # A stock wrapper clips in its own step only, so that a new wrapper around the same
@@ -65,7 +68,9 @@ class _ClippingMixin(OptimWrapper):
         return max(self._inner_count - 1, 0)
 
     def _log_record(self, record: Tensor) -> None:
-        record_log(self.message_hub, self.log_prefix).append_record(record)
+        assert self.engine is not None
+        log = record_log(self.message_hub, self.log_prefix)
+        log.append_record(record, self.engine.last_skipped)
 
     def step(self, **kwargs: Any) -> None:
         """Clip and update the parameters; ``nonfinite`` decides what a non-finite step does.
@@ -128,10 +133,16 @@ class _ClippingMixin(OptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """A context for gradient accumulation and mixed precision; see MMEngine."""
-        if self.engine is not None and not self.engine.is_bound:
-            self._bind(model)
+        self._begin_forward(model)
         with super().optim_context(model):
             yield
+
+    def _begin_forward(self, model: nn.Module) -> None:
+        if self.engine is None:
+            return
+        if not self.engine.is_bound:
+            self._bind(model)
+        self._buffer_sync(self.engine)
 
     def _bind(self, model: nn.Module) -> None:
         if self.engine is not None:
@@ -147,12 +158,15 @@ class _ClippingMixin(OptimWrapper):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load :meth:`state_dict`, or that of a stock wrapper; the dict is not changed.
 
+        ``fused``, ``foreach``, ``capturable`` and ``differentiable`` stay as the optimizer was
+        built with: they belong to this run and its device, not to the checkpoint.
+
         Raises:
             ValueError: the clipping state belongs to another rule or to other parameters.
         """
         state_dict = dict(state_dict)
         clipping = state_dict.pop(STATE_KEY, None)
-        super().load_state_dict(state_dict)
+        super().load_state_dict(keep_kernel_settings(self.optimizer, state_dict))
         if clipping is None:
             return
         if self.engine is not None:
@@ -316,8 +330,7 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
             with super().optim_context(model):
                 yield
             return
-        if self.engine is not None and not self.engine.is_bound:
-            self._bind(model)
+        self._begin_forward(model)
         # MMEngine's own autocast accepts only bfloat16 on a CPU.
         cast = torch.autocast('cpu', dtype=self.cast_dtype or torch.bfloat16)
         with OptimWrapper.optim_context(self, model), cast:

@@ -6,19 +6,26 @@ Every patch may be applied twice without a further effect. This module imports w
 from __future__ import annotations
 
 import functools
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.config import ConfigDict
+from mmengine.hooks import EMAHook, Hook, RuntimeInfoHook
 from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.runner import LogProcessor, Runner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..compat import is_usable, loads_weights_only, numpy_multiarray
+from .hub import line_of_log, note_losses
+from .left_out import HeldAverage
 from .optim_wrapper import STATE_KEY
 
 #: Marks a function that replaces one of another package.
@@ -31,8 +38,11 @@ def apply_patches() -> None:
     allow_sharded_checkpoints()
     complete_fsdp_strategy()
     name_wrapper_members()
+    hold_averages()
+    log_steps_left_out()
     if is_usable('mmdet.models'):
         let_ssd_predict()
+        hold_mean_teacher()
 
 
 # -- torch.load ----------------------------------------------------------------------------------
@@ -218,6 +228,82 @@ def name_wrapper_members() -> None:
     setattr(build_and_name, _MARK, True)
     OptimWrapperDict.__init__ = build_and_name
     OptimWrapperDict.initialize_count_status = initialize_and_bind
+
+
+# -- steps that are left out ---------------------------------------------------------------------
+_averages: weakref.WeakKeyDictionary[Hook, HeldAverage] = weakref.WeakKeyDictionary()
+
+
+def hold_averages() -> None:
+    """Make ``EMAHook`` pass over an iteration whose step was left out.
+
+    The stock hook averages after every iteration. After a step that was left out it would count the
+    same weights twice, and advance its count of steps. With gradient accumulation, the averages
+    since the last step that was taken are undone; for this the averaged model is copied once in
+    each accumulated step. A run that this package does not clip is not changed.
+
+    Where only the device knows whether the step was taken, the host waits for it once in each step.
+    ``EMAHook`` itself reads its count from the device in every iteration.
+    """
+    _hold(EMAHook, lambda hook, runner: hook.ema_model)
+
+
+def hold_mean_teacher() -> None:
+    """Make MMDetection's ``MeanTeacherHook`` do as :func:`hold_averages` says."""
+    from mmdet.engine.hooks import MeanTeacherHook
+
+    def teacher(hook: Any, runner: Runner) -> nn.Module:
+        model = runner.model
+        return (model.module if is_model_wrapper(model) else model).teacher
+
+    _hold(MeanTeacherHook, teacher)
+
+
+def _hold(kind: Any, average: Callable[[Any, Runner], nn.Module]) -> None:
+    stock = kind.after_train_iter
+    if hasattr(stock, _MARK):
+        return
+
+    @functools.wraps(stock)
+    def after_train_iter(self: Any, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        held = _averages.setdefault(self, HeldAverage())
+        if held.counts(runner.optim_wrapper, average(self, runner)):
+            stock(self, runner, *args, **kwargs)
+
+    setattr(after_train_iter, _MARK, True)
+    kind.after_train_iter = after_train_iter
+
+
+def log_steps_left_out() -> None:
+    """Keep the losses of steps that were left out out of MMEngine's averages, and count the steps.
+
+    ``RuntimeInfoHook.after_train_iter`` marks the losses that it has logged
+    (:func:`gclip_mm.engine.hub.note_losses`). ``LogProcessor.get_log_after_iter`` shows, under
+    ``nonfinite``, the share of the steps since its last line.
+    """
+    stock_note, stock_line = RuntimeInfoHook.after_train_iter, LogProcessor.get_log_after_iter
+    if hasattr(stock_note, _MARK):
+        return
+
+    @functools.wraps(stock_note)
+    def after_train_iter(
+        self: Any,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict[str, Any] | None = None,
+    ) -> None:
+        stock_note(self, runner, batch_idx, data_batch, outputs)
+        note_losses(runner, outputs)
+
+    @functools.wraps(stock_line)
+    def get_log_after_iter(self: Any, runner: Runner, *args: Any, **kwargs: Any) -> Any:
+        with line_of_log(runner.message_hub):
+            return stock_line(self, runner, *args, **kwargs)
+
+    setattr(after_train_iter, _MARK, True)
+    RuntimeInfoHook.after_train_iter = after_train_iter
+    LogProcessor.get_log_after_iter = get_log_after_iter
 
 
 # -- MMDetection's SSDHead -----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the tests of the rules share: configs, a way to run one, a stand-in for a device."""
+"""Shared by the tests of the rules: configs, runners for rules, a simulated device."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from gclip_mm.clipping.gradients.view import GradView
 
 
 def example(name: str) -> dict[str, Any]:
-    """The config that a rule gives as its example."""
+    """Return the example config of a rule."""
     return dict(type=name, **CLIPPERS.get(name).example)
 
 
-#: Every registered rule as its example, and settings whose state leaves its warm-up in a short run.
+#: The example of each registered rule, and settings whose warm-up ends within a short run.
 CASES: dict[str, dict[str, Any]] = {
     **{name: example(name) for name in CLIPPERS},
     'NormClip inf': dict(type='norm', max_norm=0.5, norm_type='inf'),
@@ -51,7 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Probe(Optimizer):
-    """An optimizer that only remembers the gradients it was handed; any rule accepts it."""
+    """An optimizer that only stores the gradients it receives; any rule accepts it."""
 
     def __init__(self, params: list[Tensor]) -> None:
         self.seen: list[Tensor | None] | None = None
@@ -67,7 +67,7 @@ class Probe(Optimizer):
 
 
 class Runner:
-    """Feeds gradients to a rule, through the engine.
+    """Feed gradients to a rule through the engine.
 
     Args:
         config: a ``clip_grad`` config.
@@ -87,7 +87,7 @@ class Runner:
         return self.handle.engine.config.outer
 
     def __call__(self, grads: list[Tensor | None]) -> list[Tensor | None]:
-        """What the optimizer gets for these gradients."""
+        """Take one step with these gradients; return the gradients that the optimizer gets."""
         for param, grad in zip(self.params, grads, strict=True):
             param.grad = None if grad is None else grad.clone()
         self.optimizer.step()
@@ -95,7 +95,7 @@ class Runner:
 
 
 class DeviceRunner:
-    """Feeds gradients to a rule as the engine does on a device: ``ok`` is not known to the host."""
+    """Feed gradients to a rule as the engine does on a device: the host does not know ``ok``."""
 
     def __init__(self, config: dict[str, Any], shapes: list[tuple[int, ...]]) -> None:
         self.params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
@@ -104,12 +104,12 @@ class DeviceRunner:
         self.views: dict[tuple[bool, ...], GradView] = {}
 
     def __call__(self, grads: list[Tensor | None], ok: Tensor | None = None) -> list[Tensor | None]:
-        """What the rule makes of these gradients.
+        """Return the clipped copies of these gradients.
 
         Args:
             grads: the gradients.
-            ok: given, it lies in the host's memory, as after ``nonfinite='zero'``; otherwise it is
-                what the gradients are, and known to the device alone.
+            ok: a flag in host memory, as after ``nonfinite='zero'``. By default, the flag is
+                computed from the gradients and known to the device only.
         """
         grads = [None if grad is None else grad.clone() for grad in grads]
         live = [grad for grad in grads if grad is not None]
@@ -134,10 +134,10 @@ class DeviceRunner:
 
 @contextlib.contextmanager
 def on_device(but: Tensor | None = None):
-    """Have the package take the memory of the CPU for a device's, which the host cannot look at.
+    """Make the package treat CPU memory as device memory, which the host cannot read.
 
     Args:
-        but: a tensor that it may look at all the same.
+        but: a tensor that the host can read nevertheless.
     """
 
     def host(tensor):
@@ -159,7 +159,7 @@ def _modules_that_look() -> list:
 
 
 def make_optimizer(config: dict[str, Any], params: Any, sgd: bool = True, **kwargs) -> Optimizer:
-    """SGD with momentum where the rule accepts it and it is asked for, else AdamW."""
+    """Return SGD with momentum if ``sgd`` is set and the rule accepts it, else AdamW."""
     if sgd:
         optimizer = torch.optim.SGD(params, lr=0.05, momentum=0.9, **kwargs)
         try:
@@ -179,7 +179,7 @@ def norm(tensors: list[Tensor | None], p: float = 2.0) -> float:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two nested states are the same to the bit."""
+    """Whether two nested states are bit-identical."""
     if isinstance(a, Tensor):
         return (
             isinstance(b, Tensor)

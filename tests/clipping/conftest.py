@@ -5,13 +5,13 @@ from gclip_mm.clipping.kernels import host_tensors
 
 @pytest.fixture
 def without_host_kernels(monkeypatch):
-    """The ordinary path on the CPU, as where Numba is not installed."""
+    """Take the torch path on the CPU, as if Numba were not installed."""
     monkeypatch.setattr(host_tensors, '_library', lambda: None)
 
 
 @pytest.fixture(params=['compiled', 'torch'])
 def either_path(request):
-    """Both paths that value clipping has on a CPU, one after the other."""
+    """Run the test on each of the two paths of value clipping on a CPU."""
     if request.param == 'torch':
         request.getfixturevalue('without_host_kernels')
     else:

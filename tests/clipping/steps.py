@@ -1,4 +1,4 @@
-"""A few parameters, their gradients step by step, and a failure to be caught."""
+"""A few parameters, their gradients for each step, and a failure to raise."""
 
 import torch
 from torch import nn
@@ -7,13 +7,13 @@ SHAPES = [(3, 2), (3,), (2, 3)]
 
 
 def make_params(seed=0):
-    """Three parameters, the same for the same seed."""
+    """Return three parameters that depend on the seed only."""
     rng = torch.Generator().manual_seed(seed)
     return [nn.Parameter(torch.randn(shape, generator=rng)) for shape in SHAPES]
 
 
 def gradients(step, spoil=None):
-    """Their gradients in a step; ``spoil`` is put into the last of them."""
+    """Return their gradients in a step; ``spoil`` replaces one element of the last gradient."""
     rng = torch.Generator().manual_seed(10 + step)
     grads = [torch.randn(shape, generator=rng) for shape in SHAPES]
     if spoil is not None:
@@ -22,15 +22,15 @@ def gradients(step, spoil=None):
 
 
 def set_grads(params, grads):
-    """Give each parameter a copy of its gradient, or none."""
+    """Give each parameter a copy of its gradient, or None."""
     for p, g in zip(params, grads, strict=True):
         p.grad = None if g is None else g.clone()
 
 
 class Failure(Exception):
-    """What the tests raise."""
+    """The exception that the tests raise."""
 
 
 def fail(*args, **kwargs):
-    """Stands in for whatever is to fail."""
+    """Replacement for a function that has to fail."""
     raise Failure

@@ -1,4 +1,4 @@
-"""The door for every loop that is not MMEngine's."""
+"""``attach``: clipping in any loop other than MMEngine's."""
 
 import copy
 import io
@@ -15,7 +15,7 @@ from tests.clipping.cases import CASES, equal, make_optimizer
 
 
 class Net(nn.Module):
-    """Every kind of unit that AGC tells apart, in one small net."""
+    """A small model with every kind of unit that AGC distinguishes."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ def train(config, model, optimizer, steps=5, before_step=None):
     return losses
 
 
-def test_the_front_door():
+def test_attach_clips_a_training_loop_and_reports_stats():
     assert gclip_mm.attach is attach
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -52,7 +52,7 @@ def test_the_front_door():
     losses = train(None, model, optimizer, steps=30)
     stats = handle.stats()
     assert tuple(stats) == LOG_KEYS and all(type(value) is float for value in stats.values())
-    # The batches differ: compare a few of them.
+    # The batches differ, so compare sums over several.
     assert sum(losses[-5:]) < sum(losses[:5]) and stats['clip_fraction'] > 0
     assert 0 < stats['grad_norm_post'] < stats['grad_norm']
     assert stats['clip_coef'] == pytest.approx(stats['grad_norm_post'] / stats['grad_norm'])
@@ -60,7 +60,7 @@ def test_the_front_door():
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('name', ['SGD', 'Adam', 'AdamW'])
-def test_as_torch_by_hand(name, fused):
+def test_attach_matches_clip_grad_norm_called_by_hand(name, fused):
     ours, theirs = Net(), Net()
     kwargs = dict(lr=0.05, fused=fused, **(dict(momentum=0.9) if name == 'SGD' else {}))
     a = getattr(torch.optim, name)(ours.parameters(), **kwargs)
@@ -76,7 +76,7 @@ def test_as_torch_by_hand(name, fused):
         assert equal(dict(ours.state_dict()), dict(theirs.state_dict()))
 
 
-def test_the_config_is_not_changed():
+def test_config_is_neither_modified_nor_shared():
     model = Net()
     config = dict(
         type='AGC',
@@ -94,14 +94,14 @@ def test_the_config_is_not_changed():
     attach(optimizer, config, model=model)
     train(None, model, optimizer)
     assert config == before
-    # Nor does a change of the dict reach the engine.
+    # A later change of the dict does not reach the engine.
     config['rules'][0]['max_norm'] = 99
     assert gclip_mm.clipping.GradClipEngine.on(optimizer).config.raw == before
 
 
 @pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('fused', [False, True])
-def test_a_run_broken_in_two_is_the_run_in_one(case, fused):
+def test_resumed_run_equals_an_uninterrupted_run(case, fused):
     config = CASES[case]
 
     def build():
@@ -134,7 +134,7 @@ def test_a_run_broken_in_two_is_the_run_in_one(case, fused):
     assert equal(second_handle.state_dict(), handle.state_dict())
 
 
-def test_routes_need_a_model():
+def test_routes_without_a_model_raise():
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     attach(optimizer, dict(max_norm=1.0, exclude=['head']))
@@ -142,19 +142,19 @@ def test_routes_need_a_model():
         train(None, model, optimizer, 1)
 
 
-def test_epochs_need_a_runner():
+def test_schedule_by_epoch_without_a_runner_raises():
     optimizer = torch.optim.SGD(Net().parameters(), lr=0.01)
     with pytest.raises(ClipConfigError, match='by_epoch=True needs a runner'):
         attach(optimizer, dict(max_norm=1.0, schedule=dict(type='linear', end=5, by_epoch=True)))
 
 
 @pytest.mark.parametrize('thing', [None, 'SGD', Net()], ids=['None', 'str', 'model'])
-def test_only_an_optimizer_can_be_clipped(thing):
+def test_attach_to_anything_but_an_optimizer_raises(thing):
     with pytest.raises(ClipConfigError, match=r'torch\.optim\.Optimizer, got'):
         attach(thing, dict(max_norm=1.0))
 
 
-def test_a_schedule_counts_the_optimizers_steps():
+def test_schedule_counts_optimizer_steps_including_skipped_ones():
     p = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([p], lr=0.0)
     handle = attach(
@@ -165,11 +165,11 @@ def test_a_schedule_counts_the_optimizers_steps():
         p.grad = torch.ones(1) * (math.nan if step == 1 else 1)
         optimizer.step()
         seen.append(handle.stats()['clip_threshold'])
-    # A skipped step is a step: the schedule goes by time, as a learning rate's does.
+    # A skipped step counts: the schedule follows time, as that of a learning rate does.
     assert seen[0] == 0.5 and math.isnan(seen[1]) and seen[2:] == [1.0, 1.0]
 
 
-def test_two_optimizers_of_one_model():
+def test_two_optimizers_of_one_model_are_clipped_separately():
     model = Net()
     a = torch.optim.SGD(model.conv.parameters(), lr=0.1)
     b = torch.optim.AdamW([*model.up.parameters(), *model.head.parameters()], lr=0.1, fused=True)

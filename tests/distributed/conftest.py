@@ -1,4 +1,4 @@
-"""What the engine did in one, two and four processes: run once for all the tests that ask."""
+"""Results of the engine in one, two and four processes, computed once for all tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.distributed.launching import launch, once
 
 @pytest.fixture(scope='session')
 def engine_results(tmp_path_factory) -> dict[int, dict]:
-    """The results of all cases by the number of processes."""
+    """Results of all cases: number of processes -> case -> result."""
 
     def make(file: Path) -> None:
         import torch

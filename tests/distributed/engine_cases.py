@@ -1,4 +1,4 @@
-"""What the worker is asked: rules, the ways in which a model is spread, and the optimizer."""
+"""Cases for the worker: rules, ways to distribute the model, and optimizers."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def optimizers(how: str, rule: dict) -> list[str]:
     return ['sgd', 'adamw_fused'] if fuses else ['sgd']
 
 
-#: Gradients that every rank has whole, and plain parameters beside sharded ones: what the settings
-#: above add to the registry makes no difference there.
+#: Fewer rules suffice where every rank has whole gradients (ddp, zero), and where plain parameters
+#: are mixed with sharded ones.
 FEWER = {'ddp': {*CLIPPERS, 'routes', 'carry'}, 'zero': set(CLIPPERS)}
 FEWER['mixed'] = {'NormClip', 'inf norm', 'AGC', 'ValueClip', 'AdaGC', 'carry', 'routes'}
 
@@ -51,7 +51,8 @@ CASES = {
     if name in FEWER.get(how, RULES)
     for optimizer in optimizers(how, rule)
 }
-#: On meshes of two dimensions: replicas of shards, and shards of tensor-parallel layers.
+#: Cases for four processes, on two-dimensional meshes: replicated shards (hsdp) and sharded
+#: tensor-parallel layers (tp), and plain fsdp2.
 FOUR = {
     f'{how} {name} sgd': dict(
         how=how, clip_grad=RULES[name], optimizer='sgd', nan_step=3, count=True
@@ -59,10 +60,10 @@ FOUR = {
     for how in ('hsdp', 'tp', 'fsdp2')
     for name in ('NormClip', 'AGC', 'ValueClip', 'AdaGC', 'carry', 'routes')
 }
-#: FSDP1 lays parameters out flat, so that these cannot be right there, and say so.
+#: Rules that raise under FSDP1, whose flat parameters have no units.
 NEEDS_UNITS = {name for name, rule in RULES.items() if rule['type'] == 'AGC'}
 
-#: Rules with a state, past their warm-up when they are broken off, half of the way.
+#: Rules with a state; their warm-up ends before the run is interrupted halfway.
 STATEFUL = {
     'AutoClip': dict(type='AutoClip', percentile=40, window=4),
     'ZClip': dict(type='ZClip', warmup_steps=2, z_threshold=0.5, max_norm=None),
@@ -81,5 +82,5 @@ HALVES = {
 
 
 def second_halves(file: Path) -> dict[str, dict]:
-    """Cases that go on from what two processes have left in a file."""
+    """Cases that continue from the states that two processes saved in ``file``."""
     return {key: {**case, 'half': False, 'from': [str(file), key]} for key, case in HALVES.items()}

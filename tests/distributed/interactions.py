@@ -1,6 +1,6 @@
-"""Every rule with everything that it may meet: run, and written down as a table.
+"""Run every rule with each training feature and strategy, and write the outcomes as a table.
 
-``python -m tests.distributed.interactions --write`` runs all of it (about two minutes) and rewrites
+``python -m tests.distributed.interactions --write`` runs all cells (about two minutes) and rewrites
 the table in ``docs/interactions.md``; a test compares each cell of the table with a run.
 """
 
@@ -36,7 +36,7 @@ STEPS = 6
 
 
 class Different(Exception):
-    """The run and its reference are not the same."""
+    """The run and its reference differ."""
 
 
 def make_net() -> nn.Module:
@@ -65,7 +65,7 @@ def weights(net: nn.Module) -> list[Tensor]:
 
 
 def plain(config: dict, cast: torch.dtype | None = None, fused: bool = False) -> list[Tensor]:
-    """The reference: a loop of one process, with the third door."""
+    """The reference: a training loop in one process with ``attach``."""
     net = make_net()
     optimizer = make_optimizer(config, net.parameters(), fused=fused)
     attach(optimizer, config, model=net)
@@ -79,7 +79,7 @@ def plain(config: dict, cast: torch.dtype | None = None, fused: bool = False) ->
 
 
 def start_hub(config: dict) -> None:
-    """Wrappers log to the current message hub: one of their own."""
+    """Create a message hub for this run; wrappers log to the current hub."""
     MessageHub.get_instance(f'interactions {id(config)} {next(_numbers)}')
 
 
@@ -88,7 +88,7 @@ _numbers = iter(range(1 << 30))
 
 # -- one process -------------------------------------------------------------------------------
 def fp16(config: dict) -> str:
-    """Float16 under a loss scaler that overflows now and then, fused and not."""
+    """Float16 under a loss scaler with two overflows, with and without a fused optimizer."""
     for fused in (False, True):
         start_hub(config)
         net = make_net()
@@ -105,13 +105,13 @@ def fp16(config: dict) -> str:
                     loss = loss_of(net, batch(step)) * (1e30 if spoilt else 1.0)
                 wrapper.update_params(loss)
         if wrapper.message_hub.get_scalar('train/nonfinite').data[0].sum() != 2:
-            raise Different('the loss scaler has not found two overflows')
+            raise Different('the loss scaler did not find two overflows')
         require_same(weights(net), plain(config, torch.float16, fused))
     return SAME
 
 
 def bf16(config: dict) -> str:
-    """Bfloat16 autocast through the wrapper; then weights and gradients that are bfloat16."""
+    """Bfloat16 autocast through the wrapper, then weights and gradients in bfloat16."""
     start_hub(config)
     net = make_net()
     wrapper = gclip_mm.GClipAmpOptimWrapper(
@@ -133,16 +133,16 @@ def bf16(config: dict) -> str:
         generator = torch.Generator().manual_seed(step)
         grads = [torch.randn(s, generator=generator).bfloat16() for s in ((40, 30), (30,))]
         found, expected = narrow(grads), wide([grad.float() for grad in grads])
-        # To a unit in the last place of bfloat16; the norms to those of float32.
+        # Gradients agree to a unit in the last place of bfloat16, norms to float32 precision.
         require_same([grad.float() for grad in found], expected, rtol=2**-7)
         one, two = narrow.handle.stats(), wide.handle.stats()
         if not math.isclose(one['grad_norm'], two['grad_norm'], rel_tol=1e-6):
-            raise Different(f'norm {one["grad_norm"]} in place of {two["grad_norm"]}')
+            raise Different(f'norm {one["grad_norm"]} instead of {two["grad_norm"]}')
     return SAME
 
 
 def accumulation(config: dict) -> str:
-    """Three parts of a batch against the whole of it."""
+    """Accumulation over three parts of a batch, against the whole batch."""
     start_hub(config)
     net = make_net()
     wrapper = gclip_mm.GClipOptimWrapper(
@@ -159,7 +159,7 @@ def accumulation(config: dict) -> str:
 
 
 def fused(config: dict) -> str:
-    """A fused optimizer; whether the coefficient goes into its kernel."""
+    """A fused optimizer; the outcome says whether the coefficient is folded into its kernel."""
     net = make_net()
     optimizer = make_optimizer(config, net.parameters(), fused=True)
     attach(optimizer, config, model=net)
@@ -167,7 +167,7 @@ def fused(config: dict) -> str:
     optimizer.register_step_pre_hook(lambda o, *_: seen.append(getattr(o, 'grad_scale', None)))
     for step in range(STEPS):
         optimizer.zero_grad()
-        # Far above any threshold, so that every rule has something to do.
+        # Far above any threshold, so that every rule clips.
         (loss_of(net, batch(step)) * 100).backward()
         optimizer.step()
     slow = make_net()
@@ -198,7 +198,7 @@ def compiled(config: dict) -> str:
 
 
 def wrapper_dict(config: dict) -> str:
-    """Two members, each with the rule: as two runs of their own."""
+    """Two members with the rule, against two separate runs."""
     start_hub(config)
     nets = {'a': make_net(), 'b': make_net()}
     wrappers = OptimWrapperDict(
@@ -220,14 +220,14 @@ def wrapper_dict(config: dict) -> str:
 
 # -- engines that clip by themselves -----------------------------------------------------------
 def deepspeed(config: dict) -> str:
-    """What a DeepSpeed config becomes. DeepSpeed itself is not run."""
+    """The rewritten config for DeepSpeed. DeepSpeed itself is not run."""
     cfg = _foreign('DeepSpeedOptimWrapper', dict(type='DeepSpeedStrategy'))
     gclip_mm.apply_clip(cfg, config)
     return _handed_over(cfg.strategy.get('gradient_clipping'), config)
 
 
 def colossalai(config: dict) -> str:
-    """What a ColossalAI config becomes. ColossalAI itself is not run."""
+    """The rewritten config for ColossalAI. ColossalAI itself is not run."""
     plugin = dict(type='LowLevelZeroPlugin')
     cfg = _foreign('ColossalAIOptimWrapper', dict(type='ColossalAIStrategy', plugin=plugin))
     gclip_mm.apply_clip(cfg, config)
@@ -264,28 +264,28 @@ LOCAL: dict[str, Callable[[dict], str]] = {
     'compile': compiled,
     'OptimWrapperDict': wrapper_dict,
 }
-#: Columns of several processes, and what the worker calls them.
+#: Columns that need several processes -> their name in the worker.
 SPREAD = {'DDP': 'ddp', 'ZeRO': 'zero', 'FSDP1': 'fsdp1', 'FSDP2': 'fsdp2'}
 COLUMNS = [*SPREAD, *LOCAL]
 
 
 def spread_case(column: str, name: str) -> tuple[str, dict]:
-    """The worker's case for a cell: its name and what it does."""
+    """Return the name and the content of the worker's case for a cell."""
     how, config = SPREAD[column], example(name)
     optimizer = 'adamw' if name == 'GradientStabilizer' else 'sgd'
     key = f'{how} {name} {optimizer}'
-    # It counts collectives for the tests beside this.
+    # Other tests use the collectives that the case counts.
     case = dict(how=how, clip_grad=config, optimizer=optimizer, nan_step=3, count=how == 'fsdp2')
     return key, case
 
 
 def check(name: str, column: str, spread: dict[int, dict]) -> str:
-    """What comes of a rule in a column: an outcome, or ``raises: `` and the message.
+    """Return the outcome of a rule in a column, or ``raises: `` and the message.
 
     Args:
         name: a registered rule.
         column: one of ``COLUMNS``.
-        spread: what the worker found, by the number of processes.
+        spread: results of the worker by the number of processes.
     """
     if column in SPREAD:
         key, _ = spread_case(column, name)
@@ -309,7 +309,7 @@ def quietly() -> Iterator[None]:
 
 
 def tidy(message: str, name: str) -> str:
-    """An error in the words that all rules share."""
+    """Remove the details of one rule from an error message, so that rules share footnotes."""
     message = re.sub(r"\{'type'.*\} asks", 'the config asks', message)
     message = re.sub(r'units of [\w.]+:', 'units of a parameter:', message)
     message = re.sub(r'max_norm=[\d.]+', 'max_norm=...', message)

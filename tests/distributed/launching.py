@@ -1,4 +1,4 @@
-"""Starts a worker under torchrun, once for all the tests that look at what it found."""
+"""Start a worker under torchrun, once for all tests that use its results."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def once(factory: Any, name: str, make: Callable[[Path], None]) -> Any:
-    """What ``make`` writes into the file that it is given; made once, also under pytest-xdist.
+    """Load the file that ``make`` writes; it runs once per session, also under pytest-xdist.
 
     Args:
         factory: pytest's ``tmp_path_factory``.
-        name: of the file.
-        make: writes it with ``torch.save``.
+        name: name of the file.
+        make: writes the file, whose path it gets, with ``torch.save``.
     """
     root = factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ:
@@ -30,7 +30,7 @@ def once(factory: Any, name: str, make: Callable[[Path], None]) -> Any:
     file = root / f'{name}.pt'
     failed = file.with_suffix('.failed')
     with FileLock(f'{file}.lock'):
-        # Not tried again for each of the tests that ask.
+        # Do not retry for each test.
         assert not failed.exists(), failed.read_text()
         if not file.exists():
             try:
@@ -42,7 +42,7 @@ def once(factory: Any, name: str, make: Callable[[Path], None]) -> Any:
 
 
 def command(worker: Path, processes: int, torchrun: bool = False) -> list[str]:
-    """How to start a worker: under torchrun; or one process by itself, unless that is asked for."""
+    """The command line of a worker: torchrun, or plain Python for one process by default."""
     if processes == 1 and not torchrun:
         return [sys.executable, str(worker)]
     launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
@@ -50,7 +50,7 @@ def command(worker: Path, processes: int, torchrun: bool = False) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The environment of a worker: this checkout, one thread a process."""
+    """The environment of a worker: this checkout, one thread per process."""
     quiet = dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
     return {**os.environ, **quiet}
 
@@ -58,7 +58,7 @@ def environment() -> dict[str, str]:
 def start(
     worker: Path, cases: dict[str, dict], processes: int, out: Path, torchrun: bool = False
 ) -> subprocess.CompletedProcess:
-    """Run the cases in some processes; rank 0 leaves the results in ``out``."""
+    """Run the cases in some processes; rank 0 saves the results in ``out``."""
     file = out.with_suffix(f'.{processes}.json')
     file.write_text(json.dumps(cases))
     return subprocess.run(
@@ -73,7 +73,7 @@ def start(
 def launch(
     worker: Path, cases: dict[str, dict], processes: int, out: Path, torchrun: bool = False
 ) -> Any:
-    """The results of the cases."""
+    """Run the cases and return their results."""
     done = start(worker, cases, processes, out, torchrun)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return torch.load(out, weights_only=True)

@@ -1,8 +1,8 @@
-"""Trains with MMEngine's runners in one process of several: ``torchrun runner_worker.py JOBS OUT``.
+"""Train with MMEngine's runners in one or more processes: ``torchrun runner_worker.py JOBS OUT``.
 
-JOBS holds a JSON object of jobs by name; OUT gets, from rank 0, the whole parameters, the histories
-and the clipping state of each. Without torchrun the same job is the reference: one process with the
-whole batch.
+JOBS is a JSON file with jobs by name. Rank 0 writes to OUT the whole parameters, the histories and
+the clipping state of each job. Without torchrun, the same job is the reference: one process with
+the whole batch.
 """
 
 import os
@@ -32,11 +32,11 @@ ITERS = 8
 
 @MODELS.register_module()
 class SpreadNet(BaseModel):
-    """Two layers that are used and one that never is."""
+    """Two layers that are used and, with ``spare``, one that is not."""
 
     def __init__(self, spare: bool = False) -> None:
         super().__init__()
-        # The runners have drawn different amounts of random numbers by now.
+        # The runners consume different amounts of random numbers before this point.
         torch.manual_seed(0)
         self.backbone = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
         self.head = nn.Linear(6, 1)
@@ -50,7 +50,7 @@ class SpreadNet(BaseModel):
 
 @DATASETS.register_module()
 class SpreadData(BaseDataset):
-    """Fixed samples; the batch of iteration 2 is far off, and one sample of iteration 5 is NaN."""
+    """Fixed samples; iteration 2 has very large targets, and iteration 5 has a NaN."""
 
     def load_data_list(self) -> list[dict]:
         generator = torch.Generator().manual_seed(7)
@@ -63,7 +63,7 @@ class SpreadData(BaseDataset):
 
 @HOOKS.register_module()
 class CountSyncs(Hook):
-    """Counts the gradient exchanges of DistributedDataParallel."""
+    """Count the gradient all-reduces of DistributedDataParallel."""
 
     def before_train(self, runner: Runner) -> None:
         self.count = 0
@@ -79,7 +79,7 @@ class CountSyncs(Hook):
 
 @HOOKS.register_module()
 class KillHook(Hook):
-    """SIGKILL for one rank in the middle of an iteration; says when, and who was there."""
+    """Kill one rank by SIGKILL within an iteration; write the time and all process ids to files."""
 
     def __init__(self, rank: int, at: int) -> None:
         self.rank = rank
@@ -98,7 +98,7 @@ class KillHook(Hook):
 
 
 def by_epochs(cfg: Config) -> None:
-    """Three epochs of eight iterations in random order, saved so that nothing can be lost."""
+    """Three epochs of eight shuffled iterations, with a checkpoint of all state per epoch."""
     cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3)
     cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=True)
     cfg.default_hooks.checkpoint = dict(type='GClipCheckpointHook', by_epoch=True, interval=1)
@@ -211,8 +211,8 @@ def require_equal_ranks(params: dict[str, torch.Tensor]) -> None:
 
 if __name__ == '__main__':
     import mmengine.config.config
-    from worker import main  # beside this file, whose folder a script finds its modules in
+    from worker import main  # in the folder of this script, which is on sys.path
 
-    # Laying the config dump out takes longer than such a run.
+    # Formatting the config dump takes longer than such a run.
     mmengine.config.config.FormatCode = lambda text, **_: (text, True)
     main(train)

@@ -1,4 +1,4 @@
-"""The cost model is checked against what can be counted on a machine without a GPU."""
+"""The cost model against quantities that can be counted without a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.clipping.cases import Runner, example
 from tests.distributed.launching import ROOT
 from tests.distributed.worker import Net
 
-#: The first test to ask waits for all processes, on a busy machine for long.
+#: The first test that needs the results runs all processes, which is slow on a busy machine.
 pytestmark = pytest.mark.timeout(900)
 
 DOC = (ROOT / 'docs' / 'scaling.md').read_text()
@@ -27,12 +27,12 @@ def model_of(net: nn.Module):
     return tool.Model(sum(p.numel() for p in params), len(params) - vectors, vectors)
 
 
-def test_the_table_in_the_docs_is_what_it_prints(capsys):
+def test_documented_table_is_the_output_of_the_command(capsys):
     cost.main([])
     assert capsys.readouterr().out.strip() in DOC
 
 
-def test_the_assumptions_in_the_docs_are_its_defaults():
+def test_documented_assumptions_are_the_defaults():
     stated = dict(re.findall(r'^\| `--([\w-]+)` \| ([\d.e+-]+) \|', DOC, re.M))
     assert {key.replace('-', '_'): float(value) for key, value in stated.items()} == {
         key: pytest.approx(float(value)) for key, value in tool.Hardware()._asdict().items()
@@ -40,25 +40,25 @@ def test_the_assumptions_in_the_docs_are_its_defaults():
 
 
 @pytest.mark.parametrize('name', CLIPPERS)
-def test_messages_are_those_that_were_counted(name, engine_results):
-    """The most that a step has sent; a step with less to clip may need fewer."""
+def test_messages_equal_the_counted_all_reduces(name, engine_results):
+    """The model gives the maximum over steps; a step that clips less may send less."""
     optimizer = 'adamw' if name == 'GradientStabilizer' else 'sgd'
     steps = engine_results[2][f'fsdp2 {name} {optimizer}']['collectives']
     expected = list(tool.cost(name, model_of(Net()), 2).messages)
     if name == 'AGC':
-        # The cut runs through the four filters of the transposed convolution as well, and through
-        # the one row of `scale`; neither then has totals to be exchanged.
+        # Sharding also splits the four filters of the transposed convolution and the one row of
+        # `scale`, so the messages have these units in addition.
         expected = [expected[0] + 2 * 8 * (4 + 1), expected[1] - 2 * 3 * 8]
     assert max(steps[1:], key=len) == expected
     if name == 'BlockRMSClip':
-        # Once: the number of elements of each tensor.
+        # The first step also exchanges the number of elements of each tensor.
         assert steps[0][-len(expected) :] == expected
     else:
         assert steps[0] == expected[: len(steps[0])]
 
 
 @pytest.mark.parametrize('name', CLIPPERS)
-def test_state_is_what_the_rule_keeps(name):
+def test_state_size_equals_that_of_the_rule(name):
     shapes = [(64, 32), (64,), (32, 64), (32,)]
     run = Runner(example(name), shapes)
     for step in range(2):
@@ -73,11 +73,11 @@ def test_state_is_what_the_rule_keeps(name):
 
     model = tool.Model(sum(p.numel() for p in run.params), 2, 2)
     kept = size(run.rule.state_dict())
-    # A count or two come on top of it.
+    # The model leaves out one or two step counts.
     assert kept == pytest.approx(tool.cost(name, model, 1).state, abs=32)
 
 
-def test_every_rule_has_a_cost_and_others_have_none():
+def test_every_rule_has_a_cost_and_unknown_rules_raise():
     model = tool.transformer(1)
     for name in CLIPPERS:
         assert tool.seconds(name, model, 64, tool.Hardware()) > 0
@@ -85,22 +85,22 @@ def test_every_rule_has_a_cost_and_others_have_none():
         tool.cost('NoSuchRule', model, 1)
 
 
-def test_the_models_have_about_the_weights_that_they_are_named_for():
+def test_models_have_about_their_nominal_number_of_weights():
     for billions in tool.MODELS:
         assert tool.transformer(billions).weights / 1e9 == pytest.approx(billions, rel=0.2)
 
 
-def test_more_gpus_share_the_memory_and_lengthen_the_way():
+def test_more_gpus_read_less_memory_and_exchange_for_longer():
     model, hardware = tool.transformer(13), tool.Hardware()
     one, many = tool.cost('NormClip', model, 8), tool.cost('NormClip', model, 1024)
     assert one.read == pytest.approx(128 * many.read) and one.messages == many.messages
     near, far = (tool.exchange_seconds(4096, gpus, hardware) for gpus in (8, 1024))
-    # By hand: 2 * 3 hops of 3 us; then 2 * 7 of 10 us more, at another speed.
+    # Computed by hand: 2 * 3 hops of 3 us, plus 2 * 7 hops of 10 us at another bandwidth.
     assert near == pytest.approx(18e-6 + 8192 / 4.5e11)
     assert far == pytest.approx(18e-6 + 140e-6 + 8192 / 5e10)
 
 
 @pytest.mark.parametrize('wrong', [['--gpus', '0'], ['--hbm', '0'], ['--sizes', '3']])
-def test_bad_input(wrong):
+def test_invalid_arguments_exit(wrong):
     with pytest.raises(SystemExit):
         cost.main(wrong)

@@ -1,4 +1,4 @@
-"""The table of interactions says of every cell what a run does."""
+"""Each cell of docs/interactions.md states the outcome of a run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.distributed.interactions import (
     write_table,
 )
 
-#: The first test to ask waits for all processes, on a busy machine for long.
+#: The first test that needs the results runs all processes, which is slow on a busy machine.
 pytestmark = pytest.mark.timeout(900)
 
 TABLE = read_table(DOC.read_text())
 
 
-def test_no_cell_is_missing():
+def test_table_has_every_rule_and_column():
     assert list(TABLE) == list(CLIPPERS)
     for row in TABLE.values():
         assert list(row) == COLUMNS
@@ -30,11 +30,11 @@ def test_no_cell_is_missing():
             assert cell in (SAME, FOLDED, HANDED_OVER) or cell.startswith('raises: ')
 
 
-def test_a_table_is_read_as_it_was_written():
+def test_read_table_inverts_write_table():
     assert read_table(f'<!-- table: begin -->\n{write_table(TABLE)}\n<!-- table: end -->') == TABLE
 
 
 @pytest.mark.parametrize('column', COLUMNS)
 @pytest.mark.parametrize('name', CLIPPERS)
-def test_cell(name, column, engine_results):
+def test_run_gives_the_documented_outcome(name, column, engine_results):
     assert check(name, column, engine_results) == TABLE[name][column]

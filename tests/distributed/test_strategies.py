@@ -1,4 +1,4 @@
-"""Strategies before there is a second process: what is adapted, refused, or found incomplete."""
+"""Strategies, tested in one process: adapted configs, refused configs, incomplete checkpoints."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gclip_mm.engine.checkpoints.resume import check_checkpoint, find_resumable
 from gclip_mm.engine.configs import LaunchError
 from gclip_mm.engine.dist import set_up_cpu_distributed
 
-on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason='what happens without a GPU')
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason='tests behaviour without a GPU')
 
 
 @pytest.fixture
 def adapt(monkeypatch):
-    """``set_up_cpu_distributed`` on a strategy, as if there were processes; returns the config."""
+    """Run ``set_up_cpu_distributed`` on a strategy as if distributed; return the config."""
     monkeypatch.setattr(dist.dist, 'is_initialized', lambda: True)
 
     def run(strategy: dict | None) -> Config:
@@ -32,7 +32,7 @@ def adapt(monkeypatch):
 
 
 @on_cpu
-def test_strategies_are_kept_from_asking_for_a_gpu(adapt):
+def test_strategies_are_adapted_to_the_cpu(adapt):
     assert adapt(None).strategy.model_wrapper.device_ids is None
     cfg = adapt(dict(type='FSDPStrategy', model_wrapper=dict(sharding_strategy='FULL_SHARD')))
     assert cfg.strategy.model_wrapper.to_dict() == dict(
@@ -47,12 +47,12 @@ def test_strategies_are_kept_from_asking_for_a_gpu(adapt):
 
 @on_cpu
 @pytest.mark.parametrize('kind', ['DeepSpeedStrategy', 'ColossalAIStrategy'])
-def test_a_strategy_that_needs_a_gpu_says_so(adapt, kind):
+def test_strategy_that_needs_a_gpu_raises(adapt, kind):
     with pytest.raises(LaunchError, match=f"'{kind}' needs a GPU"):
         adapt(dict(type=kind))
 
 
-def test_an_optimizer_exchanged_by_a_training_engine_is_not_stepped():
+def test_optimizer_exchanged_by_a_training_engine_raises_and_does_not_step():
     MessageHub.get_instance('exchanged')
     p = torch.nn.Parameter(torch.ones(2))
     wrapper = gclip_mm.GClipOptimWrapper(
@@ -71,7 +71,7 @@ def folder_of_shards(path: Path, ranks: int) -> Path:
     return path
 
 
-def test_a_folder_of_shards_is_whole_or_not(tmp_path, monkeypatch):
+def test_check_checkpoint_reports_a_damaged_or_missing_shard(tmp_path, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '3')
     folder = folder_of_shards(tmp_path / 'iter_3.pth', 3)
     assert check_checkpoint(folder) is None
@@ -80,12 +80,12 @@ def test_a_folder_of_shards_is_whole_or_not(tmp_path, monkeypatch):
     assert 'rank2.pth' in check_checkpoint(folder)
     (folder / 'rank2.pth').unlink()
     assert check_checkpoint(folder) == 'rank2.pth is not there'
-    # What another strategy wrote is for that strategy to judge.
+    # Folders of other strategies are not checked.
     (tmp_path / 'deepspeed').mkdir()
     assert check_checkpoint(tmp_path / 'deepspeed') is None
 
 
-def test_a_folder_that_lacks_a_rank_is_passed_over(tmp_path, monkeypatch):
+def test_find_resumable_skips_a_folder_that_lacks_a_rank(tmp_path, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '2')
     good = folder_of_shards(tmp_path / 'iter_3.pth', 2)
     bad = folder_of_shards(tmp_path / 'iter_6.pth', 1)

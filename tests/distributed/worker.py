@@ -1,7 +1,7 @@
-"""What one process of a distributed test does; started by torchrun from the tests beside it.
+"""One process of a distributed test; the tests in this folder start it by torchrun.
 
-``python worker.py CASE OUT`` trains a small net for a few steps under a rule and writes, from rank
-0, the whole parameters and the records of all steps. Without torchrun it is the reference: one
+``python worker.py CASES OUT`` trains a small model for a few steps with each rule. Rank 0 writes
+the whole parameters and the records of all steps. Without torchrun, the run is the reference: one
 process with the whole batch.
 """
 
@@ -28,7 +28,7 @@ BATCH = 8
 
 
 class Net(nn.Module):
-    """Convolutions plain, grouped and transposed, a head, and a parameter that is never used."""
+    """Plain, grouped and transposed convolutions, a head, and an extra parameter ``scale``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def wrap(model: nn.Module, how: str) -> nn.Module:
         parallelize_module(model, mesh['tensor'], {'head': split})
         mesh = mesh['data']
     if how == 'mixed':
-        # The head stays a plain module on every rank: its gradients are averaged by hand below.
+        # The head stays a plain module on every rank; `run` averages its gradients.
         for child in (model.stem, model.grouped, model.up, model.norm):
             fully_shard(child, mesh=mesh)
         return model
@@ -162,7 +162,7 @@ def watch_collectives(found: list[list[int]]):
 
 
 def poison(model: nn.Module, how: str) -> None:
-    """A NaN in a gradient: of one rank only, where it is no replica that others have as well."""
+    """Put a NaN into each gradient: on the last rank only if gradients are sharded."""
     alone = how in ('fsdp1', 'fsdp2')
     if alone and dist.get_rank() < dist.get_world_size() - 1:
         return
@@ -213,11 +213,11 @@ def run(case: dict) -> dict:
         records.append(handle.stats())
     params = state_of(model, how)
     state = handle.state_dict()
-    # What was saved is what is restored, shard by shard.
+    # Loading the saved state restores it exactly, for each shard.
     handle.load_state_dict(state)
     require_same(handle.state_dict(), state)
     if world > 1:
-        # To the bit the same on every rank.
+        # Parameters must be bit-identical on all ranks.
         for name, tensor in params.items():
             other = tensor.clone()
             dist.broadcast(other, src=0)
@@ -228,7 +228,7 @@ def run(case: dict) -> dict:
 
 
 def main(run: Callable[[dict], dict]) -> None:
-    """Do what the command line asks for: a JSON file of cases, and where to save their results."""
+    """Run the cases of a JSON file and save the results; both paths are on the command line."""
     cases, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     torch.set_num_threads(1)
     if 'WORLD_SIZE' in os.environ:

@@ -1,8 +1,8 @@
-"""What docs/detectron2.md relies on of Detectron2 and fvcore, and no more.
+"""Stand-in for the parts of Detectron2 and fvcore that docs/detectron2.md uses.
 
-Detectron2 has no wheel on the package index, so its contract is rebuilt here: the order of
-``DefaultTrainer.__init__``, the loop of ``SimpleTrainer.run_step``, the properties that reach
-through to the inner trainer, hooks, and the checkpointer with its named objects.
+Detectron2 has no wheel on the package index, so this module rebuilds its contract: the order of
+``DefaultTrainer.__init__``, the loop of ``SimpleTrainer.run_step``, the properties that forward to
+the inner trainer, hooks, and the checkpointer with its named objects.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 
 class Storage:
-    """detectron2.utils.events.EventStorage: scalars by name."""
+    """Stand-in for detectron2.utils.events.EventStorage: scalars by name."""
 
     def __init__(self) -> None:
         self.scalars: dict[str, list[float]] = {}
@@ -33,7 +33,7 @@ class HookBase:
 
 
 class Checkpointer:
-    """fvcore.common.checkpoint.Checkpointer."""
+    """Stand-in for fvcore.common.checkpoint.Checkpointer."""
 
     def __init__(self, model: nn.Module, save_dir: str, **checkpointables: Any) -> None:
         self.model = model
@@ -74,7 +74,7 @@ class SimpleTrainer:
 
 
 class AMPTrainer(SimpleTrainer):
-    """With a scaler of its own, on a CPU."""
+    """A trainer with its own loss scaler, on the CPU."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -150,7 +150,7 @@ for _name in ('model', 'data_loader', 'optimizer'):
 
 
 class Model(nn.Module):
-    """With the one name that the page excludes."""
+    """A model with the parameter name that the page excludes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The code of docs/detectron2.md, run on a stand-in with Detectron2's contract."""
+"""The code of docs/detectron2.md runs on a stand-in with Detectron2's contract."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AGC = re.search(r'clip_grad = (dict\(.*\))', PAGE.read_text()).group(1)
 
 @pytest.fixture
 def page(monkeypatch):
-    """Runs the page's Python, with another rule if asked to, and returns what it defines."""
+    """Run the Python code of the page, optionally with another rule; return its names."""
     engine = types.ModuleType('detectron2.engine')
     engine.DefaultTrainer, engine.HookBase = stand_in.DefaultTrainer, stand_in.HookBase
     monkeypatch.setitem(sys.modules, 'detectron2', types.ModuleType('detectron2'))
@@ -47,11 +47,11 @@ def weights(trainer):
 
 
 @pytest.mark.parametrize('amp', [False, True])
-def test_a_step_is_clipped_but_for_the_classifier(page, tmp_path, amp):
+def test_step_is_clipped_except_for_the_excluded_classifier(page, tmp_path, amp):
     trainer = page().Trainer(config(tmp_path, iters=1, amp=amp))
     before = weights(trainer)
     trainer.train()
-    # SGD without momentum: the step is the learning rate times the gradient that AGC left.
+    # SGD without momentum: the step is the learning rate times the clipped gradient.
     for name, after in weights(trainer).items():
         step = (after - before[name]).reshape(len(after), -1).norm(dim=1)
         size = before[name].reshape(len(after), -1).norm(dim=1)
@@ -64,7 +64,7 @@ def test_a_step_is_clipped_but_for_the_classifier(page, tmp_path, amp):
             torch.testing.assert_close(step, limit, rtol=1e-3, atol=1e-7)
 
 
-def test_distributed_names_are_those_of_the_model_inside(page, tmp_path):
+def test_ddp_run_equals_a_plain_run(page, tmp_path):
     dist.init_process_group('gloo', f'file://{tmp_path}/rendezvous', rank=0, world_size=1)
     try:
         alone = page().Trainer(config(tmp_path))
@@ -77,7 +77,7 @@ def test_distributed_names_are_those_of_the_model_inside(page, tmp_path):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_state_of_a_rule_survives_resuming(page, tmp_path):
+def test_resumed_run_restores_the_state_of_the_rule(page, tmp_path):
     rule = "dict(type='AutoClip', percentile=30, window=50)"
     whole = page(rule).Trainer(config(tmp_path, iters=8))
     whole.train()
@@ -92,7 +92,7 @@ def test_state_of_a_rule_survives_resuming(page, tmp_path):
     for a, b in zip(weights(whole).values(), weights(second).values(), strict=True):
         assert torch.equal(a, b)
 
-    # And it is the history that does it.
+    # Without the saved history, the weights differ.
     forgetful = page(rule).Trainer(config(tmp_path, iters=8))
     del forgetful.checkpointer.checkpointables['gclip']
     forgetful.resume_or_load(resume=True)
@@ -100,7 +100,7 @@ def test_state_of_a_rule_survives_resuming(page, tmp_path):
     assert not torch.equal(weights(whole)['backbone.weight'], weights(forgetful)['backbone.weight'])
 
 
-def test_old_checkpoints_load(page, tmp_path):
+def test_checkpoint_without_clipping_state_loads(page, tmp_path):
     old = page().Trainer(config(tmp_path, iters=2))
     del old.checkpointer.checkpointables['gclip']
     old.train()
@@ -111,7 +111,7 @@ def test_old_checkpoints_load(page, tmp_path):
     assert new.iter == 5
 
 
-def test_numbers_reach_the_storage(page, tmp_path):
+def test_hook_writes_stats_to_the_storage(page, tmp_path):
     names = page()
     trainer = names.Trainer(config(tmp_path, iters=40))
     trainer.register_hooks([names.ClipStats()])
@@ -124,6 +124,6 @@ def test_numbers_reach_the_storage(page, tmp_path):
     )
 
 
-def test_a_mistake_is_named(page, tmp_path):
+def test_misspelt_key_raises_and_is_named(page, tmp_path):
     with pytest.raises(ValueError, match="'clip_facto'"):
         page("dict(type='AGC', clip_facto=0.01)").Trainer(config(tmp_path))

@@ -1,4 +1,4 @@
-"""The two doors of the digits example are one training."""
+"""The two variants of the digits example, with attach and with MMEngine, train identically."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def config(tmp_path, rule='value'):
     return cfg
 
 
-def test_digits_are_the_published_ones():
+def test_digits_have_the_published_class_counts():
     images, labels = load_digits('train')
     test_images, test_labels = load_digits('test')
     assert images.shape == (1500, 1, 32, 32) and test_images.shape == (297, 1, 32, 32)
     assert images.min() == 0 and images.max() <= 1
-    # The counts of UCI's 1797 digits.
+    # The class counts of the 1797 digits of UCI.
     counts = torch.bincount(torch.cat([labels, test_labels]))
     assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
 
-def test_unknown_split():
+def test_unknown_split_raises():
     with pytest.raises(ValueError, match="'train', 'test'"):
         load_digits('val')
 
 
-def test_both_doors_give_the_same_weights(example, tmp_path):
-    """Through attach and through MMEngine: one epoch, the same order, the same bits."""
+def test_attach_and_mmengine_give_identical_weights(example, tmp_path):
+    """One epoch in the same order gives bit-identical weights."""
     cfg = config(tmp_path)
     cfg.train_cfg.max_epochs = 1
     cfg.train_cfg.val_interval = 10
@@ -68,13 +68,13 @@ def test_both_doors_give_the_same_weights(example, tmp_path):
     assert stats['grad_norm'] > 0
 
 
-def test_the_example_trains(example, capsys):
+def test_example_script_reaches_its_accuracy(example, capsys):
     assert example.main(epochs=2) > 0.6
     assert 'accuracy on 297 digits never seen' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('rule', ['value', 'norm', 'agc'])
-def test_every_config_learns(rule, tmp_path):
+def test_every_config_reaches_its_accuracy(rule, tmp_path):
     cfg = config(tmp_path, rule)
     cfg.train_cfg.max_epochs = 2
     runner = Runner.from_cfg(cfg)

@@ -1,4 +1,4 @@
-"""Every rule on a GPU: no wait for the device, few launches, the results of the CPU."""
+"""Every rule on a GPU: no host reads, few launches, and the same results as on the CPU."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if not torch.cuda.is_available():
     pytest.skip('needs a CUDA GPU', allow_module_level=True)
 
 CUDA = torch.device('cuda')
-#: Rules that measure and scale each tensor, or each unit, for itself.
+#: Rules that measure and scale each tensor or each unit separately.
 PIECEWISE = ['AGC', 'ParamNormClip', 'BlockRMSClip', 'AdaGC', 'GradientStabilizer']
 
 
 class Net(nn.Module):
-    """Every kind of unit, and ``depth`` layers of the same."""
+    """Every kind of unit, and ``depth`` equal layers."""
 
     def __init__(self, depth: int = 4) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Net(nn.Module):
 
 
 def gradients(model: nn.Module, step: int) -> list[Tensor]:
-    """Gradients that most rules clip in part, the same on every device."""
+    """Gradients that most rules clip in part, equal on all devices."""
     generator = torch.Generator().manual_seed(step)
     return [
         (torch.randn(p.shape, generator=generator) * 10.0 ** ((k + step) % 3 - 2)).to(p.device)
@@ -54,7 +54,7 @@ def take_step(model: nn.Module, optimizer: Optimizer, grads: list[Tensor]) -> No
 
 @contextlib.contextmanager
 def no_waiting() -> Iterator[None]:
-    """An error for whatever makes the host wait for the device."""
+    """Raise an error for every operation that makes the host wait for the device."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode('error')
     try:
@@ -64,7 +64,7 @@ def no_waiting() -> Iterator[None]:
 
 
 def launches(model: nn.Module, optimizer: Optimizer, grads: list[Tensor]) -> Counter:
-    """How often a step launches each kernel; copies and fills of memory are none."""
+    """Count the launches of each kernel in one step, without copies and fills of memory."""
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         take_step(model, optimizer, grads)
@@ -73,7 +73,7 @@ def launches(model: nn.Module, optimizer: Optimizer, grads: list[Tensor]) -> Cou
     return Counter(name for name in names if not name.startswith(('Memcpy', 'Memset')))
 
 
-def test_no_waiting_sees_a_wait():
+def test_no_waiting_detects_a_host_read():
     number = torch.ones(1, device=CUDA)
     with pytest.raises(RuntimeError), no_waiting():
         number.item()
@@ -81,16 +81,16 @@ def test_no_waiting_sees_a_wait():
 
 @pytest.mark.parametrize('with_kernels', [True, False], ids=['kernels', 'ordinary'])
 @pytest.mark.parametrize('name', CASES)
-def test_no_rule_waits_for_the_device(name, with_kernels, monkeypatch):
+def test_rule_steps_without_waiting_for_the_device(name, with_kernels, monkeypatch):
     if not with_kernels:
         monkeypatch.setattr(kernels, '_device_types', set())
     model = Net().to(CUDA)
     optimizer = make_optimizer(CASES[name], model.parameters(), fused=True)
     steps = [gradients(model, step) for step in range(12)]
-    # What is not finite has to be found, and passed over, without a look as well.
+    # A nonfinite step must also be detected and skipped without a host read.
     steps[9][0][0] = float('nan')
     with attach(optimizer, CASES[name], model=model) as handle:
-        # The first steps make buffers and compile kernels.
+        # The first steps create buffers and compile kernels.
         for grads in steps[:6]:
             take_step(model, optimizer, grads)
         with no_waiting():
@@ -101,8 +101,8 @@ def test_no_rule_waits_for_the_device(name, with_kernels, monkeypatch):
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_the_results_of_the_cpu(name):
-    """The same steps from the same state: weights and records."""
+def test_weights_and_records_equal_those_of_the_cpu(name):
+    """Both devices take the same steps from the same initial state."""
     torch.manual_seed(0)
     model = Net()
     found: dict[str, tuple[list[Tensor], list[dict[str, Any]]]] = {}
@@ -121,7 +121,7 @@ def test_the_results_of_the_cpu(name):
 
 
 @pytest.mark.parametrize('name', PIECEWISE)
-def test_two_kernels_whatever_the_number_of_tensors(name):
+def test_unit_rule_launches_two_kernels_for_any_number_of_tensors(name):
     pytest.importorskip('triton')
     counts = []
     for depth in (4, 40):
@@ -132,13 +132,13 @@ def test_two_kernels_whatever_the_number_of_tensors(name):
                 take_step(model, optimizer, gradients(model, step))
             seen = launches(model, optimizer, gradients(model, 3))
         assert [seen['_measure'], seen['_scale']] == [1, 1]
-        # The optimizer's own kernel is launched once for so many tensors.
+        # The number of launches of the optimizer's kernel depends on the number of tensors.
         counts.append(sum(n for kernel, n in seen.items() if 'multi_tensor_apply' not in kernel))
     assert counts[0] == counts[1]
 
 
 class Many(nn.Module):
-    """156 tensors, as the ResNet-50-FPN Faster R-CNN has, large ones among them."""
+    """156 tensors, as in a ResNet-50-FPN Faster R-CNN, some of them large."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Many(nn.Module):
         self.large = nn.Linear(3000, 3000)
 
 
-#: The rules that a kernel decides for.
+#: The rules that have a decision kernel.
 NORM_RULES = {name: CASES[name] for name in ('NormClip', 'NormClip min', 'NormClip inf')}
 NORM_RULES['NormClip 3'] = dict(type='NormClip', max_norm=0.5, norm_type=3)
 NORM_RULES |= {name: CASES[name] for name in ('ZClip', 'AutoClip')}
@@ -155,7 +155,7 @@ NORM_RULES |= {name: CASES[name] for name in ('ZClip', 'AutoClip')}
 @pytest.mark.parametrize('scaled', [False, True])
 @pytest.mark.parametrize('fused', ['SGD', 'AdamW'])
 @pytest.mark.parametrize('name', NORM_RULES)
-def test_a_norm_rule_launches_at_most_ten_kernels_beyond_the_fused_step(name, fused, scaled):
+def test_norm_rule_adds_at_most_ten_launches_to_the_fused_step(name, fused, scaled):
     pytest.importorskip('triton')
     model, config = Many().to(CUDA), NORM_RULES[name]
     assert len(list(model.parameters())) == 156

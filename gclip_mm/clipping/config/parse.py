@@ -177,7 +177,7 @@ def _selector(condition: dict[str, Any], where: str) -> Selector:
 def _plain(value: Any) -> Any:
     """A deep copy in built-in containers and numbers.
 
-    MMEngine's ConfigDict and NumPy's scalars must not reach the rules' state and the log.
+    No ConfigDict and no NumPy scalar may enter a checkpoint or the log.
     """
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

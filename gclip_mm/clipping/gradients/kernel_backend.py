@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from .backend import Backend, Ranges, ShardedBackend
 from .names import ParamInfo
 from .norms import combine
 from .sharding import Sharding
-from .unit_plan import UnitLimits
+from .unit_plan import UnitLimits, unit_order
+from .units import UnitLayout
 
 # Before torch 2.5, increment_version accepted only one tensor.
 _MARKS_SEVERAL = 'Iterable' in str(
@@ -23,8 +25,62 @@ _MARKS_SEVERAL = 'Iterable' in str(
 )
 
 
+class RouteUnits:
+    """The units of all parameters of a route, in tables that views with fewer gradients share.
+
+    Without it every new set of missing gradients, as stochastic depth makes one in each step, would
+    build its tables from scratch.
+
+    Args:
+        infos: all parameters of the route.
+    """
+
+    def __init__(self, infos: list[ParamInfo]) -> None:
+        self._infos = infos
+        self._tables: dict[type, UnitTensors] = {}
+
+    @cached_property
+    def layouts(self) -> list[UnitLayout]:
+        """Unit layouts of the parameters."""
+        return [info.layout for info in self._infos]
+
+    def tables(
+        self, kind: type[MultiTensor] | type[HostTensors], slots: list[int]
+    ) -> UnitTensors | None:
+        """Tables for the gradients of some parameters, or None if they have to be made for them.
+
+        Args:
+            kind: the kernels.
+            slots: indices of the parameters.
+        """
+        if kind is not HostTensors:
+            return None
+        if kind not in self._tables:
+            params = [info.param for info in self._infos]
+            self._tables[kind] = make_unit_tables(params, params, self.layouts, kind)
+        return self._tables[kind].restricted(slots)
+
+
+def make_unit_tables(
+    grads: list[Tensor],
+    params: list[Tensor],
+    layouts: list[UnitLayout],
+    kind: type[MultiTensor] | type[HostTensors],
+) -> UnitTensors:
+    """Tables for the units of N gradients and of their parameters."""
+    pairs = list(zip(layouts, params, strict=True))
+    runs = [layout.runs(param) for layout, param in pairs]
+    sizes = [math.prod(layout.shape(param)) for layout, param in pairs]
+    whole, rows = unit_order(layouts)
+    return UnitTensors(grads, params, runs, sizes, whole + rows, kind)
+
+
 def make_backend(
-    infos: list[ParamInfo], slots: list[int], sharding: Sharding | None, exact: bool = False
+    infos: list[ParamInfo],
+    slots: list[int],
+    sharding: Sharding | None,
+    exact: bool = False,
+    units: RouteUnits | None = None,
 ) -> Backend:
     """The backend for the gradients of some parameters.
 
@@ -33,10 +89,11 @@ def make_backend(
         slots: their places among all parameters of the route.
         sharding: how the parameters of the route are sharded, or None.
         exact: compute all norms bit-identical to torch's, without kernels.
+        units: the units of all parameters of the route, if other views share them.
     """
     if sharding is not None:
         return ShardedBackend(infos, slots, sharding, exact)
-    return Backend(infos, exact=True) if exact else KernelBackend(infos)
+    return Backend(infos, exact=True) if exact else KernelBackend(infos, slots, units)
 
 
 class KernelBackend(Backend):
@@ -47,8 +104,12 @@ class KernelBackend(Backend):
     falls back to :class:`~gclip_mm.clipping.gradients.backend.Backend`.
     """
 
-    def __init__(self, infos: list[ParamInfo]) -> None:
+    def __init__(
+        self, infos: list[ParamInfo], slots: list[int], units: RouteUnits | None = None
+    ) -> None:
         super().__init__(infos)
+        self._slots = slots
+        self._shared = units
         self._tables: dict[tuple[str, type], Any] = {}
         # Chosen at the first step: a view is made for gradients of one device.
         self._kind: type[MultiTensor] | type[HostTensors] | None = None
@@ -62,6 +123,15 @@ class KernelBackend(Backend):
     def load(self, grads: list[Tensor], may_write_early: bool) -> None:
         super().load(grads, may_write_early)
         self._whole_used = self._units_used = self._weights = self._scan = None
+
+    @property
+    def layouts(self) -> list[UnitLayout]:
+        if self._shared is None:
+            return super().layouts
+        if self._layouts is None:
+            layouts = self._shared.layouts
+            self._layouts = [layouts[slot] for slot in self._slots]
+        return self._layouts
 
     # -- the kernels -----------------------------------------------------------------------------
     def _choose(self) -> type[MultiTensor] | type[HostTensors] | None:
@@ -93,13 +163,11 @@ class KernelBackend(Backend):
         if kind is None:
             return None
         tables = self._tables.get(('units', kind))
+        if tables is None and self._shared is not None:
+            tables = self._shared.tables(kind, self._slots)
         if tables is None or not tables.fits(self.grads, self.params):
-            pairs = list(zip(self.layouts, self.params, strict=True))
-            runs = [layout.runs(param) for layout, param in pairs]
-            sizes = [math.prod(layout.shape(param)) for layout, param in pairs]
-            order = self._plan.order
-            tables = UnitTensors(self.grads, self.params, runs, sizes, order, kind)
-            self._tables['units', kind] = tables
+            tables = make_unit_tables(self.grads, self.params, self.layouts, kind)
+        self._tables['units', kind] = tables
         return tables if tables.take(self.grads, self.params) else None
 
     # -- whole tensors ---------------------------------------------------------------------------

@@ -53,14 +53,14 @@ class UnitReduction:
         for k, (spec, info, layout) in enumerate(zip(specs, infos, layouts, strict=True)):
             if spec is not None and None in spec.dims:
                 raise ClipConfigError(
-                    f'clip_grad: a rule by units (AGC) cannot find the units of {info.name}: '
-                    'FSDP1 lays it out flat. Shard with FSDP2 (fully_shard), or take '
+                    f'clip_grad: AGC and Auto cannot find the units of {info.name}: FSDP1 lays it '
+                    'out flat. Shard with FSDP2 (torch.distributed.fsdp.fully_shard), or take '
                     'NormClip or ParamNormClip'
                 )
             for group, dim in () if spec is None else zip(spec.groups, spec.dims, strict=True):
                 if layout.groups is not None:
                     raise ClipConfigError(
-                        f'clip_grad: a rule by units (AGC) cannot find the units of {info.name}, a '
+                        f'clip_grad: AGC and Auto cannot find the units of {info.name}, a '
                         "grouped transposed convolution that is sharded: add it to 'exclude'"
                     )
                 rows = measured.setdefault(group, [])

@@ -31,6 +31,15 @@ class UnitLimits(NamedTuple):
     factor: float
 
 
+def unit_order(layouts: list[UnitLayout]) -> tuple[list[int], list[int]]:
+    """Indices of the parameters that are one unit, and of the others; in the order of their units.
+
+    Whole tensors come first: torch computes all their norms in one call.
+    """
+    whole = [i for i, layout in enumerate(layouts) if layout.dims is None]
+    return whole, [i for i, layout in enumerate(layouts) if layout.dims is not None]
+
+
 class UnitPlan:
     """The place of each parameter's unit norms in one flat vector (U,); made once for a view.
 
@@ -45,9 +54,7 @@ class UnitPlan:
         is_wide = any(accumulate_dtype(param) == torch.float64 for param in params)
         dtype = torch.float64 if is_wide else torch.float32
         self.layouts = layouts
-        # Whole tensors come first: torch computes all their norms in one call.
-        self.whole = [i for i, layout in enumerate(layouts) if layout.dims is None]
-        self.rows = [i for i, layout in enumerate(layouts) if layout.dims is not None]
+        self.whole, self.rows = unit_order(layouts)
         self.order = self.whole + self.rows
         shapes = [layouts[i].shape(params[i]) for i in self.order]
         sizes = [math.prod(shape) for shape in shapes]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..host import np
 from .backend import Backend
-from .kernel_backend import make_backend
+from .kernel_backend import RouteUnits, make_backend
 from .names import ParamInfo
 from .sharding import Sharding
 from .units import UnitLayout
@@ -30,6 +30,7 @@ class GradView:
         size: number of parameters of the route.
         sharding: how the parameters are sharded over processes; None: every rank holds all of them.
         backend: reads and writes the gradients; None: the fastest one for the parameters.
+        units: the units of all parameters of the route, for views that share them.
 
     Attributes:
         backend: reads and writes the gradients.
@@ -47,13 +48,14 @@ class GradView:
         size: int,
         sharding: Sharding | None = None,
         backend: Backend | None = None,
+        units: RouteUnits | None = None,
     ) -> None:
         self.infos = infos
         self.positions = positions
         self.slots = slots
         self.size = size
         self.sharding = sharding
-        self.backend = make_backend(infos, slots, sharding) if backend is None else backend
+        self.backend = backend or make_backend(infos, slots, sharding, units=units)
         self.folds = False
         self.may_write_early = False
 

@@ -9,6 +9,7 @@ that other threads have not started.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
 from typing import Any, NamedTuple
@@ -61,6 +62,24 @@ class Crew:
         self._places = np.where(self._is_small, everywhere, middles / np.maximum(own, 1))
         self._most = -(-own // FEW)
         self._plans: dict[int, tuple[np.ndarray, Shares]] = {}
+
+    def restricted(self, keep: np.ndarray) -> Crew:
+        """The shares of some items, which stay with their threads.
+
+        Args:
+            keep: (I,) bool.
+        """
+        part = copy.copy(self)
+        part._counts, part._is_small = self._counts[keep], self._is_small[keep]
+        part._places, part._most = self._places[keep], self._most[keep]
+        numbers = np.cumsum(keep) - 1
+        part._plans = {}
+        self.shares()
+        for threads, (owners, everything) in self._plans.items():
+            stays = keep[everything.order]
+            order, own = numbers[everything.order[stays]], owners[stays]
+            part._plans[threads] = own, part._cut(order, own, threads)
+        return part
 
     def shares(self, chosen: np.ndarray | None = None) -> Shares:
         """The shares for the number of threads that PyTorch uses now.

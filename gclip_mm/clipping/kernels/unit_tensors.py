@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 from torch import Tensor
 
+from ..host import np
 from .host_tensors import HostTensors
 from .multi_tensor import MultiTensor, Units
 
@@ -35,6 +37,10 @@ class UnitTensors:
         order: list[int],
         kind: type[MultiTensor] | type[HostTensors],
     ) -> None:
+        self._order = order
+        self._sizes = sizes
+        # The index of the parameter of each unit, made when first needed.
+        self._owners: np.ndarray | None = None
         starts = [0, *itertools.accumulate(sizes[i] for i in order)]
         self._total = starts[-1]
         self._indices: list[int] = []
@@ -57,6 +63,42 @@ class UnitTensors:
         self._match = all(grads[i].shape == params[i].shape for i in self._indices)
         #: Whether :meth:`measure` has scaled the gradients that are not in :attr:`rest`.
         self.has_scaled = False
+
+    def restricted(self, chosen: list[int]) -> UnitTensors | None:
+        """The tables for some of the N parameters; None if they have to be made from scratch.
+
+        Args:
+            chosen: their indices, in ascending order.
+        """
+        multi = self._multi
+        if not isinstance(multi, HostTensors):
+            return None
+        if self._owners is None:
+            sizes = [self._sizes[i] for i in self._order]
+            self._owners = np.repeat(np.array(self._order), sizes)
+        # No loop over the parameters: this runs in every step whose missing gradients are new.
+        present = np.zeros(len(self._sizes), dtype=bool)
+        present[chosen] = True
+        indices = np.array(self._indices)
+        kept = present[indices]
+        if not kept.any():
+            return None
+        places = np.cumsum(present) - 1
+        stays = present[self._owners]
+        numbers = np.cumsum(stays) - 1
+        part = copy.copy(self)
+        part._total = int(stays.sum())
+        part._indices = places[indices[kept]].tolist()
+        part.rest = []
+        for i, where in self.rest:
+            if present[i]:
+                first = int(numbers[where.start]) if self._sizes[i] else 0
+                part.rest.append((int(places[i]), slice(first, first + self._sizes[i])))
+        # The units of the gradients, then those of the weights.
+        numbers = np.concatenate([numbers, numbers + part._total])
+        part._multi = multi.restricted(np.concatenate([kept, kept]), numbers, 2 * part._total)
+        part.has_scaled = False
+        return part
 
     def _both(self, grads: list[Tensor], params: list[Tensor]) -> list[Tensor]:
         return [grads[i] for i in self._indices] + [params[i] for i in self._indices]

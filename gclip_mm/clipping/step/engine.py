@@ -32,7 +32,7 @@ from .buffers import BufferKeeper
 from .decision import decide
 from .nonfinite import NonFiniteGradientError, SkipCounter, offenders
 from .observers import StepObserver
-from .optimizer import OptimizerSide, StepSeam, check_own_clipping, clippable
+from .optimizer import OptimizerSide, StepSeam, check_own_clipping, check_trainer, clippable
 from .parameters import ParameterBook, RoutedView
 from .record import make_record, record_to_dict, summarize, total_norm
 from .state import dump_state, load_state
@@ -117,27 +117,17 @@ class GradClipEngine:
         # Set by clip_now(): the gradients are clipped already, and whether the step is to be taken.
         self._early: bool | None = None
         self._check_epochs()
-        if self.on(optimizer) is not None:
-            raise ClipConfigError(
-                'clip_grad: this optimizer is clipped already, and would be twice: remove() the '
-                "first handle, or give both rules to one dict(type='ChainClip', clips=[...])"
-            )
-        inner = StepSeam.within(optimizer)
-        if inner is not None:
-            raise ClipConfigError(
-                f'clip_grad: the optimizer in .{inner} of {type(optimizer).__name__} is clipped '
-                'already, and its gradients would be clipped twice: remove() that handle, or keep '
-                'it and do not attach here'
-            )
-        check_own_clipping(optimizer)
-        for route in self.config.router.routes:
-            if route.clipper is not None:
-                route.clipper.check_optimizer(optimizer)
+        self._check_optimizer()
         self._bind_rules()
         if model is not None:
             self.bind(model)
         # Last: an engine that could not be built must not stay on the optimizer.
-        self._seam = StepSeam(self)
+        try:
+            self._seam = StepSeam(self)
+        except BaseException:
+            if self._buffers is not None:
+                self._buffers.forget()
+            raise
 
     # -- life cycle ------------------------------------------------------------------------------
     @staticmethod
@@ -173,6 +163,7 @@ class GradClipEngine:
         Raises:
             ClipConfigError: a route that matches no parameter.
         """
+        check_trainer(model)
         self.book.bind(model)
         self._bind_rules()
         if self.config.nonfinite == 'skip':
@@ -183,6 +174,15 @@ class GradClipEngine:
         for route in self.config.router.routes:
             if route.clipper is not None:
                 route.clipper.bind(self.optimizer, self.book.model)
+
+    def keep_buffers(self) -> None:
+        """A step that is left out puts the buffers of the model back to what they are now.
+
+        For callers that know where an iteration begins. Without this call they are put back to what
+        they were after the last step that was taken.
+        """
+        if self._buffers is not None:
+            self._buffers.keep()
 
     def remove(self) -> None:
         """Detach from the optimizer, which is then as it was before."""
@@ -200,6 +200,26 @@ class GradClipEngine:
         """
         if self.last_record is None:
             self._seam.bystander.warn_if_unused(has_trained)
+
+    def _check_optimizer(self) -> None:
+        """Refuse an optimizer that would be clipped twice, or that a rule does not suit."""
+        optimizer = self.optimizer
+        if self.on(optimizer) is not None:
+            raise ClipConfigError(
+                'clip_grad: this optimizer is clipped already, and would be twice: remove() the '
+                "first handle, or give both rules to one dict(type='ChainClip', clips=[...])"
+            )
+        inner = StepSeam.within(optimizer)
+        if inner is not None:
+            raise ClipConfigError(
+                f'clip_grad: the optimizer in .{inner} of {type(optimizer).__name__} is clipped '
+                'already, and its gradients would be clipped twice: remove() that handle, or keep '
+                'it and do not attach here'
+            )
+        check_own_clipping(optimizer)
+        for route in self.config.router.routes:
+            if route.clipper is not None:
+                route.clipper.check_optimizer(optimizer)
 
     def _check_epochs(self) -> None:
         if self.clock is None and any(driver.needs_epoch for driver in self.config.drivers):

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ..base import Clipper, Measure
 from ..checks import ClipConfigError
 from ..config.routes import Route, Router
+from ..gradients.kernel_backend import RouteUnits
 from ..gradients.names import ParamInfo, describe_params
 from ..gradients.norms import combine
 from ..gradients.sharding import (
@@ -87,6 +88,9 @@ class ParameterBook:
         self._model: nn.Module | None = None
         self._flat_groups: dict[int, FlatShard] = {}
         self._plans: dict[Any, list[RoutedView]] = {}
+        # By index of the route: the indices of its parameters, and their units.
+        self._routed: dict[int, list[int]] = {}
+        self._units: dict[int, RouteUnits] = {}
 
     @property
     def is_bound(self) -> bool:
@@ -130,6 +134,8 @@ class ParameterBook:
         self._has_complex = any(map(Tensor.is_complex, params))
         self._flat_groups = flat_param_groups(self._model)
         self._plans.clear()
+        self._routed.clear()
+        self._units.clear()
 
     def _current(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group['params']]
@@ -175,9 +181,11 @@ class ParameterBook:
             everything = [grad for grad in grads if grad is not None]
         # Device and dtype are part of the key: a model may be moved after the first step.
         key = (missing, everything[0].device, everything[0].dtype)
-        views = self._plans.get(key)
+        views = self._plans.pop(key, None)
         if views is None:
             views = self._plan(key)
+        # At the end: the first key is that of the views unused for the longest time.
+        self._plans[key] = views
         if len(views) == 1:
             return views, [everything], everything
         return views, [[grads[i] for i in view.positions] for _, view in views], everything  # type: ignore[misc]
@@ -218,9 +226,9 @@ class ParameterBook:
     def _plan(self, key: Any) -> list[RoutedView]:
         self._check_names()
         if len(self._plans) >= _MAX_PLANS:
-            self._plans.clear()
-        self._plans[key] = self._views(set(key[0]))
-        return self._plans[key]
+            # The one that was not used for the longest time.
+            del self._plans[next(iter(self._plans))]
+        return self._views(set(key[0]))
 
     def _views(self, missing: set[int]) -> list[RoutedView]:
         """A view for every route that has gradients.
@@ -230,20 +238,30 @@ class ParameterBook:
         """
         views = []
         for k, route in enumerate(self._router.routes):
-            members = [i for i, chosen in enumerate(self.assigned) if chosen == k]
-            live = [(slot, i) for slot, i in enumerate(members) if i not in missing]
-            if not live:
+            members = self._members(k)
+            slots = [slot for slot, i in enumerate(members) if i not in missing]
+            if not slots:
                 continue
-            slots, positions = (list(column) for column in zip(*live, strict=True))
-            params = [self.infos[i].param for i in members]
-            sharding = find_sharding(params, slots, self._flat_groups)
+            positions = [members[slot] for slot in slots]
+            sharding = None
+            if self.has_dtensors or self._flat_groups:
+                params = [self.infos[i].param for i in members]
+                sharding = find_sharding(params, slots, self._flat_groups)
             if sharding is not None and route.clipper is not None:
                 _check_layout(route.clipper, sharding)
             infos = [self.infos[i] for i in positions]
-            views.append(
-                RoutedView(route, GradView(infos, positions, slots, len(members), sharding))
-            )
+            size, units = len(members), self._units[k]
+            view = GradView(infos, positions, slots, size, sharding, units=units)
+            views.append(RoutedView(route, view))
         return views
+
+    def _members(self, k: int) -> list[int]:
+        """The indices of the parameters of a route."""
+        if k not in self._routed:
+            members = [i for i, chosen in enumerate(self.assigned) if chosen == k]
+            self._routed[k] = members
+            self._units[k] = RouteUnits([self.infos[i] for i in members])
+        return self._routed[k]
 
 
 def _members(params: list[Tensor], assigned: list[int]) -> dict[int, list[Tensor]]:

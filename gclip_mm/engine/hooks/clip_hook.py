@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any, cast
 
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
+from mmengine.hooks.hook import DATA_BATCH
+from mmengine.logging import MessageHub
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import Tensor
+from torch.optim import Optimizer
 
 from ...clipping.checks import ClipConfigError, suggest
 from ...clipping.config.parse import COMMON_KEYS, parse_clip_grad
 from ...clipping.config.registry import CLIPPERS
 from ...clipping.step.engine import GradClipEngine
 from ..hub import HubClock, record_log
+from ..left_out import BufferSync
 from ..optim_wrapper import STATE_KEY
+from ..resumed import keep_kernel_settings
 from ..strategies import FOREIGN_WRAPPERS, refuse
 from ..telemetry.observing import wrapper_members
 from .keys import unknown_key
@@ -52,6 +59,7 @@ class GClipHook(Hook):
         parse_clip_grad(rule)
         self.clip_grad = copy.deepcopy(rule)
         self.engines: dict[str, GradClipEngine] = {}
+        self._buffer_syncs: dict[str, BufferSync] = {}
         # Optimizer state of a checkpoint that was loaded before the engines were built.
         self._waiting: dict[str, Any] | None = None
         self._has_trained = False
@@ -77,18 +85,29 @@ class GClipHook(Hook):
                 )
             if type(wrapper).__name__ in FOREIGN_WRAPPERS:
                 refuse(type(wrapper).__name__, self.clip_grad)
-            log = record_log(runner.message_hub, f'{name}.' if name else '')
             self.engines[name] = GradClipEngine(
                 wrapper.optimizer,
                 self.clip_grad,
                 model=runner.model,
                 clock=HubClock(runner.message_hub),
-                on_record=log.append_record,
+                on_record=functools.partial(self._log_record, runner.message_hub, name),
                 owner=self,
             )
+            self._buffer_syncs[name] = BufferSync()
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             self._load(waiting)
+
+    def _log_record(self, hub: MessageHub, name: str, record: Tensor) -> None:
+        log = record_log(hub, f'{name}.' if name else '')
+        log.append_record(record, self.engines[name].last_skipped)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
+    ) -> None:
+        """Remember the buffers of the model, to which a step that is left out goes back."""
+        for name, engine in self.engines.items():
+            self._buffer_syncs[name](engine)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the state of the rules to the optimizer's state."""
@@ -99,13 +118,30 @@ class GClipHook(Hook):
             optimizer[STATE_KEY] = engine.state_dict()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Restore the state of the rules on a resume."""
+        """Restore the state of the rules on a resume.
+
+        The optimizer keeps its own ``fused``, ``foreach``, ``capturable`` and ``differentiable``;
+        it is loaded after this call.
+        """
         if not runner._resume or 'optimizer' not in checkpoint:
             return
+        self._keep_kernel_settings(runner, checkpoint)
         if self.engines:
             self._load(checkpoint['optimizer'])
         else:
             self._waiting = checkpoint['optimizer']
+
+    def _keep_kernel_settings(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if not isinstance(runner.optim_wrapper, OptimWrapper | OptimWrapperDict):
+            return
+        state = checkpoint['optimizer']
+        for name, wrapper in wrapper_members(runner.optim_wrapper).items():
+            if not isinstance(wrapper.optimizer, Optimizer):
+                continue
+            if not name:
+                checkpoint['optimizer'] = keep_kernel_settings(wrapper.optimizer, state)
+            elif name in state:
+                state[name] = keep_kernel_settings(wrapper.optimizer, state[name])
 
     def _load(self, optimizer: dict[str, Any]) -> None:
         for name, engine in self.engines.items():

@@ -9,7 +9,7 @@ from mmengine.hooks.hook import DATA_BATCH
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..hub import DeferredScalars
+from ..hub import DeferredScalars, note_losses
 from .keys import reject_unknown_keys
 
 
@@ -61,3 +61,4 @@ class GClipRuntimeInfoHook(RuntimeInfoHook):
     ) -> None:
         """Update the losses and other numbers that the model returned."""
         self._deferred.update({f'train/{name}': value for name, value in (outputs or {}).items()})
+        note_losses(runner, outputs)

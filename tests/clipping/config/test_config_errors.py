@@ -1,4 +1,4 @@
-"""Bad input: one clear message each, that names the key and what is valid."""
+"""Invalid `clip_grad` configs: each raises one error that names the key and the valid values."""
 
 import copy
 import math
@@ -143,13 +143,13 @@ ERRORS = {
 
 
 @pytest.mark.parametrize('case', ERRORS)
-def test_one_clear_message(case):
+def test_bad_config_raises_one_line_error_and_changes_nothing(case):
     config, message = ERRORS[case]
     before = copy.deepcopy(config)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1)
     with pytest.raises(ClipConfigError, match=message) as error:
         attach(optimizer, config)
-    # Stock MMEngine raises AssertionError for some of these: who catches that still does.
+    # Stock MMEngine raises AssertionError for some of these; callers may catch either type.
     assert isinstance(error.value, ValueError) and isinstance(error.value, AssertionError)
     assert '\n' not in str(error.value)
     assert repr(config) == repr(before)
@@ -157,7 +157,7 @@ def test_one_clear_message(case):
 
 
 @pytest.mark.parametrize('name', [*CLIPPERS, 'norm', 'value', 'agc', 'adaptive'])
-def test_every_type_is_listed_in_the_error(name):
+def test_unknown_type_error_lists_every_registered_type(name):
     with pytest.raises(ClipConfigError, match=rf'\b{name}\b'):
         parse_clip_grad(dict(type='?'))
 
@@ -181,15 +181,15 @@ STOCK = {
 
 
 @pytest.mark.parametrize('case', STOCK)
-def test_how_a_dict_is_read(case):
+def test_valid_config_parses_to_the_expected_rule(case):
     config, rule = STOCK[case]
     parsed = parse_clip_grad(config)
     assert isinstance(parsed, ClipConfig) and type(parsed.outer).__name__ == rule
     assert parsed.nonfinite == 'skip' and parsed.max_consecutive_skips is None
 
 
-def test_what_a_config_file_gives_is_read_and_left_alone():
-    """``ConfigDict`` merges, builds lazily and answers to attributes; none of it may leak."""
+def test_config_dict_is_parsed_to_plain_types_and_not_modified():
+    """``ConfigDict`` merges, builds lazily and has attribute access; the result must be plain."""
     mmengine = pytest.importorskip('mmengine')
     cfg = mmengine.Config(
         dict(
@@ -218,8 +218,8 @@ def test_what_a_config_file_gives_is_read_and_left_alone():
     assert set(types(parsed.raw)) <= {dict, list}
 
 
-def test_a_config_may_be_used_twice():
-    """Stock MMEngine takes ``type`` out of the dict that it is given."""
+def test_parsing_the_same_config_twice_gives_separate_rules():
+    """Stock MMEngine pops ``type`` from the dict that it receives."""
     config = dict(type='norm', max_norm=1.0, exclude=['a'], nonfinite='zero')
     first, second = parse_clip_grad(config), parse_clip_grad(config)
     assert first.raw == second.raw == config

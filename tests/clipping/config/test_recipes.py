@@ -1,4 +1,4 @@
-"""The recipes in configs/_base_/clip: every rule has one, and each of them builds."""
+"""The recipes in configs/_base_/clip: every rule has one, and each recipe builds."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ RECIPES = sorted(FOLDER.glob('*.py'))
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_builds_and_steps(path):
+def test_recipe_builds_and_takes_a_finite_step(path):
     config = Config.fromfile(path).optim_wrapper
     kind = 'AdamW' if path.stem == 'gradient_stabilizer' else 'SGD'
     model = nn.Linear(3, 2)

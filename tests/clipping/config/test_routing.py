@@ -1,4 +1,4 @@
-"""Which rule governs which parameter."""
+"""Routing: which rule clips which parameter."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from gclip_mm.clipping.gradients.names import describe_params
 
 
 class Detector(nn.Module):
-    """Names as in a detector: backbone, neck, head."""
+    """Model with the parameter names of a detector: backbone, neck, head."""
 
     def __init__(self):
         super().__init__()
@@ -49,7 +49,7 @@ def norm_of(model, names):
 
 
 def step(config, model=None, wrap=lambda model: model):
-    """One step of an optimizer that does not move; the model, and the log of the step."""
+    """Take one step with learning rate 0; return the model and the stats of the step."""
     model = Detector() if model is None else model
     fill(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -58,7 +58,7 @@ def step(config, model=None, wrap=lambda model: model):
     return model, handle.stats()
 
 
-def test_names():
+def test_parameter_names_and_modules_are_those_of_the_model():
     model = Detector()
     infos = describe_params(model.parameters(), model)
     assert [info.name for info in infos] == NAMES
@@ -98,7 +98,7 @@ def test_excluded_parameters_keep_their_gradient():
         assert (params[name].grad == 1).all()
     rest = [name for name in NAMES if name not in free]
     assert norm_of(model, rest) == pytest.approx(0.1, rel=1e-5)
-    # The norm that is logged is that of all gradients, excluded or not, before and after.
+    # The logged norms, before and after clipping, cover all gradients, excluded ones too.
     assert stats['grad_norm'] == pytest.approx(math.sqrt(sum(p.numel() for p in params.values())))
     assert stats['grad_norm_post'] == pytest.approx(norm_of(model, NAMES))
     assert stats['clip_coef'] == pytest.approx(stats['grad_norm_post'] / stats['grad_norm'])
@@ -114,12 +114,12 @@ def test_exclude_by_module_class_takes_subclasses_too():
 
 
 @pytest.mark.parametrize('exclude', ['fc_cls', ['fc_cls'], ('fc_cls',)])
-def test_exclude_may_be_one_regex(exclude):
+def test_exclude_accepts_a_string_list_or_tuple(exclude):
     model, _ = step(dict(max_norm=0.1, exclude=exclude))
     assert (model.bbox_head.fc_cls.weight.grad == 1).all()
 
 
-def test_each_route_clips_on_its_own():
+def test_each_route_clips_only_its_own_parameters():
     model, stats = step(
         dict(
             type='norm',
@@ -136,19 +136,19 @@ def test_each_route_clips_on_its_own():
     for name in NAMES[:4]:
         assert (params[name].grad == 0.25).all()
     assert norm_of(model, NAMES[4:8]) == pytest.approx(0.02, rel=1e-4)
-    # AGC: every row of a weight, and the bias as a whole.
+    # AGC clips each row of a weight, and a bias as one unit.
     for name in ('bbox_head.fc_cls.weight', 'bbox_head.fc_reg.weight'):
         w = params[name].detach().double()
         torch.testing.assert_close(params[name].grad.double().norm(dim=1), 0.5 * w.norm(dim=1))
     bias = params['bbox_head.fc_cls.bias']
     assert float(bias.grad.norm()) == pytest.approx(0.5 * float(bias.detach().norm()), rel=1e-5)
     assert (params['bbox_head.fc_reg.bias'].grad == 1).all()
-    # Nothing is left to the outer rule, so there is no threshold of it to log.
+    # The outer rule has no parameters left, so it has no threshold to log.
     assert math.isnan(stats['clip_threshold'])
     assert stats['grad_norm_post'] == pytest.approx(norm_of(model, NAMES), rel=1e-5)
 
 
-def test_the_first_match_wins_and_exclude_comes_first():
+def test_first_matching_rule_wins_and_exclude_precedes_rules():
     model, _ = step(
         dict(
             max_norm=0.1,
@@ -163,8 +163,8 @@ def test_the_first_match_wins_and_exclude_comes_first():
     assert grads == [0.5, 1.0, 0.25, 0.25]
 
 
-def test_routes_with_other_norms():
-    """The outer rule's order is the one that is logged."""
+def test_logged_norm_has_the_order_of_the_outer_rule():
+    """Each route measures with its own order; the log uses that of the outer rule."""
     model, stats = step(
         dict(max_norm=0.1, norm_type=1, rules=[dict(match='backbone', max_norm=0.2, norm_type=2)])
     )
@@ -177,7 +177,7 @@ def test_routes_with_other_norms():
     assert stats['grad_norm_post'] == pytest.approx(after, rel=1e-5)
 
 
-def test_everything_excluded():
+def test_excluding_every_parameter_clips_nothing():
     model, stats = step(dict(max_norm=0.1, exclude=['']))
     assert all((p.grad == 1).all() for p in model.parameters())
     assert stats['clip_coef'] == 1 and stats['clip_fraction'] == 0
@@ -185,7 +185,7 @@ def test_everything_excluded():
 
 
 @pytest.mark.parametrize('name', ['SGD', 'AdamW'])
-def test_routes_with_a_fused_optimizer_are_those_without(name):
+def test_routes_give_the_same_weights_with_a_fused_optimizer(name):
     config = dict(
         max_norm=0.1,
         exclude=['fc_cls'],
@@ -205,8 +205,8 @@ def test_routes_with_a_fused_optimizer_are_those_without(name):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
-def test_the_clipped_share_of_several_rules_is_one_of_weights():
-    """One counts elements, one units, one everything at once."""
+def test_clip_fraction_of_several_rules_is_weighted_by_elements():
+    """ValueClip counts elements, NormClip counts all of its gradients at once."""
     model = nn.ModuleDict(dict(a=nn.Linear(30, 2, bias=False), b=nn.Linear(20, 2, bias=False)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     values = dict(match='^a', type='ValueClip', clip_value=1.0)
@@ -219,7 +219,7 @@ def test_the_clipped_share_of_several_rules_is_one_of_weights():
         assert handle.stats()['clip_fraction'] == pytest.approx(expected)
 
 
-def test_a_route_without_a_weight_is_no_part_of_the_share():
+def test_route_without_elements_does_not_count_in_clip_fraction():
     model = nn.ParameterDict(dict(a=torch.ones(3), z=torch.zeros(0, 3)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     rules = [dict(match='^z', type='AGC')]
@@ -230,7 +230,7 @@ def test_a_route_without_a_weight_is_no_part_of_the_share():
     assert handle.stats()['clip_fraction'] == 1
 
 
-def test_a_route_whose_gradients_are_all_missing():
+def test_route_without_gradients_leaves_the_step_to_the_other_route():
     model = Detector()
     fill(model)
     for p in model.backbone.parameters():
@@ -241,7 +241,7 @@ def test_a_route_whose_gradients_are_all_missing():
     )
     optimizer.step()
     assert handle.stats()['grad_norm_post'] == pytest.approx(0.1, rel=1e-5)
-    # And the other way round: the outer rule has nothing to do, the threshold is the other's.
+    # The reverse: the outer rule has no gradients, so the threshold is that of the AGC route.
     optimizer.zero_grad()
     for p in model.backbone.parameters():
         p.grad = torch.ones_like(p)
@@ -252,7 +252,7 @@ def test_a_route_whose_gradients_are_all_missing():
     assert stats['grad_norm_post'] == pytest.approx(stats['clip_threshold'], rel=1e-5)
 
 
-def test_bound_after_it_was_built():
+def test_engine_with_patterns_steps_only_after_bind():
     model = Detector()
     fill(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -285,11 +285,11 @@ def test_bound_after_it_was_built():
         (dict(rules=[dict(module='Conv3d', max_norm=1)]), r"'Conv3d'.*'Conv2d'"),
     ],
 )
-def test_what_matches_nothing_is_an_error_that_names_the_nearest(config, message):
+def test_pattern_without_match_raises_and_suggests_the_nearest_name(config, message):
     with pytest.raises(ClipConfigError, match=message):
         step(dict(max_norm=0.1, **config))
 
 
-def test_a_condition_shadowed_by_an_earlier_one_is_no_error():
-    """It matches, though it is left with nothing; configs are inherited and extended."""
+def test_pattern_shadowed_by_an_earlier_one_is_accepted():
+    """The pattern matches but gets no parameter; inherited configs often contain such patterns."""
     step(dict(max_norm=0.1, exclude=['backbone', r'backbone\.0']))

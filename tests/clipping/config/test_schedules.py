@@ -1,4 +1,4 @@
-"""Thresholds over time: MMEngine's own schedulers are the truth."""
+"""Scheduled thresholds; MMEngine's own schedulers are the reference."""
 
 import math
 
@@ -28,7 +28,7 @@ CASES = {
     'step later': ('StepParamScheduler', dict(step_size=3, gamma=0.5, begin=5)),
     'exponential': ('ExponentialParamScheduler', dict(gamma=0.9, begin=3, end=20)),
 }
-#: The short names of this package.
+#: MMEngine's names -> the short names of this package.
 SHORT = {
     'ConstantParamScheduler': 'constant',
     'LinearParamScheduler': 'linear',
@@ -39,7 +39,7 @@ SHORT = {
 
 
 def thresholds_of_mmengine(schedules, base):
-    """What MMEngine's schedulers make of a number in a parameter group."""
+    """Values of a parameter group key that MMEngine's schedulers change, one per step."""
     scheduler = pytest.importorskip('mmengine.optim.scheduler')
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     optimizer.param_groups[0]['max_norm'] = base
@@ -71,7 +71,7 @@ def thresholds_of_ours(schedules, base, **config):
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('short', [True, False])
 @pytest.mark.parametrize('case', CASES)
-def test_as_mmengine(case, short):
+def test_threshold_follows_the_mmengine_scheduler(case, short):
     kind, kwargs = CASES[case]
     name = SHORT[kind] if short else kind.replace('ParamScheduler', 'LR')
     ours = thresholds_of_ours(dict(type=name, **kwargs), 3.0)
@@ -80,7 +80,7 @@ def test_as_mmengine(case, short):
 
 
 @pytest.mark.filterwarnings('ignore')
-def test_a_warm_up_before_a_decay():
+def test_warm_up_followed_by_decay_follows_mmengine():
     parts = [
         ('LinearParamScheduler', dict(start_factor=0.1, begin=0, end=6)),
         ('CosineAnnealingParamScheduler', dict(eta_min_ratio=0.1, begin=6, end=25)),
@@ -89,7 +89,7 @@ def test_a_warm_up_before_a_decay():
     assert ours == pytest.approx(thresholds_of_mmengine(parts, 2.0), rel=1e-9)
 
 
-def test_it_is_the_threshold_that_clips():
+def test_scheduled_threshold_is_the_one_that_clips():
     p = nn.Parameter(torch.zeros(4))
     optimizer = torch.optim.SGD([p], lr=0.0)
     attach(optimizer, dict(max_norm=1.0, schedule=dict(type='exponential', gamma=0.5)))
@@ -99,7 +99,7 @@ def test_it_is_the_threshold_that_clips():
         assert float(p.grad.norm()) == pytest.approx(0.5**step, rel=1e-5)
 
 
-def test_every_rule_of_a_config_may_have_its_own():
+def test_each_rule_follows_its_own_schedule():
     model = nn.ModuleDict(dict(backbone=nn.Linear(2, 2), head=nn.Linear(2, 2)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     attach(
@@ -122,7 +122,7 @@ def test_every_rule_of_a_config_may_have_its_own():
         assert norms == pytest.approx([0.5**step, 2 * 0.1**step], rel=1e-4)
 
 
-def test_a_route_without_a_schedule_does_not_inherit_one():
+def test_route_without_schedule_does_not_inherit_the_outer_one():
     config = parse_clip_grad(
         dict(
             max_norm=1.0,
@@ -136,7 +136,7 @@ def test_a_route_without_a_schedule_does_not_inherit_one():
     assert outer.max_norm == pytest.approx(0.1) and rule.max_norm == 2.0
 
 
-def test_several_keys_of_one_rule():
+def test_two_keys_of_one_rule_can_be_scheduled():
     config = parse_clip_grad(
         dict(
             max_norm=8.0,
@@ -153,7 +153,7 @@ def test_several_keys_of_one_rule():
     assert (config.outer.max_norm, config.outer.min_norm) == (8.0, 1.0)
 
 
-def test_epochs_and_iterations_side_by_side():
+def test_factors_by_epoch_and_by_iteration_multiply():
     config = parse_clip_grad(
         dict(
             max_norm=1.0,
@@ -169,8 +169,8 @@ def test_epochs_and_iterations_side_by_side():
     assert config.outer.max_norm == pytest.approx(0.75 * 0.25)
 
 
-def test_it_is_a_closed_form_of_the_step():
-    """Nothing to save, and a resumed run goes on where it was: any step may be asked for."""
+def test_factor_depends_on_the_step_alone():
+    """``factor(t)`` is a closed form, so a schedule has no state and resumes at any step."""
     schedule = Schedule('cosine', eta_min_ratio=0.1, begin=2, end=12)
     forward = [schedule.factor(t) for t in range(20)]
     assert [schedule.factor(t) for t in reversed(range(20))] == forward[::-1]
@@ -180,12 +180,12 @@ def test_it_is_a_closed_form_of_the_step():
 
 @pytest.mark.parametrize('span', [1, 2])
 @pytest.mark.parametrize('kind', ['constant', 'linear', 'cosine', 'step', 'exponential'])
-def test_the_shortest_spans(kind, span):
+def test_schedule_of_one_or_two_steps_gives_factors_between_0_and_1(kind, span):
     schedule = Schedule(kind, begin=3, end=3 + span)
     assert all(0 <= schedule.factor(t) <= 1 for t in range(10))
     assert schedule.factor(2) == 1.0
 
 
-def test_a_schedule_with_a_typo_is_refused_when_the_config_is_read():
+def test_misspelt_schedule_key_raises_when_the_config_is_parsed():
     with pytest.raises(ClipConfigError, match='T_mx'):
         parse_clip_grad(dict(max_norm=1.0, schedule=dict(type='cosine', T_mx=3, end=9)))

@@ -1,4 +1,4 @@
-"""Elements outside a range: found wherever they hide, and nothing else touched."""
+"""Clamping outliers: every element outside the range is clamped, all others keep their bits."""
 
 import pytest
 import torch
@@ -53,8 +53,8 @@ def _check(grads, before, low, high, rtol, width, at_once):
 @pytest.mark.parametrize('share', [0.0, 1e-5, 1e-3, 0.02, 0.5, 1.0])
 @pytest.mark.parametrize(('low', 'high'), [(-1.0, 1.0), (None, 1.0), (-0.5, None), (-2.0, 0.7)])
 @pytest.mark.parametrize('size', [LARGE, LARGE + 5, 500_000])
-def test_few_and_many(share, low, high, size):
-    """From rows that are gathered to tensors that are walked through."""
+def test_clamping_matches_torch_for_any_share_of_outliers(share, low, high, size):
+    """A small share is handled by gathered rows, a large share by a pass over the tensor."""
     rng = torch.Generator().manual_seed(0)
     grads = [torch.randn(size, generator=rng) * 0.01, torch.randn(50, 60, generator=rng)]
     far = torch.rand(size, generator=rng) < share
@@ -63,7 +63,7 @@ def test_few_and_many(share, low, high, size):
 
 
 @pytest.mark.parametrize('place', [0, NARROW - 1, NARROW, LARGE // 2, LARGE - 1, LARGE + 9])
-def test_a_single_element_is_found_and_no_other_row_written(place):
+def test_single_outlier_is_clamped_and_no_other_element_changes(place):
     grad = torch.full((LARGE + 10,), 1e-3)
     grad[place] = -5.0
     version = grad.clone()
@@ -72,7 +72,7 @@ def test_a_single_element_is_found_and_no_other_row_written(place):
 
 
 @pytest.mark.parametrize('at_once', [True, False])
-def test_nothing_outside_writes_nothing(at_once):
+def test_gradient_within_the_bounds_is_not_written(at_once):
     grad = torch.randn(3 * LARGE).clamp_(-1, 1)
     version = grad._version
     counts, norms = clamp_all([grad], -1.0, 1.0, at_once=at_once)
@@ -88,14 +88,14 @@ def test_nothing_outside_writes_nothing(at_once):
         lambda x: x.view(300, 400)[:, ::2],
     ],
 )
-def test_memory_layouts(layout):
+def test_clamping_matches_torch_in_any_memory_layout(layout):
     # Not every layout has rows, and torch's own norm of 10^5 elements is less accurate.
     check([layout(torch.randn(120_000))], -0.5, 0.25, rtol=1e-4)
     check([layout(torch.randn(120_000) * 0.2)], -0.9, 0.9, rtol=1e-4)
 
 
-def test_small_ones_together_each_with_its_own_count():
-    """More than the scratch memory holds, empty and strided ones, and a large one between."""
+def test_small_tensors_clamped_together_are_counted_separately():
+    """More elements than the scratch memory holds, with empty, strided and large tensors mixed."""
     rng = torch.Generator().manual_seed(1)
     shapes = [(0,), (7,), (), (30, 41), (LARGE,), (16_000,), *[(16_383,)] * 9, (1,)]
     grads = [torch.randn(shape, generator=rng) for shape in shapes]
@@ -109,7 +109,7 @@ def test_small_ones_together_each_with_its_own_count():
     check(grads, -0.5, 0.5, rtol=1e-5)
 
 
-def test_small_ones_of_several_types_and_nan():
+def test_small_tensors_of_several_dtypes_are_clamped_and_keep_nan():
     grads = [
         torch.tensor([2.0, 0.1]),
         torch.tensor([0.3, 3.0, -9.0]).half(),
@@ -124,7 +124,7 @@ def test_small_ones_of_several_types_and_nan():
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
-def test_other_types(dtype):
+def test_other_dtypes_are_clamped_like_torch(dtype):
     for scale in (1.0, 0.1):
         grads = [(torch.randn(LARGE + 3) * scale).to(dtype)]
         before = grads[0].clone()
@@ -135,20 +135,20 @@ def test_other_types(dtype):
         assert norms[0] == pytest.approx(float(expected.double().norm()), rel=1e-4)
 
 
-def test_tiny_bounds_below_the_square_root_of_the_smallest_float():
+def test_bounds_whose_squares_underflow_float32_are_applied():
     grad = torch.full((LARGE,), 1e-30)
     grad[5] = -3e-25
     check([grad], -1e-27, 1e-27)
     assert grad[5] == torch.tensor(-1e-27)
 
 
-def test_more_ones_than_float16_can_count():
+def test_count_exceeds_the_range_of_float16():
     grad = torch.ones(LARGE * 2, dtype=torch.float16)
     counts, _ = clamp_all([grad], -0.5, 0.5)
     assert counts[0] == LARGE * 2
 
 
-def test_on_a_device_the_same_without_looking():
+def test_device_path_gives_the_same_results_without_host_reads():
     grads = [torch.randn(LARGE), torch.randn(5)]
     expected = [grad.clamp(-0.5, 0.5) for grad in grads]
     outside = [(grad.abs() > 0.5).sum().double() for grad in grads]
@@ -172,7 +172,7 @@ numbers = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40)
     st.sampled_from([0.0, 0.3, 1.0]),
     st.sampled_from([2, 12]),
 )
-def test_any_numbers_any_cut(values, low, span, width, chunk, many, large):
+def test_any_numbers_with_any_bounds_match_torch(values, low, span, width, chunk, many, large):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_module, '_LARGE', large)
         patch.setattr(pieces, '_CHUNK_CPU', chunk)

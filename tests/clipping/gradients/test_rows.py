@@ -1,4 +1,4 @@
-"""Norms by way of rows, against float64; and where the bits of torch are kept."""
+"""Norms computed by rows, against float64, and the cases that stay bit-identical to torch."""
 
 import math
 
@@ -21,10 +21,10 @@ def norm64(tensor):
 
 
 @pytest.mark.parametrize('size', [LARGE, LARGE + 1, LARGE + WIDE - 1, LARGE * 2])
-def test_against_float64(size):
+def test_row_norms_match_float64(size):
     tensors = [torch.randn(size), torch.randn(7), torch.zeros(LARGE), torch.randn(0)]
     expected = torch.stack([norm64(t) for t in tensors])
-    # Closer to the truth than one long chain of float32 additions.
+    # Norms by rows are more accurate than one long chain of float32 additions.
     torch.testing.assert_close(
         tensor_norms(tensors, exact=False).double(), expected, rtol=1e-6, atol=0
     )
@@ -32,7 +32,7 @@ def test_against_float64(size):
 
 
 @pytest.mark.parametrize('width', [NARROW, WIDE, 100])
-def test_each_row_in_the_order_of_the_memory(width):
+def test_row_norms_follow_memory_order(width):
     tensor = torch.randn(LARGE + 100)
     norms = row_norms([torch.randn(3), tensor], width)
     assert norms.places == [1] and norms.parts[0] is None
@@ -52,7 +52,7 @@ def test_each_row_in_the_order_of_the_memory(width):
         lambda: torch.randn(1).expand(LARGE),
     ],
 )
-def test_memory_layouts(make):
+def test_norms_match_float64_in_any_memory_layout(make):
     tensor = make()
     line = in_line(tensor)
     assert (line is None) == (tensor.stride()[-1] in (0, 2))
@@ -62,13 +62,13 @@ def test_memory_layouts(make):
     torch.testing.assert_close(
         tensor_norms([tensor], exact=False)[0].double(),
         norm64(tensor),
-        # Torch's own way is less accurate.
+        # Torch's own reduction is less accurate.
         rtol=1e-6 if line is not None else 1e-3,
         atol=0,
     )
 
 
-def test_only_where_it_is_faster_and_nothing_is_lost():
+def test_small_or_non_float32_tensors_are_not_read_by_rows():
     assert row_norms([torch.randn(LARGE - 1)]) is None
     assert row_norms([torch.randn(LARGE).double()]) is None
     assert row_norms([torch.randn(LARGE).bfloat16()]) is None
@@ -81,7 +81,7 @@ def test_only_where_it_is_faster_and_nothing_is_lost():
 
 
 @pytest.mark.parametrize('size', [1e20, 1e-30, 3e37, math.inf, math.nan])
-def test_extremes(size):
+def test_norms_of_extreme_sizes_match_float64(size):
     tensor = torch.randn(LARGE) * (size if math.isfinite(size) else 1)
     if not math.isfinite(size):
         tensor[777] = size
@@ -96,7 +96,7 @@ def test_extremes(size):
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6, width=32), max_size=30), st.integers(1, 6))
-def test_any_numbers_in_rows_of_any_width(numbers, width):
+def test_norms_of_any_numbers_and_row_width_match_float64(numbers, width):
     tensor = torch.tensor(numbers)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_module, '_LARGE', 1)
@@ -107,7 +107,7 @@ def test_any_numbers_in_rows_of_any_width(numbers, width):
 
 
 @pytest.mark.parametrize('numel', [0, 3, 5000])
-def test_the_largest_element(numel):
+def test_inf_norm_is_the_largest_magnitude(numel):
     tensor = torch.randn(numel)
     assert tensor_norms([tensor], math.inf)[0] == (tensor.abs().max() if numel else 0)
     if numel:
@@ -118,8 +118,8 @@ def test_the_largest_element(numel):
 
 
 @pytest.mark.parametrize('fused', [False, True])
-def test_large_gradients_keep_torchs_bits_unless_they_are_folded(fused):
-    """A large tensor's norm in float32 depends on the order of its additions."""
+def test_unfused_norm_is_bit_identical_to_torch(fused):
+    """The float32 norm of a large tensor depends on the order of additions; folding may differ."""
     torch.manual_seed(0)
     ours, theirs = (nn.Parameter(torch.zeros(3 * LARGE)) for _ in range(2))
     ours.grad = torch.randn(3 * LARGE)

@@ -1,4 +1,4 @@
-"""The units of AGC, module by module: each against a loop over its outputs, written by hand."""
+"""The units of AGC for each module class, against a hand-written loop over the outputs."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from gclip_mm.clipping.gradients.units import unit_layout
 
 
 def by_output_first(shape, module):
-    """One unit for each index of the first axis."""
+    """One unit per index of the first axis."""
     return [(i,) for i in range(shape[0])]
 
 
@@ -19,7 +19,7 @@ def whole(shape, module):
 
 
 def transposed(shape, module):
-    """(in, out / groups, *kernel): output k of group g is fed by that group's inputs only."""
+    """Units of a (in, out / groups, *kernel) weight: output k of g gets the inputs of group g."""
     inputs = shape[0] // module.groups
     return [
         (slice(g * inputs, (g + 1) * inputs), k)
@@ -108,7 +108,7 @@ CASES = {
     ),
     'Bilinear': (lambda: nn.Bilinear(3, 4, 5), dict(weight=by_output_first, bias=whole)),
     'PReLU': (lambda: nn.PReLU(4), dict(weight=whole)),
-    # Reparametrised layers keep the weight's layout under another name, in another module.
+    # Reparametrised layers keep the layout of the weight under another name in another module.
     'spectral_norm': (
         lambda: nn.utils.parametrizations.spectral_norm(nn.ConvTranspose2d(3, 4, 3, bias=False)),
         {'parametrizations.weight.original': transposed},
@@ -134,7 +134,7 @@ CASES = {
 
 
 class Inner(nn.Module):
-    """The layer somewhere inside a model, next to others."""
+    """A model that contains the layer next to others."""
 
     def __init__(self, layer):
         super().__init__()
@@ -154,7 +154,7 @@ def loop_over_units(w, g, units, clip_factor=0.01, eps=1e-3):
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('case', CASES)
-def test_units_of_a_module(case):
+def test_agc_units_match_a_loop_over_the_outputs(case):
     build, kinds = CASES[case]
     torch.manual_seed(0)
     layer = build()
@@ -164,7 +164,7 @@ def test_units_of_a_module(case):
     expected = {}
     for name, p in params.items():
         with torch.no_grad():
-            # Units of very different size, so that a wrong axis cannot go unnoticed.
+            # The units differ widely in size, so that a wrong axis is detected.
             p.copy_(torch.randn(p.shape, generator=rng) * torch.rand(p.shape, generator=rng) * 3)
         p.grad = torch.randn(p.shape, generator=rng) * 10 ** torch.randn(p.shape, generator=rng)
         p.grad += p.grad.sign()
@@ -180,8 +180,8 @@ def test_units_of_a_module(case):
         assert not torch.equal(p.grad, before[name])
 
 
-def test_the_shape_alone_decides_without_a_model():
-    """As in the NFNets definition; a transposed convolution cannot be told from another then."""
+def test_units_follow_the_shape_when_there_is_no_model():
+    """As in the NFNets definition; a transposed convolution is then read as a plain one."""
     for shape, units in [((), 1), ((4,), 1), ((4, 1), 1), ((1, 4), 1), ((1, 1, 4), 1)]:
         assert unit_layout(torch.zeros(shape)).dims is None, units
     for shape in [(3, 4), (3, 4, 5), (3, 1, 5), (3, 4, 2, 2), (1, 3, 4)]:
@@ -189,7 +189,7 @@ def test_the_shape_alone_decides_without_a_model():
         assert layout.norms(torch.ones(shape)).numel() == shape[0]
 
 
-def test_a_parameter_shared_by_two_modules_is_one_parameter():
+def test_parameter_shared_by_two_modules_is_clipped_once():
     embedding = nn.Embedding(5, 3)
     head = nn.Linear(3, 5, bias=False)
     head.weight = embedding.weight

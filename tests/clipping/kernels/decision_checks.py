@@ -103,8 +103,8 @@ class Watch(StepObserver):
 
     def before_clip(self, views, measures, norm, scale) -> None:
         (measure,) = measures
-        assert norm.shape == () and measure.parts.shape == (len(views[0].grads),)
-        self.seen += [norm, measure.norm, measure.parts.clone(), views[0].grads[0].clone()]
+        assert norm.shape == () and measure.parts.shape == (len(views[0].view.grads),)
+        self.seen += [norm, measure.norm, measure.parts.clone(), views[0].view.grads[0].clone()]
         self.seen += [] if scale is None else [scale]
 
     def after_clip(self, views, outcomes) -> None:
@@ -482,11 +482,10 @@ def launches(
         if scaled:
             fused.grad_scale = torch.tensor(8.0, device=DEVICE)
             fused.found_inf = torch.tensor(0.0, device=DEVICE)
-        # The first step of SGD creates its momentum, and the host has to know if it is skipped.
-        with with_kernels(False):
-            fused.step()
         with with_kernels(use_kernels):
-            # The first step with kernels creates their tables.
+            # The first step of SGD creates its momentum, and the host has to know if it is skipped.
+            # The second step is the first one that a kernel decides.
+            fused.step()
             fused.step()
             with Launches() as mode:
                 fused.step()

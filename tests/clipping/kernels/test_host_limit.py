@@ -97,7 +97,7 @@ class Net(nn.Module):
 
 
 def steps_of(model: nn.Module, watched: bool, bad: tuple[int, float] | None = None):
-    """The gradients that an optimizer gets in three steps, and the records."""
+    """Return the gradients that an optimizer gets in three steps, and the records."""
     optimizer = Probe(list(model.parameters()))
     out, records = [], []
     with attach(optimizer, CONFIG, model=model) as handle:

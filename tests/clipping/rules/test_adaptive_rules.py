@@ -1,4 +1,4 @@
-"""What is particular to a rule: hand-worked cases, invariants, limits."""
+"""Properties of single rules: hand-computed cases, invariants, limits."""
 
 import math
 import weakref
@@ -27,7 +27,7 @@ def of_norm(value):
 # -- AutoClip ------------------------------------------------------------------------------------
 
 
-def test_autoclip_worked_by_hand():
+def test_autoclip_matches_hand_computed_medians():
     run = Runner(dict(type='AutoClip', percentile=50, window=4), [(2,)])
     seen = []
     for value in (4.0, 2.0, 9.0, 1.0, 5.0, 5.0):
@@ -39,7 +39,7 @@ def test_autoclip_worked_by_hand():
 
 
 @pytest.mark.parametrize('percentile', [0, 100])
-def test_autoclip_at_the_ends(percentile):
+def test_autoclip_percentiles_0_and_100_are_minimum_and_maximum(percentile):
     run = Runner(dict(type='AutoClip', percentile=percentile, window=50), [(2,)])
     values = [3.0, 7.0, 1.0, 5.0]
     for value in values:
@@ -47,7 +47,7 @@ def test_autoclip_at_the_ends(percentile):
     assert norm([out]) == pytest.approx(1.0 if percentile == 0 else 5.0)
 
 
-def test_autoclip_window_is_bounded_and_checked():
+def test_autoclip_window_is_bounded_and_another_size_is_refused():
     run = Runner(dict(type='AutoClip', window=10), [(2,)])
     for t in range(35):
         run(of_norm(1.0 + t))
@@ -67,7 +67,7 @@ def test_autoclip_window_is_bounded_and_checked():
     # Warm-up 1, 3, 1, 3: mean 2, standard deviation 1. A norm of 12 has z = 10.
     [('reciprocal', 2 + 4 / 10), ('mean', 2.0), ('percentile', 4.0)],
 )
-def test_zclip_worked_by_hand(mode, expected):
+def test_zclip_matches_hand_computed_thresholds(mode, expected):
     config = dict(type='ZClip', z_threshold=2.0, alpha=0.5, warmup_steps=4, mode=mode)
     run = Runner(dict(config, max_norm=None), [(2,)])
     for value in (1.0, 3.0, 1.0, 3.0):
@@ -84,7 +84,7 @@ def test_zclip_worked_by_hand(mode, expected):
     assert float(run.rule.state.var) == pytest.approx(0.5 + (expected - mean) ** 2 / 2)
 
 
-def test_zclip_absolute_bound_holds_while_warming_up_and_spares_the_statistics():
+def test_zclip_max_norm_clips_in_warm_up_without_changing_statistics():
     run = Runner(dict(type='ZClip', warmup_steps=2, max_norm=1.5), [(2,)])
     assert norm(run(of_norm(2.0))) == pytest.approx(1.5)
     run(of_norm(4.0))
@@ -94,7 +94,7 @@ def test_zclip_absolute_bound_holds_while_warming_up_and_spares_the_statistics()
 
 
 @pytest.mark.parametrize('runner', [Runner, DeviceRunner])
-def test_zclip_with_no_deviation_at_all(runner):
+def test_zclip_with_zero_deviation_clips_to_the_mean(runner):
     run = runner(dict(type='ZClip', warmup_steps=3, max_norm=None), [(2,)])
     for _ in range(5):
         assert norm(run(of_norm(2.0))) == pytest.approx(2.0)
@@ -105,7 +105,7 @@ def test_zclip_with_no_deviation_at_all(runner):
 # -- AdaGC ---------------------------------------------------------------------------------------
 
 
-def test_adagc_spares_the_others():
+def test_adagc_clips_only_the_tensor_with_the_spike():
     run = Runner(dict(type='AdaGC', warmup_steps=5), SHAPES)
     for t in range(10):
         run(gradients(t, 0.01))
@@ -117,8 +117,8 @@ def test_adagc_spares_the_others():
 
 
 @pytest.mark.parametrize('runner', [Runner, DeviceRunner])
-def test_adagc_a_zero_gradient_freezes_nothing(runner):
-    """A box head without a positive box in a batch gets zeros; the paper's minimum would be 0."""
+def test_adagc_zero_gradients_do_not_reduce_later_steps_to_zero(runner):
+    """A box head without positive boxes gets zeros, which would make the paper's minimum 0."""
     run = runner(dict(type='AdaGC', warmup_steps=5), SHAPES)
     for t in range(40):
         grads = gradients(t, 0.01)
@@ -130,7 +130,7 @@ def test_adagc_a_zero_gradient_freezes_nothing(runner):
     assert run.rule.state.count.tolist() == [40, 40, 20]
 
 
-def test_adagc_all_zero_is_as_in_the_paper():
+def test_adagc_step_of_all_zeros_updates_the_average_as_in_the_paper():
     run = Runner(dict(type='AdaGC', warmup_steps=1, beta=0.75, max_norm=10.0), [(2,)])
     run(of_norm(4.0))
     run([torch.zeros(2)])
@@ -140,7 +140,7 @@ def test_adagc_all_zero_is_as_in_the_paper():
 # -- SpikeClip -----------------------------------------------------------------------------------
 
 
-def test_spike_clip_worked_by_hand():
+def test_spike_clip_matches_hand_computed_bounds():
     run = Runner(dict(type='SpikeClip', theta=4.0, beta=0.5, grace_steps=1), [(3,)])
     (out,) = run([torch.tensor([2.0, 100.0, 0.0])])  # v = 2, 5000, 0
     assert out.tolist() == [2.0, 100.0, 0.0]
@@ -151,7 +151,7 @@ def test_spike_clip_worked_by_hand():
     assert run.handle.stats()['clip_fraction'] == pytest.approx(1 / 3)
 
 
-def test_spike_clip_grace_comes_back_with_reset():
+def test_spike_clip_reset_restarts_the_grace_steps():
     run = Runner(dict(type='SpikeClip', grace_steps=3), [(2,)])
     clipped = []
     for t in range(8):
@@ -169,7 +169,7 @@ def test_spike_clip_grace_comes_back_with_reset():
 
 
 @pytest.mark.parametrize('runner', [Runner, DeviceRunner])
-def test_spike_clip_survives_a_square_that_overflows(runner):
+def test_spike_clip_state_stays_finite_if_a_square_overflows(runner):
     run = runner(dict(type='SpikeClip', grace_steps=2), [(2,)])
     run(of_norm(1e25))
     (square,) = run.rule.state.square
@@ -181,7 +181,7 @@ def test_spike_clip_survives_a_square_that_overflows(runner):
 # -- AdaClip -------------------------------------------------------------------------------------
 
 
-def test_adaclip_worked_by_hand():
+def test_adaclip_matches_hand_computed_bounds():
     run = Runner(dict(type='AdaClip', beta=0.5), [(3,)])
     (out,) = run([torch.tensor([1.0, -2.0, 0.5])])
     assert out.tolist() == [1.0, -2.0, 0.5]
@@ -206,7 +206,7 @@ def test_stabilizer_bounds_a_spike_of_any_size(size):
     np.testing.assert_allclose((out / norm([out])).numpy(), [0.6, 0.8], rtol=1e-5)
 
 
-def test_stabilizer_does_not_know_the_scale():
+def test_stabilizer_output_is_independent_of_the_scale():
     run, other = (Runner(dict(type='GradientStabilizer'), SHAPES) for _ in range(2))
     for t in range(15):
         a, b = run(gradients(t)), other(gradients(t, 1000.0))
@@ -217,7 +217,7 @@ def test_stabilizer_does_not_know_the_scale():
 @pytest.mark.parametrize(
     'name', ['Adam', 'AdamW', 'NAdam', 'RAdam', 'Adamax', 'RMSprop', 'Adagrad', 'Adadelta']
 )
-def test_stabilizer_takes_adam_like_optimizers(name):
+def test_stabilizer_accepts_adam_like_optimizers(name):
     optimizer = getattr(torch.optim, name)([nn.Parameter(torch.ones(2))])
     attach(optimizer, dict(type='GradientStabilizer'))
     optimizer.param_groups[0]['params'][0].grad = torch.ones(2)
@@ -226,7 +226,7 @@ def test_stabilizer_takes_adam_like_optimizers(name):
 
 @pytest.mark.parametrize('name', ['SGD', 'ASGD', 'LBFGS'])
 @pytest.mark.parametrize('as_route', [False, True])
-def test_stabilizer_refuses_sgd_and_leaves_no_trace(name, as_route):
+def test_stabilizer_refuses_sgd_and_leaves_no_hook(name, as_route):
     model = nn.Linear(2, 2)
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.1)
     config = dict(type='GradientStabilizer')
@@ -238,7 +238,7 @@ def test_stabilizer_refuses_sgd_and_leaves_no_trace(name, as_route):
     assert not optimizer._optimizer_step_post_hooks
 
 
-def test_stabilizer_refuses_sgd_through_the_other_doors():
+def test_stabilizer_refuses_sgd_in_wrapper_and_hook():
     pytest.importorskip('mmengine')
     from types import SimpleNamespace
 
@@ -264,7 +264,7 @@ def test_stabilizer_refuses_sgd_through_the_other_doors():
 # -- BlockRMSClip and ParamNormClip --------------------------------------------------------------
 
 
-def test_block_rms_worked_by_hand():
+def test_block_rms_matches_hand_computed_values():
     run = Runner(dict(type='BlockRMSClip', threshold=2.0), [(4,), (2, 2), ()])
     out = run([torch.full((4,), 6.0), torch.full((2, 2), 1.5), torch.tensor(-5.0)])
     assert out[0].tolist() == pytest.approx([2.0] * 4)
@@ -274,7 +274,7 @@ def test_block_rms_worked_by_hand():
 
 
 @pytest.mark.parametrize('p', [1.0, 2.0, 3.5, math.inf])
-def test_param_norm_is_torch_tensor_by_tensor(p):
+def test_param_norm_matches_torch_for_each_tensor(p):
     run = Runner(dict(type='ParamNormClip', max_norm=0.7, norm_type=p), SHAPES)
     grads = gradients(0)
     out = run(grads)
@@ -285,9 +285,9 @@ def test_param_norm_is_torch_tensor_by_tensor(p):
         torch.testing.assert_close(ours, param.grad, rtol=1e-6, atol=0)
 
 
-# -- what holds for several ----------------------------------------------------------------------
+# -- several rules -------------------------------------------------------------------------------
 
-#: Rules that have no absolute bound: scale the gradients and the result is scaled alike.
+#: Rules without an absolute bound: scaled gradients give equally scaled results.
 EQUIVARIANT = [
     dict(type='AutoClip', percentile=40, window=7),
     dict(type='ZClip', warmup_steps=4, z_threshold=0.5, max_norm=None),
@@ -299,7 +299,7 @@ EQUIVARIANT = [
 
 @pytest.mark.parametrize('config', EQUIVARIANT, ids=lambda c: c['type'])
 @pytest.mark.parametrize('factor', [2.0**-20, 2.0**14])
-def test_scale_equivariance(config, factor):
+def test_scaled_gradients_give_scaled_results(config, factor):
     run, scaled = Runner(config, SHAPES), Runner(config, SHAPES)
     for t in range(20):
         grads = gradients(t, 30 if t == 15 else 1)
@@ -309,7 +309,7 @@ def test_scale_equivariance(config, factor):
 
 
 class BigTensors(TorchDispatchMode):
-    """The most tensors of at least so many elements that are alive at once, of those made here."""
+    """Count the new tensors of at least ``size`` elements that are alive at once."""
 
     def __init__(self, size):
         super().__init__()
@@ -330,7 +330,7 @@ class BigTensors(TorchDispatchMode):
         return out
 
 
-def test_the_counter_of_large_tensors_counts():
+def test_counter_of_large_tensors_counts_live_tensors():
     grad = torch.ones(10)
     with BigTensors(10) as counter:
         held = [grad * 2 for _ in range(3)]
@@ -339,8 +339,8 @@ def test_the_counter_of_large_tensors_counts():
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_no_copies_of_large_gradients(case):
-    """One tensor-sized scratch at most, in a step that clips, once the state is there."""
+def test_step_allocates_at_most_one_large_tensor(case):
+    """A clipping step may allocate one tensor-sized scratch buffer, once the state exists."""
     size = 400_000
     rng = torch.Generator().manual_seed(0)
     grads = [torch.randn(size, generator=rng), torch.randn(8, size // 8, generator=rng)]
@@ -359,7 +359,7 @@ def test_no_copies_of_large_gradients(case):
     assert counter.most <= 1
 
 
-def test_defaults_are_the_papers():
+def test_defaults_are_those_of_the_papers():
     rule = parse_clip_grad(dict(type='AutoClip')).outer
     assert (rule.percentile, rule.window) == (10, 1000)
     rule = parse_clip_grad(dict(type='ZClip')).outer

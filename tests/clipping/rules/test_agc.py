@@ -25,7 +25,7 @@ def make(shapes, dtype=torch.float32, seed=0, scale=1.0):
 
 
 def clip(params, model=None, **kwargs):
-    """Let the engine clip the gradients in place; the parameters do not move."""
+    """Clip the gradients in place by the engine, without changing the parameters."""
     optimizer = torch.optim.SGD(params, lr=0.0)
     with attach(optimizer, dict(type='AGC', **kwargs), model=model) as handle:
         optimizer.step()
@@ -33,15 +33,15 @@ def clip(params, model=None, **kwargs):
 
 
 def unit_rows(array):
-    """The units of a parameter without a module, by the definition of NFNets: one for anything
-    that is a vector once axes of size 1 are gone, else one for each output, here the first axis."""
+    """The units of a parameter without a module, by the definition of NFNets: one unit if the
+    parameter is a vector after removing axes of size 1, else one per index of the first axis."""
     if np.squeeze(array).ndim <= 1:
         return [(...,)]
     return [(i,) for i in range(array.shape[0])]
 
 
 def agc64(w, g, clip_factor=0.01, eps=1e-3):
-    """NFNets' equation 3 in float64: the clipped gradient, and for each unit whether it was."""
+    """Equation 3 of NFNets in float64: clipped gradient, clipped flag and limit of each unit."""
     w, g = w.astype(np.float64), g.astype(np.float64)
     out, clipped, limits = g.copy(), [], []
     for unit in unit_rows(w):
@@ -61,7 +61,7 @@ def f64(tensor):
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('clip_factor', [0, 1e-4, 0.01, 0.5, 2.0])
 @pytest.mark.parametrize('scale', [1.0, 1e-3])
-def test_against_the_definition(dtype, clip_factor, scale):
+def test_agc_matches_the_nfnets_definition(dtype, clip_factor, scale):
     params = make(SHAPES, dtype, scale=scale)
     before = [f64(q.grad).copy() for q in params]
     results = [agc64(f64(q), g, clip_factor) for q, g in zip(params, before, strict=True)]
@@ -82,7 +82,7 @@ def test_against_the_definition(dtype, clip_factor, scale):
     assert stats['clip_threshold'] == pytest.approx(bound, rel=1e-5)
 
 
-def test_mixed_types():
+def test_mixed_dtypes_match_the_definition():
     """A float32 model with a float64 head, in either order."""
     for dtypes in (
         [torch.float32, torch.float64],
@@ -97,7 +97,7 @@ def test_mixed_types():
             np.testing.assert_allclose(f64(q.grad), want, rtol=rounding)
 
 
-def test_empty_and_missing_gradients():
+def test_empty_and_missing_gradients_are_left_alone():
     params = make([(0, 5), (5, 0), (0,), (3, 4), (2, 2)])
     params[4].grad = None
     expected = agc64(f64(params[3]), f64(params[3].grad))[0]
@@ -111,7 +111,7 @@ def test_empty_and_missing_gradients():
     assert clip(params) == {}
 
 
-def test_the_set_of_missing_gradients_may_change_from_step_to_step():
+def test_missing_gradients_may_differ_between_steps():
     params = make([(3, 4), (5,), (2, 3), (4,)])
     optimizer = torch.optim.SGD(params, lr=0.0)
     attach(optimizer, dict(type='AGC'))
@@ -129,7 +129,7 @@ def test_the_set_of_missing_gradients_may_change_from_step_to_step():
 
 
 @pytest.mark.parametrize('permute', [(0, 1, 2, 3), (1, 0, 2, 3), (3, 2, 1, 0), (0, 2, 3, 1)])
-def test_gradients_of_any_memory_layout(permute):
+def test_any_memory_layout_is_clipped_in_place(permute):
     q = nn.Parameter(torch.randn(4, 3, 5, 2))
     strided = torch.randn(4, 3, 5, 2).permute(permute).contiguous()
     inverse = [permute.index(i) for i in range(4)]
@@ -142,7 +142,7 @@ def test_gradients_of_any_memory_layout(permute):
     np.testing.assert_allclose(f64(q.grad), expected, rtol=2e-6)
 
 
-def test_channels_last_model():
+def test_channels_last_model_matches_the_definition():
     model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
     model(x).square().sum().backward()
@@ -155,7 +155,7 @@ def test_channels_last_model():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_extreme_gradients_are_measured_and_clipped(size, dtype):
     params = make([(40, 30), (17,), (4, 3, 3, 3)], dtype, scale=size)
-    # One ordinary unit among them must not be hurt.
+    # The result for one ordinary unit among them must stay exact.
     params[0].grad[3] = 1e-4
     before = [f64(q.grad).copy() for q in params]
     stats = clip(params)
@@ -169,8 +169,8 @@ def test_extreme_gradients_are_measured_and_clipped(size, dtype):
         np.testing.assert_allclose(f64(q.grad), want, rtol=rounding, atol=1e-37)
 
 
-def test_a_weight_initialised_to_zero_still_learns():
-    """Zero-init (a gate, the last layer of a residual branch): eps stands in for the norm."""
+def test_weight_initialised_to_zero_still_learns():
+    """With zero-init (a gate, the last layer of a residual branch), eps replaces the norm."""
     torch.manual_seed(0)
     layer = nn.Linear(4, 3)
     nn.init.zeros_(layer.weight)
@@ -192,7 +192,7 @@ def test_a_weight_initialised_to_zero_still_learns():
     assert handle.engine.steps == 200
 
 
-def test_limit_follows_the_weight_from_step_to_step():
+def test_limit_follows_the_weight_in_each_step():
     q = nn.Parameter(torch.full((2, 3), 2.0))
     optimizer = torch.optim.SGD([q], lr=0.0)
     attach(optimizer, dict(type='AGC', clip_factor=0.1))
@@ -214,7 +214,7 @@ rows = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(rows, st.integers(0, 2**31), st.floats(min_value=1e-3, max_value=10))
-def test_never_increases_keeps_each_direction_and_is_idempotent(values, seed, clip_factor):
+def test_agc_never_increases_keeps_directions_and_is_idempotent(values, seed, clip_factor):
     g = np.array(values, dtype=np.float32).astype(np.float64)
     w = np.random.default_rng(seed).normal(size=g.shape).astype(np.float32)
     q = nn.Parameter(torch.tensor(w))
@@ -233,8 +233,8 @@ def test_never_increases_keeps_each_direction_and_is_idempotent(values, seed, cl
 
 @settings(max_examples=40, deadline=None)
 @given(rows, st.integers(0, 2**31), st.integers(-6, 12))
-def test_scale_equivariance(values, seed, exponent):
-    """Weights and gradients in other units: the same clipping, in those units."""
+def test_scaled_weights_and_gradients_give_scaled_results(values, seed, exponent):
+    """Scaling weights and gradients by one factor scales the result by it."""
     factor = 2.0**exponent
     g = torch.tensor(values)
     w = torch.from_numpy(np.random.default_rng(seed).normal(size=g.shape)).float() + 3

@@ -32,7 +32,7 @@ def make_net(seed=0):
 
 
 def units_of(name, tensor):
-    """The units of a parameter of the net as rows, by hand."""
+    """The units of a parameter of the model as the rows of a matrix."""
     if tensor.ndim == 1:
         return tensor.reshape(1, -1)
     if name == '3.weight':
@@ -47,7 +47,7 @@ def sizes_of(name, weight):
 
 
 def by_hand(net, gains, loose):
-    """The clipped gradients, by the formula of the docstring, in float64."""
+    """The clipped gradients by the documented formula, in float64."""
     params = dict(net.named_parameters())
     steps, sizes, total = {}, {}, 0.0
     for name, param in params.items():
@@ -90,7 +90,7 @@ def backward(net, size=1.0, seed=0):
     ],
     ids=['plain', 'momentum', 'nesterov', 'dampening'],
 )
-def test_clips_by_the_formula_of_its_docstring(options, gain, size):
+def test_auto_clips_by_the_documented_formula(options, gain, size):
     net = make_net()
     optimizer = torch.optim.SGD(net.parameters(), **options)
     attach(optimizer, AUTO, model=net)
@@ -101,7 +101,7 @@ def test_clips_by_the_formula_of_its_docstring(options, gain, size):
         torch.testing.assert_close(param.grad.double(), want[name], rtol=1e-5, atol=1e-30)
 
 
-def test_reads_the_peak_of_the_schedule_and_each_groups_own_rate():
+def test_bound_uses_the_peak_learning_rate_of_each_group():
     net = make_net()
     rates = dict(zip((name for name, _ in net.named_parameters()), (0.1, 1, 10, 0), strict=False))
     groups = [
@@ -118,8 +118,8 @@ def test_reads_the_peak_of_the_schedule_and_each_groups_own_rate():
         torch.testing.assert_close(param.grad.double(), want[name], rtol=1e-5, atol=1e-30)
 
 
-def test_warm_up_and_decay_act_as_the_schedule_means_them():
-    """A tenth of the peak moves a clipped unit a tenth as far."""
+def test_clipped_step_scales_with_the_scheduled_learning_rate():
+    """At a tenth of the peak rate, a clipped unit moves a tenth as far."""
     moved = []
     for rate in (1.0, 0.1):
         net = make_net()
@@ -133,7 +133,7 @@ def test_warm_up_and_decay_act_as_the_schedule_means_them():
     torch.testing.assert_close(moved[0], 10 * moved[1], rtol=1e-4, atol=0)
 
 
-def test_a_frozen_batch_norm_protects_nothing():
+def test_weight_before_a_frozen_batch_norm_counts_in_the_total():
     net = make_net()
     assert set(followers(net)) == {id(net[0]), id(net[3])}
     assert is_live(followers(net)[id(net[0])])
@@ -151,13 +151,13 @@ def test_a_frozen_batch_norm_protects_nothing():
             torch.testing.assert_close(param.grad.double(), want[name], rtol=1e-5, atol=1e-30)
 
 
-def test_what_no_norm_follows_keeps_its_direction():
+def test_layers_without_a_norm_layer_keep_the_joint_direction():
     net = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(40)))
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     attach(optimizer, AUTO, model=net)
     grads = []
     for param in net.parameters():
-        # Each alone is within reach; all together are not.
+        # Each step alone is within the bound; their total is not.
         param.grad = torch.randn(4, 4) * 0.01
         grads.append(param.grad.clone())
     optimizer.step()
@@ -167,7 +167,7 @@ def test_what_no_norm_follows_keeps_its_direction():
     assert ratio[0] < 1
 
 
-def test_small_steps_are_left_alone_bit_for_bit():
+def test_small_steps_are_bit_identical_to_no_clipping():
     nets = [make_net(), make_net()]
     optimizers = [torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9) for net in nets]
     handle = attach(optimizers[0], AUTO, model=nets[0])
@@ -194,7 +194,7 @@ ADAPTIVE = {
 
 
 @pytest.mark.parametrize('name', ADAPTIVE)
-def test_bounds_the_update_of_other_optimizers(name):
+def test_update_of_other_optimizers_is_bounded(name):
     net = make_net()
     optimizer = ADAPTIVE[name](net.parameters(), 1.0)
     assert not is_proportional(optimizer)
@@ -214,9 +214,9 @@ def test_bounds_the_update_of_other_optimizers(name):
 
 
 @pytest.mark.parametrize('name', ADAPTIVE)
-def test_small_updates_are_left_alone_bit_for_bit(name):
+def test_small_updates_are_bit_identical_to_no_clipping(name):
     nets = [make_net(), make_net()]
-    # Adadelta and Adafactor choose their own step; a tiny rate keeps all within reach.
+    # Adadelta and Adafactor set their own step size; a tiny rate keeps all steps within the bound.
     optimizers = [ADAPTIVE[name](net.parameters(), 1e-7) for net in nets]
     attach(optimizers[0], AUTO, model=nets[0])
     for step in range(3):
@@ -227,7 +227,7 @@ def test_small_updates_are_left_alone_bit_for_bit(name):
 
 
 @pytest.mark.parametrize('name', ['AdamW', 'AdamW fused'])
-def test_a_left_out_step_leaves_the_update_side_untouched(name):
+def test_run_with_a_skipped_step_is_bit_identical_to_one_without(name):
     nets = [make_net(), make_net()]
     optimizers = [ADAPTIVE[name](net.parameters(), 1.0) for net in nets]
     for net, optimizer in zip(nets, optimizers, strict=True):
@@ -242,7 +242,7 @@ def test_a_left_out_step_leaves_the_update_side_untouched(name):
     assert equal(optimizers[0].state_dict(), optimizers[1].state_dict())
 
 
-def test_the_side_can_be_chosen_and_a_wrong_one_is_refused():
+def test_side_can_be_set_and_unsupported_sides_raise():
     net = make_net()
     adam = torch.optim.AdamW(net.parameters())
     with pytest.raises(ClipConfigError, match="side='update'"):
@@ -262,7 +262,7 @@ def test_the_side_can_be_chosen_and_a_wrong_one_is_refused():
     )
 
 
-def test_works_without_a_model_and_after_a_copy():
+def test_auto_clips_without_a_model_and_after_a_deepcopy():
     net = make_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     handle = attach(optimizer, AUTO)
@@ -278,7 +278,7 @@ def test_works_without_a_model_and_after_a_copy():
     assert equal(dict(net.state_dict()), dict(twin.state_dict()))
 
 
-def test_parameter_groups_that_come_later_are_bounded_by_their_own_rate():
+def test_group_added_later_is_bounded_by_its_own_rate():
     net = make_net()
     head = nn.Linear(3, 3, bias=False)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)

@@ -1,4 +1,4 @@
-"""Carry (U-Clip): nothing is lost, it only comes later."""
+"""Carry (U-Clip): the clipped part of a gradient is added to later gradients."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def gradients(seed, size=1.0, dtype=torch.float32):
 
 @each_rule
 @pytest.mark.parametrize('runner', [Runner, DeviceRunner], ids=['host', 'device'])
-def test_what_goes_in_comes_out_or_is_kept(config, runner):
+def test_sum_of_outputs_and_buffer_equals_the_sum_of_inputs(config, runner):
     run = runner(dict(config, carry=True), SHAPES)
     given_sum = [torch.zeros(shape, dtype=torch.float64) for shape in SHAPES]
     taken_sum = [torch.zeros(shape, dtype=torch.float64) for shape in SHAPES]
@@ -42,13 +42,13 @@ def test_what_goes_in_comes_out_or_is_kept(config, runner):
 
 
 @each_rule
-def test_all_is_paid_back_when_the_gradients_end(config, without_host_kernels):
-    """Without kernels the two runs take one path, and are the same to the bit."""
+def test_buffer_is_paid_out_when_gradients_are_zero(config, without_host_kernels):
+    """Without kernels, both runs take the same path and are bit-identical."""
     run = Runner(dict(config, carry=True), SHAPES)
     plain = Runner(config, SHAPES)
     (first, *_) = given_grads = gradients(0)
     zeros = [torch.zeros(shape) for shape in SHAPES]
-    assert equal(run(given_grads), plain(given_grads))  # nothing has been kept yet
+    assert equal(run(given_grads), plain(given_grads))  # the buffer is still empty
     sums = [torch.zeros(shape) for shape in SHAPES]
     for g, u in zip(sums, plain(given_grads), strict=True):
         g += u
@@ -63,7 +63,7 @@ def test_all_is_paid_back_when_the_gradients_end(config, without_host_kernels):
 @each_rule
 @given(st.lists(st.lists(st.floats(-100, 100, width=32), min_size=4, max_size=4), max_size=8))
 @settings(max_examples=20, deadline=None)
-def test_the_bound_holds_whatever_was_kept(config, steps):
+def test_bound_holds_for_any_buffer(config, steps):
     run = Runner(dict(config, carry=True), [(2,), (2,)])
     for numbers in steps:
         out = run([torch.tensor(numbers[:2]), torch.tensor(numbers[2:])])
@@ -79,7 +79,7 @@ def test_the_bound_holds_whatever_was_kept(config, steps):
 
 @each_rule
 @pytest.mark.parametrize('policy', ['skip', 'zero', 'off'])
-def test_a_bad_step_leaves_the_buffer(config, policy):
+def test_nonfinite_step_leaves_the_buffer_unchanged(config, policy):
     run = Runner(dict(config, carry=True, nonfinite=policy), SHAPES)
     for t in range(3):
         run(gradients(t))
@@ -91,14 +91,14 @@ def test_a_bad_step_leaves_the_buffer(config, policy):
     if policy == 'skip':
         assert out == [None, None]
     if policy == 'zero':
-        # The step is taken without what was kept, which is not paid out twice.
+        # The step does not use the buffer, so the buffer is not paid out twice.
         bad[0][0, 0] = 0.0
         assert equal(out, Runner(config, SHAPES)(bad))
 
 
 @each_rule
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
-def test_half_gradients_carry_what_rounding_loses(config, dtype):
+def test_buffer_holds_rounding_errors_of_low_precision_gradients(config, dtype):
     run = Runner(dict(config, carry=True), SHAPES, dtype)
     total = [torch.zeros(shape, dtype=torch.float64) for shape in SHAPES]
     for t in range(30):
@@ -111,7 +111,7 @@ def test_half_gradients_carry_what_rounding_loses(config, dtype):
         torch.testing.assert_close(kept.double(), left, rtol=0, atol=1e-4)
 
 
-def test_a_sum_that_half_cannot_hold_is_clipped_not_inf():
+def test_sum_outside_float16_is_clipped_and_not_inf():
     run = Runner(dict(type='norm', max_norm=1.0, carry=True), [(2,)], torch.float16)
     for _ in range(5):
         (out,) = run([torch.full((2,), 60000.0, dtype=torch.float16)])
@@ -130,7 +130,7 @@ def test_missing_gradients_keep_their_buffer():
     torch.testing.assert_close(out, kept.clamp(-0.1, 0.1))
 
 
-def test_fraction_and_norms_are_of_what_was_clipped():
+def test_record_counts_the_buffer_in_fraction_and_post_norm():
     run = Runner(dict(type='value', clip_value=1.0, carry=True), [(4,)])
     run([torch.tensor([3.0, 0.5, -1.5, 1.0])])
     stats = run.handle.stats()
@@ -139,12 +139,12 @@ def test_fraction_and_norms_are_of_what_was_clipped():
     assert stats['grad_norm_post'] == pytest.approx(3.25**0.5)
     run([torch.zeros(4)])
     stats = run.handle.stats()
-    assert stats['clip_fraction'] == 0.25  # 2, 0, -0.5, 0 were kept
+    assert stats['clip_fraction'] == 0.25  # the buffer held 2, 0, -0.5, 0
     assert stats['grad_norm'] == 0
     assert stats['grad_norm_post'] == pytest.approx(1.25**0.5)
 
 
-def test_memory_is_one_buffer_of_the_gradients_size():
+def test_memory_is_one_buffer_per_gradient_reused_in_place():
     run = Runner(dict(type='norm', max_norm=1.0, carry=True), SHAPES)
     run(gradients(0))
     held = [buffer.data_ptr() for buffer in run.rule.state.buffers]
@@ -162,13 +162,13 @@ def test_memory_is_one_buffer_of_the_gradients_size():
         (dict(type='norm', max_norm=1.0, carry=1), 'carry must be True or False, got 1'),
     ],
 )
-def test_refuses(config, message):
+def test_invalid_carry_configs_raise(config, message):
     with pytest.raises(ClipConfigError, match=message):
         parse_clip_grad(config)
 
 
 @pytest.mark.parametrize('kind', ['norm', 'ParamNormClip'])
-def test_state_needs_carry_to_be_resumed(kind):
+def test_state_with_carry_is_refused_by_a_rule_without(kind):
     run = Runner(dict(type=kind, max_norm=1.0, carry=True), SHAPES)
     run(gradients(0))
     plain = Runner(dict(type=kind, max_norm=1.0), SHAPES)

@@ -1,4 +1,4 @@
-"""Rules one after another."""
+"""ChainClip: several rules applied in turn."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ CHAINS = [
 
 
 @pytest.mark.parametrize('clips', CHAINS, ids=lambda c: ' '.join(x['type'] for x in c))
-def test_is_one_rule_after_another(clips):
+def test_chain_equals_its_rules_applied_in_turn(clips):
     run = Runner(chain(*clips), SHAPES)
     separate = [Runner(clip, SHAPES) for clip in clips]
     for t in range(12):
@@ -67,7 +67,7 @@ def test_is_one_rule_after_another(clips):
 
 
 def into_the_kernel(config):
-    """One fused step of SGD: the gradient and the divisor that its kernel got, and the weights."""
+    """Take one step of fused SGD; return the kernel's gradient and divisor, and the weights."""
     params = [nn.Parameter(torch.ones(3))]
     optimizer = torch.optim.SGD(params, lr=1.0, fused=True)
     attach(optimizer, config)
@@ -82,14 +82,14 @@ def into_the_kernel(config):
     return *seen, params[0].tolist()
 
 
-def test_global_rules_are_folded_as_one():
+def test_global_rules_are_folded_together():
     grad, divisor, weights = into_the_kernel(chain(AUTO, dict(max_norm=0.1)))
     assert grad.tolist() == [3.0, 0.0, 4.0]
     assert float(divisor) == pytest.approx(50, rel=1e-5)
     assert weights == pytest.approx([0.94, 1.0, 0.92], rel=1e-6)
 
 
-def test_a_global_rule_at_the_end_folds():
+def test_last_global_rule_is_folded():
     grad, divisor, weights = into_the_kernel(
         chain(dict(type='value', clip_value=3.0), dict(max_norm=0.3))
     )
@@ -98,7 +98,7 @@ def test_a_global_rule_at_the_end_folds():
     assert weights == pytest.approx([1 - 0.3 / 2**0.5, 1.0, 1 - 0.3 / 2**0.5], rel=1e-6)
 
 
-def test_a_rule_that_writes_at_the_end_does_not_fold():
+def test_chain_with_a_writing_rule_at_the_end_is_not_folded():
     grad, divisor, _ = into_the_kernel(
         chain(dict(max_norm=1.0), dict(type='value', clip_value=0.7))
     )
@@ -107,8 +107,8 @@ def test_a_rule_that_writes_at_the_end_does_not_fold():
 
 
 @pytest.mark.parametrize('clips', CHAINS, ids=lambda c: ' '.join(x['type'] for x in c))
-def test_a_loss_scale_makes_no_difference(clips):
-    """Fused under a GradScaler: what looks at gradients sees them unscaled."""
+def test_loss_scale_does_not_change_the_weights(clips):
+    """With a fused optimizer under a GradScaler, rules must measure unscaled gradients."""
     config = chain(*clips)
     models = []
     for scaled in (False, True):
@@ -128,7 +128,7 @@ def test_a_loss_scale_makes_no_difference(clips):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_never_increases_if_no_rule_does():
+def test_chain_never_increases_and_is_global_only_if_all_rules_are():
     assert parse_clip_grad(chain(AGC, NORM)).outer.never_increases
     assert not parse_clip_grad(chain(ADACLIP, STABILIZER)).outer.never_increases
     assert parse_clip_grad(chain(AUTO, NORM)).outer.is_global
@@ -152,19 +152,19 @@ def test_never_increases_if_no_rule_does():
         ([dict(AGC, schedule=dict(type='no'))], r"clips\[0\]: schedule has no type 'no'"),
     ],
 )
-def test_errors_say_which_of_the_clips(clips, message):
+def test_config_errors_name_the_index_of_the_rule(clips, message):
     with pytest.raises(ClipConfigError, match=message):
         parse_clip_grad(dict(type='ChainClip', clips=clips))
 
 
-def test_asks_every_rule_about_the_optimizer():
+def test_optimizer_refused_by_one_rule_is_refused_by_the_chain():
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
     with pytest.raises(ClipConfigError, match=r'clips\[1\]: GradientStabilizer .* Adam-like'):
         attach(optimizer, chain(ADACLIP, STABILIZER))
     assert not optimizer._optimizer_step_pre_hooks
 
 
-def test_every_rule_may_have_a_schedule():
+def test_each_rule_of_a_chain_follows_its_own_schedule():
     config = chain(
         dict(type='value', clip_value=1.0, schedule=dict(type='linear', start_factor=0.5, end=3)),
         dict(type='norm', max_norm=9.0, schedule=dict(type='step', step_size=2, gamma=0.1)),
@@ -201,13 +201,13 @@ def test_state_of_another_chain_is_refused():
         other(gradients(1))
 
 
-def test_keeps_no_state_where_no_rule_does():
+def test_chain_of_stateless_rules_has_no_state():
     run = Runner(chain(AGC, NORM), SHAPES)
     run(gradients(0))
     assert run.rule.state_dict() == {}
 
 
-def test_a_chain_of_one_is_that_rule():
+def test_chain_of_one_rule_equals_that_rule():
     run, alone = Runner(chain(AUTO), SHAPES), Runner(AUTO, SHAPES)
     for t in range(10):
         grads = gradients(t)

@@ -1,6 +1,6 @@
-"""What every rule promises, asked of all that are registered: a new one is tested by registering.
+"""The contract of every rule, tested for all registered rules; a new rule only has to register.
 
-Where a rule needs more than its example to be put to the test, ``cases.CASES`` has a setting.
+``cases.CASES`` has further settings for rules whose example alone does not test them enough.
 """
 
 import inspect
@@ -35,7 +35,7 @@ SIGNED = {('ValueClip', 'min'), ('ValueClip', 'max')}
 
 
 def keys(*kinds):
-    """(rule, key) for every constructor key annotated with one of these types."""
+    """Return (rule, key) for each constructor key annotated with one of these types."""
     return [
         (name, key)
         for name in CLIPPERS
@@ -59,13 +59,13 @@ def gradients(seed, shapes=SHAPES, dtype=torch.float32, size=1.0):
 # -- construction ------------------------------------------------------------------------------
 
 
-def test_every_case_is_a_config():
+def test_every_case_parses():
     for config in CASES.values():
         parse(config)
 
 
 @pytest.mark.parametrize('name', CLIPPERS)
-def test_documents_itself(name):
+def test_docstring_documents_use_example_keys_and_state(name):
     cls = CLIPPERS.get(name)
     text = inspect.getdoc(cls)
     assert 'Good for:' in text and 'Bad for:' in text
@@ -82,7 +82,7 @@ def test_documents_itself(name):
 
 @pytest.mark.parametrize(('name', 'key'), keys('float', 'int'))
 @pytest.mark.parametrize('value', [math.nan, -1, 'much', True, [1.0]], ids=repr)
-def test_refuses_a_value_that_makes_no_sense(name, key, value):
+def test_invalid_number_raises_and_names_the_key(name, key, value):
     if value == -1 and (name, key) in SIGNED:
         pytest.skip('may be negative')
     with pytest.raises(ClipConfigError, match=key):
@@ -90,20 +90,20 @@ def test_refuses_a_value_that_makes_no_sense(name, key, value):
 
 
 @pytest.mark.parametrize(('name', 'key'), keys('bool'))
-def test_refuses_a_flag_that_is_none(name, key):
+def test_flag_other_than_a_bool_raises(name, key):
     with pytest.raises(ClipConfigError, match=f'{key} must be True or False'):
         parse(with_key(name, key, 'yes'))
 
 
 @pytest.mark.parametrize('name', CLIPPERS)
-def test_refuses_a_misspelt_key(name):
+def test_misspelt_key_raises_with_a_suggestion(name):
     key = next(iter(inspect.signature(CLIPPERS.get(name)).parameters))
     with pytest.raises(ClipConfigError, match=f"no key '{key}s'.*Did you mean '{key}'"):
         parse({**example(name), f'{key}s': 1})
 
 
 @pytest.mark.parametrize('name', CLIPPERS)
-def test_names_the_key_that_is_missing(name):
+def test_missing_key_raises_and_is_named(name):
     parameters = inspect.signature(CLIPPERS.get(name)).parameters
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty:
@@ -114,7 +114,7 @@ def test_names_the_key_that_is_missing(name):
 
 
 @pytest.mark.parametrize('name', CLIPPERS)
-def test_a_schedule_drives_every_threshold(name):
+def test_schedule_changes_every_threshold(name):
     for key in CLIPPERS.get(name).thresholds:
         config = example(name)
         parameter = inspect.signature(CLIPPERS.get(name)).parameters[key]
@@ -135,12 +135,12 @@ def test_a_schedule_drives_every_threshold(name):
         assert seen == pytest.approx([0.5, 0.75, 1.0, 1.0])
 
 
-# -- what it does to gradients -----------------------------------------------------------------
+# -- effect on gradients -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize('case', CASES)
-def test_any_shape_any_type(case, dtype):
+def test_any_shape_and_dtype_gives_finite_gradients_and_a_correct_record(case, dtype):
     run = Runner(CASES[case], ALL_SHAPES, dtype)
     for t in range(8):
         grads = gradients(t, ALL_SHAPES, dtype, size=5 if t == 6 else 1)
@@ -155,7 +155,7 @@ def test_any_shape_any_type(case, dtype):
         stats = run.handle.stats()
         p = run.rule.norm_type
         assert stats['grad_norm'] == pytest.approx(norm(grads, p), rel=1e-5)
-        # A half type rounds every element after it was scaled.
+        # In half precision, each scaled element is rounded.
         loose = 1e-5 if dtype in (torch.float32, torch.float64) else 2e-2
         assert stats['grad_norm_post'] == pytest.approx(norm(out, p), rel=loose)
         assert stats['clip_coef'] == pytest.approx(norm(out, p) / norm(grads, p), rel=loose)
@@ -163,8 +163,8 @@ def test_any_shape_any_type(case, dtype):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_clips_something(case):
-    """The settings above are worth something only if the rule is at work in them."""
+def test_every_case_clips_at_least_once(case):
+    """Guards the other tests, which show nothing for a rule that never clips."""
     run = Runner(CASES[case], SHAPES)
     changed = 0
     for t in range(30):
@@ -174,7 +174,7 @@ def test_clips_something(case):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_non_contiguous_gradients(case):
+def test_non_contiguous_gradients_give_the_same_results(case):
     run, plain = Runner(CASES[case], [(4, 3, 2, 2)]), Runner(CASES[case], [(4, 3, 2, 2)])
     for t in range(8):
         (grad,) = gradients(t, [(4, 3, 2, 2)])
@@ -184,8 +184,8 @@ def test_non_contiguous_gradients(case):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_large_gradients_cut_into_pieces(case, monkeypatch):
-    """A large tensor is walked through in pieces; where they are cut makes no difference."""
+def test_size_of_pieces_does_not_change_the_bits(case, monkeypatch):
+    """Large tensors are processed in pieces."""
     whole, cut = Runner(CASES[case], [(10, 10)]), Runner(CASES[case], [(10, 10)])
     for t in range(8):
         grads = gradients(t, [(10, 10)], size=20 if t == 6 else 1)
@@ -210,7 +210,7 @@ def test_extreme_gradients_are_neither_zeroed_nor_taken_for_inf(case, size):
         assert all((x != 0).any() for x in out)
         if run.rule.never_increases:
             assert norm(out) <= norm(grads) * 1.001
-    # One extreme step leaves a state that still works.
+    # After extreme steps, the state still works.
     for t in range(6):
         out = run(gradients(t))
         assert all(torch.isfinite(x).all() for x in out)
@@ -227,19 +227,19 @@ def test_zero_gradients_stay_zero(case):
         stats = run.handle.stats()
         assert stats['grad_norm'] == 0 and stats['nonfinite'] == 0
         assert not math.isnan(stats['clip_coef'])
-    # A start of zeros freezes nothing, and zeros in between do not either.
+    # Zeros, at the start or later, do not keep later gradients at zero.
     for t in range(30):
         grads = gradients(t)
         if t % 5 == 0:
             grads[1].zero_()
         out = run(grads)
         assert all(torch.isfinite(x).all() for x in out)
-    if case != 'AutoClip short':  # which may drop to a zero norm within its window
+    if case != 'AutoClip short':  # its threshold may be zero while zeros are in its window
         assert all((x != 0).any() for x in out)
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_missing_and_late_gradients(case):
+def test_missing_and_late_gradients_are_accepted(case):
     run = Runner(CASES[case], SHAPES)
     for t in range(25):
         grads = gradients(t, size=30 if t == 20 else 1)
@@ -257,8 +257,8 @@ def test_missing_and_late_gradients(case):
 
 
 @pytest.mark.parametrize('case', [c for c in CASES if not parse(CASES[c]).outer.is_global])
-def test_a_late_parameter_starts_from_its_own_first_gradient(case):
-    """Where nothing but its own gradients counts, it is treated as if it had been alone."""
+def test_late_parameter_starts_from_its_own_first_gradient(case):
+    """If a rule uses only the gradients of the parameter itself, it acts as if it were alone."""
     config = CASES[case]
     kind = parse(config).outer
     shared = {'NormClip', 'ChainClip', 'AdaGC'}
@@ -269,14 +269,14 @@ def test_a_late_parameter_starts_from_its_own_first_gradient(case):
         if t >= 6:
             (second,) = alone(grads[2:])
             if kind.name in shared:
-                # A global norm has a part in it: other values, but no other way to begin.
+                # These rules also use a global norm, so only the start can be compared.
                 assert torch.isfinite(first).all()
             else:
                 assert equal(first, second), f'step {t}'
 
 
 @pytest.mark.parametrize('case', [c for c in CASES if parse(CASES[c]).outer.is_global])
-def test_a_global_rule_keeps_the_direction(case):
+def test_global_rule_keeps_the_direction(case):
     run = Runner(CASES[case], SHAPES)
     for t in range(12):
         grads = gradients(t, size=20 if t == 9 else 1)
@@ -292,7 +292,7 @@ finite = st.floats(-1e6, 1e6, width=32)
 @pytest.mark.parametrize('case', CASES)
 @given(steps=st.lists(st.lists(finite, min_size=6, max_size=6), min_size=1, max_size=6))
 @settings(max_examples=15, deadline=None)
-def test_any_numbers(case, steps):
+def test_any_numbers_give_finite_gradients_that_do_not_increase(case, steps):
     run = Runner(CASES[case], [(2, 2), (2,)])
     for numbers in steps:
         grads = [torch.tensor(numbers[:4]).view(2, 2), torch.tensor(numbers[4:])]
@@ -316,8 +316,8 @@ STATELESS = [c for c in STATELESS if not getattr(parse(CASES[c]).outer, 'carry',
 @pytest.mark.parametrize('case', STATELESS)
 @given(numbers=st.lists(finite, min_size=6, max_size=6))
 @settings(max_examples=30, deadline=None)
-def test_a_rule_without_state_is_idempotent(case, numbers):
-    """Within the 1e-6 that torch's formula for a norm adds to the denominator."""
+def test_stateless_rule_is_idempotent(case, numbers):
+    """Up to the 1e-6 that torch's formula adds to the denominator."""
     run = Runner(CASES[case], [(2, 2), (2,)])
     once = run([torch.tensor(numbers[:4]).view(2, 2), torch.tensor(numbers[4:])])
     twice = run(once)
@@ -325,11 +325,11 @@ def test_a_rule_without_state_is_idempotent(case, numbers):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=0)
 
 
-# -- steps that are not finite -----------------------------------------------------------------
+# -- nonfinite steps ---------------------------------------------------------------------------
 
 
 class Training:
-    """A linear model with an optimizer under a rule, and all that must survive a bad step."""
+    """A small model with a clipped optimizer, and all state that a bad step must not change."""
 
     def __init__(self, config, sgd=True, fused=False):
         torch.manual_seed(0)
@@ -364,8 +364,8 @@ def _copy(value):
 @pytest.mark.parametrize('fused', [False, True], ids=['plain', 'fused'])
 @pytest.mark.parametrize('sgd', [True, False], ids=['sgd', 'adamw'])
 @pytest.mark.parametrize('case', CASES)
-def test_a_skipped_step_has_not_happened(case, sgd, fused, device):
-    """Steps that are not finite, the first among them, and a run without them end alike."""
+def test_run_with_skipped_steps_equals_a_run_without_them(case, sgd, fused, device):
+    """The first step is among the skipped ones."""
     config = {**CASES[case], 'nonfinite': 'skip'}
     spoiled, clean = Training(config, sgd, fused), Training(config, sgd, fused)
 
@@ -377,7 +377,7 @@ def test_a_skipped_step_has_not_happened(case, sgd, fused, device):
                 assert spoiled.handle.stats()['nonfinite'] == 1
                 after = spoiled.everything()
                 assert equal(before['params'], after['params'])
-                if t > 0:  # before the first good step there may be a state of nothing but zeros
+                if t > 0:  # before the first good step, the state may be absent or all zeros
                     assert equal(before['optimizer'], after['optimizer'])
                     assert equal(before['rule'], after['rule'])
             spoiled.step(100 + t)
@@ -409,7 +409,7 @@ def test_raise_names_the_parameter_and_changes_nothing(case):
 
 @pytest.mark.parametrize('policy', ['zero', 'off'])
 @pytest.mark.parametrize('case', CASES)
-def test_a_step_that_is_not_finite_teaches_nothing(case, policy):
+def test_nonfinite_step_under_zero_and_off_leaves_the_state_unchanged(case, policy):
     run = Training({**CASES[case], 'nonfinite': policy})
     for t in range(6):
         run.step(t)
@@ -425,7 +425,7 @@ def test_a_step_that_is_not_finite_teaches_nothing(case, policy):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_on_a_device_a_bad_step_leaves_the_state(case):
+def test_nonfinite_step_on_a_device_leaves_the_state_unchanged(case):
     run = DeviceRunner(CASES[case], SHAPES)
     for t in range(8):
         run(gradients(t))
@@ -439,8 +439,8 @@ def test_on_a_device_a_bad_step_leaves_the_state(case):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_on_a_device_a_zeroed_step_teaches_nothing(case):
-    """There the host has looked, and tells the rule what it knows."""
+def test_zeroed_step_on_a_device_leaves_the_state_unchanged(case):
+    """Under `zero` the host reads the flag and passes it to the rule."""
     run = DeviceRunner(CASES[case], SHAPES)
     for t in range(8):
         run(gradients(t))
@@ -454,7 +454,7 @@ def test_on_a_device_a_zeroed_step_teaches_nothing(case):
 
 
 def reload(state):
-    """Through a file, the way a checkpoint goes."""
+    """Save and load a state through a file, as in a checkpoint."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -462,7 +462,7 @@ def reload(state):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_state_round_trip(case):
+def test_reloaded_state_continues_bit_identically(case):
     run, other = Runner(CASES[case], SHAPES), Runner(CASES[case], SHAPES)
     for t in range(9):
         grads = gradients(t)
@@ -476,7 +476,7 @@ def test_state_round_trip(case):
         assert equal(run(grads), other(grads))
         assert run.handle.stats() == other.handle.stats()
     assert equal(run.handle.state_dict(), other.handle.state_dict())
-    # What was saved is a copy, and was not trained on.
+    # The saved state is a copy that later steps did not change.
     assert equal(saved, kept)
 
 
@@ -498,7 +498,7 @@ def test_state_of_another_rule_is_refused(case):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_reset_starts_afresh(case):
+def test_reset_rule_equals_a_new_one(case):
     run, fresh = Runner(CASES[case], SHAPES), Runner(CASES[case], SHAPES)
     for t in range(6):
         run(gradients(t))
@@ -508,11 +508,11 @@ def test_reset_starts_afresh(case):
         assert equal(run(gradients(t)), fresh(gradients(t)))
 
 
-# -- cost and traces ---------------------------------------------------------------------------
+# -- cost and side effects ---------------------------------------------------------------------
 
 
 class HostReads(TorchDispatchMode):
-    """Counts the reads that make a host wait for its device."""
+    """Count the reads that make the host wait for its device."""
 
     def __init__(self):
         super().__init__()
@@ -527,10 +527,10 @@ class HostReads(TorchDispatchMode):
 @pytest.mark.parametrize('device', [False, True], ids=['host', 'device'])
 @pytest.mark.parametrize('sgd', [True, False], ids=['sgd', 'adamw'])
 @pytest.mark.parametrize('case', CASES)
-def test_no_host_read_with_a_fused_optimizer(case, sgd, device):
+def test_fused_step_adds_no_host_read(case, sgd, device):
     run = Training(CASES[case], sgd, fused=True)
     bare = make_optimizer(CASES[case], [nn.Parameter(torch.ones(3))], sgd, fused=True)
-    # The first step of SGD with momentum may look: its buffers are made there.
+    # The first step of SGD with momentum may read: it creates the buffers.
     run.step(0)
     bare.param_groups[0]['params'][0].grad = torch.ones(3)
     bare.step()
@@ -543,7 +543,7 @@ def test_no_host_read_with_a_fused_optimizer(case, sgd, device):
     own = reads(bare.step)
     assert reads(lambda: torch.ones(()).item()) == 1
 
-    # Views choose their kernels once: have them made where they are used.
+    # A view selects its backend once, so rebuild the views within the same device setting.
     run.handle.engine.book.refresh()
 
     def steps():
@@ -560,7 +560,7 @@ def _on_device(function):
 
 @pytest.mark.parametrize('fused', [False, True], ids=['plain', 'fused'])
 @pytest.mark.parametrize('case', CASES)
-def test_leaves_nothing_on_the_optimizer(case, fused):
+def test_steps_leave_no_attributes_on_the_optimizer(case, fused):
     run = Training(CASES[case], fused=fused)
     run.step(0)
     before = set(vars(run.optimizer))
@@ -576,7 +576,7 @@ def test_leaves_nothing_on_the_optimizer(case, fused):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_two_runs_are_the_same_to_the_bit(case):
+def test_two_runs_are_bit_identical(case):
     a, b = Training(CASES[case]), Training(CASES[case])
     for t in range(10):
         a.step(t)
@@ -585,7 +585,7 @@ def test_two_runs_are_the_same_to_the_bit(case):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_fused_is_plain_but_for_rounding(case):
+def test_fused_run_equals_plain_run_within_rounding(case):
     plain, fused = Training(CASES[case]), Training(CASES[case], fused=True)
     for t in range(10):
         plain.step(t)

@@ -24,7 +24,7 @@ def make(shapes, dtype=torch.float32, seed=0, scale=1.0):
 
 
 def clip(params, **kwargs):
-    """Let the engine clip the gradients in place; the parameters do not move."""
+    """Clip the gradients in place by the engine, without changing the parameters."""
     optimizer = torch.optim.SGD(params, lr=0.0)
     with attach(optimizer, dict(type='NormClip', **kwargs)) as handle:
         optimizer.step()
@@ -49,7 +49,7 @@ def norm64(values, p):
 @pytest.mark.parametrize('p', ORDERS)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('max_norm', [0.3, 1e4])
-def test_same_bits_as_torch(p, dtype, max_norm):
+def test_norm_clip_is_bit_identical_to_torch(p, dtype, max_norm):
     ours, theirs = make(SHAPES, dtype), make(SHAPES, dtype)
     norm = torch.nn.utils.clip_grad_norm_(theirs, max_norm, p)
     stats = clip(ours, max_norm=max_norm, norm_type=p)
@@ -60,12 +60,12 @@ def test_same_bits_as_torch(p, dtype, max_norm):
 
 @pytest.mark.parametrize('p', ORDERS)
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision_against_float64(p, dtype):
+def test_half_precision_matches_float64_within_rounding(p, dtype):
     params = make(SHAPES, dtype)
     before = flat64([q.grad for q in params])
     stats = clip(params, max_norm=0.5, norm_type=p)
     norm = norm64(before, p)
-    # The norm is accumulated in float32 although the gradients are not.
+    # The norm accumulates in float32, although the gradients have half precision.
     assert stats['grad_norm'] == pytest.approx(norm, rel=1e-5)
     expected = before * min(1, 0.5 / (norm + 1e-6))
     rounding = torch.finfo(dtype).eps
@@ -75,7 +75,7 @@ def test_half_precision_against_float64(p, dtype):
     assert all(q.grad.dtype == dtype for q in params)
 
 
-def test_mixed_types():
+def test_mixed_dtypes_match_float64():
     params = make([(4, 3)]) + make([(5,)], torch.float64, 1) + make([(2, 2)], torch.bfloat16, 2)
     before = flat64([q.grad for q in params])
     stats = clip(params, max_norm=0.5)
@@ -87,11 +87,11 @@ def test_mixed_types():
 
 
 @pytest.mark.parametrize('p', ORDERS)
-def test_empty_and_missing_gradients(p):
+def test_empty_and_missing_gradients_match_torch(p):
     ours, theirs = make([(3,), (0,), (0, 4), (2, 2)]), make([(3,), (0,), (0, 4), (2, 2)])
     ours[0].grad = theirs[0].grad = None
     if p == math.inf:
-        # torch cannot take the maximum of nothing; the empty ones add nothing.
+        # torch cannot take the maximum of an empty tensor; empty gradients add nothing.
         torch.nn.utils.clip_grad_norm_(theirs[3:], 0.1, p)
     else:
         torch.nn.utils.clip_grad_norm_(theirs, 0.1, p)
@@ -101,7 +101,7 @@ def test_empty_and_missing_gradients(p):
         assert torch.equal(a.grad, b.grad)
 
 
-def test_a_zero_gradient_beside_float64_ones():
+def test_zero_gradient_among_float64_gradients_matches_torch():
     ours, theirs = (make([(3, 2), (4,)], torch.float64) for _ in range(2))
     ours[0].grad.zero_()
     theirs[0].grad.zero_()
@@ -110,18 +110,18 @@ def test_a_zero_gradient_beside_float64_ones():
     assert torch.equal(ours[1].grad, theirs[1].grad)
 
 
-def test_no_gradient_at_all_is_no_step():
+def test_step_without_gradients_records_nothing():
     params = make([(3,)])
     params[0].grad = None
     assert clip(params, max_norm=1.0) == {}
 
 
-def test_only_empty_gradients():
+def test_step_with_only_empty_gradients_has_norm_zero():
     stats = clip(make([(0,), (0, 3)]), max_norm=1.0)
     assert stats['grad_norm'] == 0 and stats['nonfinite'] == 0
 
 
-def test_gradients_of_any_memory_layout():
+def test_any_memory_layout_matches_torch_and_keeps_its_strides():
     base = torch.randn(8, 6, 4, 4)
     layouts = [
         base.clone().contiguous(memory_format=torch.channels_last),
@@ -155,7 +155,7 @@ def test_extreme_gradients_are_measured_and_clipped(size, p, dtype):
     stats = clip(params, max_norm=max_norm, norm_type=p)
     assert stats['grad_norm'] == pytest.approx(norm, rel=1e-6)
     assert stats['nonfinite'] == 0
-    # The 1e-6 of the formula rules where the norm is smaller than it.
+    # For norms below 1e-6, the 1e-6 in the formula dominates.
     coef = max_norm / (norm + 1e-6)
     if size * coef > 1e-37:
         after = flat64([q.grad for q in params])
@@ -165,8 +165,8 @@ def test_extreme_gradients_are_measured_and_clipped(size, p, dtype):
         assert np.any(after != 0)
 
 
-def test_sum_of_tensors_overflows_though_each_fits():
-    # 1.8e19 squared still fits float32, the sum of two such squares does not.
+def test_norm_is_exact_if_the_sum_of_squares_overflows_float32():
+    # The square of 1.8e19 fits in float32, but the sum of two such squares does not.
     params = [torch.nn.Parameter(torch.zeros(1)) for _ in range(4)]
     for q in params:
         q.grad = torch.full((1,), 1.5e19)
@@ -175,7 +175,7 @@ def test_sum_of_tensors_overflows_though_each_fits():
     assert params[0].grad.item() == pytest.approx(0.5, rel=1e-6)
 
 
-def test_float64_gradients_whose_square_overflows_float64():
+def test_norm_is_exact_if_squares_overflow_float64():
     params = [torch.nn.Parameter(torch.zeros(2, dtype=torch.float64)) for _ in range(2)]
     for q in params:
         q.grad = torch.full((2,), 1e200, dtype=torch.float64)
@@ -184,7 +184,7 @@ def test_float64_gradients_whose_square_overflows_float64():
     assert params[0].grad[0].item() == pytest.approx(0.5, rel=1e-9)
 
 
-def test_min_norm_lifts_a_vanishing_gradient():
+def test_min_norm_scales_up_a_small_gradient():
     for size in (1e-4, 1e-10, 1e-20, 1e-30):
         params = make([(3, 4), (5,)], scale=size)
         before = flat64([q.grad for q in params])
@@ -195,7 +195,7 @@ def test_min_norm_lifts_a_vanishing_gradient():
         assert stats['grad_norm_post'] == pytest.approx(0.01, rel=1e-5)
 
 
-def test_a_schedule_that_crosses_the_bounds_leaves_the_upper_one():
+def test_max_norm_wins_if_a_schedule_moves_it_below_min_norm():
     param = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([param], lr=0.0)
     schedule = dict(type='constant', param_name='max_norm', factor=0.1, end=100)
@@ -217,17 +217,17 @@ def test_min_norm_leaves_zero_and_subnormal_gradients_finite():
     assert torch.isfinite(tiny[0].grad).all()
 
 
-def test_min_norm_between_the_bounds_changes_nothing():
+def test_norm_between_min_norm_and_max_norm_changes_nothing():
     params = make([(3, 4)])
     before = params[0].grad.clone()
     clip(params, max_norm=1e3, min_norm=1e-3)
     assert torch.equal(params[0].grad, before)
 
 
-def test_max_norm_zero_and_infinite():
+def test_infinite_max_norm_changes_nothing_and_zero_gives_zeros():
     params = make([(3, 4)])
     before = params[0].grad.clone()
-    # Stock configs use an infinite threshold to have the norm logged and nothing clipped.
+    # Stock configs use an infinite threshold to log the norm without clipping.
     stats = clip(params, max_norm=math.inf)
     assert torch.equal(params[0].grad, before)
     assert stats['clip_threshold'] == math.inf and stats['clip_coef'] == 1
@@ -235,7 +235,7 @@ def test_max_norm_zero_and_infinite():
     assert torch.equal(params[0].grad, torch.zeros(3, 4))
 
 
-def test_record():
+def test_record_holds_all_log_keys_with_hand_computed_values():
     params = [torch.nn.Parameter(torch.zeros(2))]
     params[0].grad = torch.tensor([3.0, 4.0])
     stats = clip(params, max_norm=2.0)
@@ -271,7 +271,7 @@ def with_grads(values):
 
 @settings(max_examples=60, deadline=None)
 @given(gradients, orders, bounds)
-def test_never_increases_keeps_direction_and_is_idempotent(values, p, max_norm):
+def test_norm_clip_never_increases_keeps_direction_and_is_idempotent(values, p, max_norm):
     params = with_grads(values)
     before = flat64([q.grad for q in params])
     clip(params, max_norm=max_norm, norm_type=p)
@@ -279,20 +279,20 @@ def test_never_increases_keeps_direction_and_is_idempotent(values, p, max_norm):
     norm = norm64(after, p)
     assert norm <= norm64(before, p) * (1 + 1e-6)
     assert norm <= max_norm * (1 + 1e-5)
-    # One coefficient for all, so the direction stays: compare where float32 has digits to compare.
+    # One coefficient applies to all elements; compare those with full float32 precision.
     coef = min(1.0, max_norm / (norm64(before, p) + 1e-6))
     big = np.abs(before * coef) > 1e-30
     np.testing.assert_allclose(after[big], (before * coef)[big], rtol=1e-5)
     clip(params, max_norm=max_norm, norm_type=p)
     again = flat64([q.grad for q in params])
-    # The 1e-6 of the formula shortens what is at the bound already by that much.
+    # The 1e-6 in the formula shortens a gradient that is already at the bound.
     np.testing.assert_allclose(again[big], after[big], rtol=1e-5 + 2e-6 / max_norm)
 
 
 @settings(max_examples=40, deadline=None)
 @given(gradients, orders, st.floats(min_value=0.1, max_value=1e3), st.integers(-6, 6))
-def test_scale_equivariance(values, p, max_norm, exponent):
-    """Gradients and bound in other units: the same clipping, in those units."""
+def test_scaled_gradients_and_bound_give_scaled_results(values, p, max_norm, exponent):
+    """Scaling gradients and bound by one factor scales the result by it."""
     factor = 2.0**exponent
     plain, scaled = with_grads(values), with_grads(values)
     for q in scaled:

@@ -1,8 +1,8 @@
-"""Every rule against its paper's formula in float64 NumPy, over a stream with all that goes wrong.
+"""Every rule against its paper's formula in float64 NumPy, over a stream of difficult gradients.
 
-The classes here are written from the papers, not from the package: loops over plain arrays. Each
-takes the gradients of a step and returns what it makes of them and its threshold. A step that is
-not finite is never shown to them.
+The classes are written from the papers, not from the package, as loops over plain arrays. Each
+takes the gradients of a step and returns the clipped gradients and the threshold. They never see
+nonfinite steps.
 """
 
 import functools
@@ -20,9 +20,9 @@ STEPS = 300
 
 @functools.cache
 def stream():
-    """Gradients of 300 steps: spikes of all, of one tensor, of one element; zeros; NaN and inf.
+    """Gradients of 300 steps: spikes of all tensors, one tensor, one element; zeros; NaN and inf.
 
-    Tensor 3 gets its first gradient late, tensor 1 misses some.
+    Tensor 3 gets its first gradient late; tensor 1 has no gradient in some steps.
     """
     rng = np.random.RandomState(0)
     steps = []
@@ -105,7 +105,7 @@ class AGC:
         limits = []
 
         def clip(_, g):
-            # The weights are all 1. A unit is what one index of the first axis holds, or a vector.
+            # All weights are 1. A unit is a slice of the first axis, or a whole vector.
             rows = g.reshape(g.shape[0], -1) if g.ndim > 1 else g.reshape(1, -1)
             limit = self.factor * max(math.sqrt(rows.shape[1]), self.eps)
             limits.extend([limit] * len(rows))
@@ -226,7 +226,7 @@ class AdaClip:
             self.steps[i] = self.steps.get(i, 0) + 1
             bound = self.peak[i] / (1 - self.beta ** self.steps[i])
             bounds.append(bound)
-            # The first step's bound is its own largest element, up to the last bit.
+            # The bound of the first step equals its largest element up to rounding.
             return np.where(np.abs(g) > bound * (1 + 1e-12), g / max(top, 1e-300) * bound, g)
 
         return each(grads, clip), max(bounds)
@@ -362,7 +362,7 @@ def finite(grads):
 
 @pytest.mark.parametrize('runner', [Runner, DeviceRunner], ids=['host', 'device'])
 @pytest.mark.parametrize('name', RULES)
-def test_same_as_the_paper(name, runner):
+def test_rule_matches_the_formula_of_its_paper(name, runner):
     config, build = RULES[name]
     run, paper = runner(config, SHAPES), build()
     clipped = 0
@@ -379,7 +379,7 @@ def test_same_as_the_paper(name, runner):
         for i, (got, expected, given) in enumerate(zip(out, want, arrays, strict=True)):
             assert (got is None) == (expected is None)
             if got is not None:
-                # Where a sum cancels, what is left is only as good as what was added up in float32.
+                # If a sum cancels, its error is relative to the float32 summands.
                 atol = 1e-5 * paper.size if 'u-clip' in name else 0
                 got = got.numpy().astype(np.float64)
                 if not (np.abs(got - expected) <= 1e-5 * np.abs(expected) + atol).all():
@@ -388,7 +388,7 @@ def test_same_as_the_paper(name, runner):
     assert clipped > 5, 'the stream never made this rule clip: it shows nothing'
 
 
-def test_zclip_still_clips_after_a_nan():
+def test_zclip_clips_after_a_nan():
     run = Runner(dict(type='ZClip', max_norm=None), [(3,)])
     rng = torch.Generator().manual_seed(0)
     for _ in range(30):
@@ -400,7 +400,7 @@ def test_zclip_still_clips_after_a_nan():
     assert run.handle.stats()['clip_coef'] < 0.05
 
 
-def test_the_stream_holds_what_it_says():
+def test_stream_contains_spikes_zeros_and_nonfinite_steps():
     grads = stream()
     live = [[g for g in step if g is not None] for step in grads]
     assert len(grads) == STEPS

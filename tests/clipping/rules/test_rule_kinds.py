@@ -1,4 +1,4 @@
-"""What the four kinds of rule do for a rule that only decides: kernels, shards, state, the fold."""
+"""The four base classes of rules, with toy rules: kernels, sharding, state, folding, shortcuts."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class ToyElement(ElementClipper):
 
 
 class ToyRange(ElementClipper):
-    """Clamp all elements to a fixed range, which a kernel can do while it measures."""
+    """Clamp all elements to a fixed range, which a kernel applies in the measuring pass."""
 
     def fixed_range(self):
         return -0.3, 0.5
@@ -200,7 +200,7 @@ def test_cpu_kernels_give_the_norms_of_a_global_rule_that_need_not_match_torch(m
 
 
 class Ranks:
-    """All-reduce between threads that stand for the processes of a group."""
+    """All-reduce between threads that represent the processes of a group."""
 
     def __init__(self, count):
         self.barrier = threading.Barrier(count, timeout=60)
@@ -216,7 +216,7 @@ class Ranks:
 
 
 def clip_views(cls, params, batches, sharding=None):
-    """What a rule makes of some steps' gradients; the norms before and after."""
+    """Return the clipped gradients of some steps, and the norms before and after clipping."""
     rule, slots = cls(), list(range(len(params)))
     view = GradView(describe_params(params, None), slots, slots, len(slots), sharding)
     out = []
@@ -263,7 +263,7 @@ def test_rule_on_shards_equals_the_rule_on_whole_tensors(cls):
 
 
 @every_toy
-def test_resumed_rule_goes_on_bit_identically(cls):
+def test_resumed_rule_continues_bit_identically(cls):
     first = Runner(dict(type=cls.__name__), make_params())
     for step in range(2):
         first(gradients(step))
@@ -308,7 +308,7 @@ def test_missing_gradient_leaves_the_entry_of_its_parameter_unchanged(cls):
 
 
 def fused_step(cls):
-    """One step of fused SGD: what its kernel is given and the parameters after it."""
+    """Take one step of fused SGD; return the kernel's inputs, the parameters and the stats."""
     params, seen = make_params(), []
     optimizer = torch.optim.SGD(params, lr=0.1, fused=True)
     handle = attach(optimizer, dict(type=cls.__name__))
@@ -352,7 +352,7 @@ def test_fused_sgd_steps_by_the_clipped_gradients(cls):
 
 
 class NewDecision:
-    """Scales everything to nothing; stands before a rule in the bases of a class."""
+    """A mixin that scales all gradients to zero; it precedes a rule in the bases of a class."""
 
     def decide(self, norms, *_):
         return torch.zeros_like(norms), torch.zeros_like(norms)

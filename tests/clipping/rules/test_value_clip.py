@@ -26,7 +26,7 @@ def make(shapes, dtype=torch.float32, seed=0, scale=1.0):
 
 
 def clip(params, **kwargs):
-    """Let the engine clip the gradients in place; the parameters do not move."""
+    """Clip the gradients in place by the engine, without changing the parameters."""
     optimizer = torch.optim.SGD(params, lr=0.0)
     with attach(optimizer, dict(type='ValueClip', **kwargs)) as handle:
         optimizer.step()
@@ -39,7 +39,7 @@ def flat64(tensors):
 
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('clip_value', [0, 1e-6, 0.1, 0.5, 10.0, 1e20])
-def test_same_bits_as_torch(dtype, clip_value):
+def test_value_clip_is_bit_identical_to_torch(dtype, clip_value):
     if dtype == torch.float16 and clip_value > 65504:
         pytest.skip('no such float16')
     ours, theirs = make(SHAPES, dtype), make(SHAPES, dtype)
@@ -60,11 +60,11 @@ def test_same_bits_as_torch(dtype, clip_value):
         dict(min=-0.5, max=-0.1),
     ],
 )
-def test_range_against_numpy(dtype, bounds):
+def test_range_matches_numpy(dtype, bounds):
     params = make(SHAPES, dtype)
     before = flat64([q.grad for q in params])
     stats = clip(params, **bounds)
-    # The bound itself is rounded to the gradient's type.
+    # The bound is rounded to the dtype of the gradient.
     low, high = (
         None if bounds.get(key) is None else torch.tensor(bounds[key], dtype=dtype).double().item()
         for key in ('min', 'max')
@@ -77,8 +77,8 @@ def test_range_against_numpy(dtype, bounds):
     assert stats['clip_threshold'] == max(abs(value) for value in bounds.values())
 
 
-def test_a_large_tensor_is_clipped_to_its_last_element():
-    """It is handled in pieces on a CPU; none may be left out, contiguous or not."""
+def test_every_piece_of_a_large_tensor_is_clipped():
+    """On a CPU, large tensors are clipped in pieces, contiguous or not."""
     for make_grad in (
         lambda: torch.randn(777, 513),
         lambda: torch.randn(513, 777).t(),
@@ -97,7 +97,7 @@ def test_a_large_tensor_is_clipped_to_its_last_element():
 
 
 @pytest.mark.parametrize('size', [1e20, 1e-30, 3e37])
-def test_extreme_gradients(size):
+def test_extreme_gradients_are_clipped_and_measured(size):
     params = make([(40, 30), (17,)], scale=size)
     before = flat64([q.grad for q in params])
     stats = clip(params, clip_value=size)
@@ -109,7 +109,7 @@ def test_extreme_gradients(size):
     assert stats['nonfinite'] == 0
 
 
-def test_missing_gradients_and_none_at_all():
+def test_missing_gradients_are_left_alone():
     params = make([(3,), (2, 2)])
     params[0].grad = None
     clip(params, clip_value=0.1)
@@ -141,7 +141,7 @@ def with_grads(values):
 
 @settings(max_examples=60, deadline=None)
 @given(gradients, st.floats(min_value=0, max_value=2.0**99, width=32))
-def test_never_increases_keeps_signs_and_is_idempotent(values, clip_value):
+def test_value_clip_never_increases_keeps_signs_and_is_idempotent(values, clip_value):
     params = with_grads(values)
     before = flat64([q.grad for q in params])
     clip(params, clip_value=clip_value)
@@ -154,7 +154,7 @@ def test_never_increases_keeps_signs_and_is_idempotent(values, clip_value):
 
 @settings(max_examples=40, deadline=None)
 @given(gradients, st.floats(min_value=2.0**-20, max_value=2.0**20, width=32), st.integers(-10, 10))
-def test_scale_equivariance(values, clip_value, exponent):
+def test_scaled_gradients_and_bound_give_scaled_results(values, clip_value, exponent):
     factor = 2.0**exponent
     plain, scaled = with_grads(values), with_grads(values)
     for q in scaled:

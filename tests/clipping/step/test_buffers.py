@@ -1,4 +1,4 @@
-"""A step that is left out leaves the buffers of the model as the last step that was taken did."""
+"""A skipped step restores the buffers of the model to their values after the last taken step."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ CONFIG = dict(type='NormClip', max_norm=0.5)
 
 
 class Counter(nn.Module):
-    """Counts its forward passes in a buffer that no checkpoint holds, and keeps a queue."""
+    """Counts forward passes in a non-persistent buffer and keeps a queue of feature means."""
 
     def __init__(self):
         super().__init__()
@@ -69,13 +69,13 @@ def train(net, optimizer, steps, accumulate=1):
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('accumulate', [1, 3])
-def test_a_left_out_step_equals_a_step_that_never_happened(fused, accumulate):
+def test_run_with_skipped_steps_equals_a_run_without_them(fused, accumulate):
     nets = [make_net(), make_net()]
     optimizers = [torch.optim.SGD(n.parameters(), lr=0.1, momentum=0.9, fused=fused) for n in nets]
     handles = [attach(o, CONFIG, model=n) for o, n in zip(optimizers, nets, strict=True)]
     clean = [(None, step) for step in (0, 1, 4, 5)]
     train(nets[0], optimizers[0], clean, accumulate)
-    # Bad images in the first, the last, or any micro-batch of a step.
+    # A bad image in the first or in the last micro-batch of a step.
     bad = [*clean[:2], (0, 2), (accumulate - 1, 3), *clean[2:], (0, 6)]
     train(nets[1], optimizers[1], bad, accumulate)
     assert equal(everything(nets[0]), everything(nets[1]))
@@ -86,7 +86,7 @@ def test_a_left_out_step_equals_a_step_that_never_happened(fused, accumulate):
         assert torch.isfinite(net(batch(7))).all()
 
 
-def test_the_first_step_puts_back_what_was_there_when_clipping_was_attached():
+def test_skipping_the_first_step_restores_buffers_from_before_attach():
     net = make_net()
     before = everything(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -95,7 +95,7 @@ def test_the_first_step_puts_back_what_was_there_when_clipping_was_attached():
     assert equal(everything(net), before)
 
 
-def test_buffers_that_were_loaded_after_attaching_are_what_a_step_goes_back_to():
+def test_skipped_step_restores_buffers_loaded_after_attach():
     net, other = make_net(), make_net()
     train(other, torch.optim.SGD(other.parameters(), lr=0.1), [(None, 0), (None, 1)])
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -107,7 +107,7 @@ def test_buffers_that_were_loaded_after_attaching_are_what_a_step_goes_back_to()
 
 
 @pytest.mark.parametrize('policy', ['zero', 'off'])
-def test_a_step_that_is_taken_all_the_same_keeps_its_buffers(policy):
+def test_policies_zero_and_off_keep_the_buffers_of_a_bad_step(policy):
     net = make_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     attach(optimizer, dict(**CONFIG, nonfinite=policy), model=net)
@@ -115,7 +115,7 @@ def test_a_step_that_is_taken_all_the_same_keeps_its_buffers(policy):
     assert net[2].calls == 2
 
 
-def test_a_step_withheld_by_a_scaler_puts_buffers_back():
+def test_step_skipped_by_a_scaler_restores_buffers():
     net = make_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     attach(optimizer, CONFIG, model=net)
@@ -130,7 +130,7 @@ def test_a_step_withheld_by_a_scaler_puts_buffers_back():
     assert equal(everything(net), before)
 
 
-def test_where_only_the_device_knows_a_masked_copy_decides():
+def test_flag_on_the_device_restores_buffers_by_a_masked_copy():
     net = make_net()
     keeper = BufferKeeper()
     keeper.watch(net)
@@ -146,7 +146,7 @@ def test_where_only_the_device_knows_a_masked_copy_decides():
     assert not equal(start, after)
 
 
-def test_a_model_that_moves_is_watched_where_it_is_now():
+def test_buffers_are_restored_after_the_model_changed_dtype():
     net = make_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     attach(optimizer, CONFIG, model=net)
@@ -160,7 +160,7 @@ def test_a_model_that_moves_is_watched_where_it_is_now():
     assert equal(everything(net), before)
 
 
-def test_copies_and_pickles_of_the_model_do_not_hold_the_keeper():
+def test_copies_and_pickles_of_the_model_work_without_the_keeper():
     net = make_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     handle = attach(optimizer, CONFIG, model=net)
@@ -173,7 +173,7 @@ def test_copies_and_pickles_of_the_model_do_not_hold_the_keeper():
     assert not net._load_state_dict_post_hooks
 
 
-def test_a_compiled_model_is_watched():
+def test_skipped_step_restores_buffers_of_a_compiled_model():
     net = make_net()
     compiled = torch.compile(net, backend='eager')
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

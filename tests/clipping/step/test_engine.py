@@ -1,4 +1,4 @@
-"""The engine's life on an optimizer: exceptions, closures, parameters that come and go."""
+"""The engine on an optimizer: exceptions, closures, and parameters that are added or removed."""
 
 import contextlib
 import copy
@@ -35,7 +35,7 @@ def clipped(grads, max_norm=0.1):
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('where', ['measure', 'clip'])
-def test_a_rule_that_fails_leaves_no_trace(where, fused, monkeypatch):
+def test_failing_rule_changes_nothing_and_the_next_step_is_unaffected(where, fused, monkeypatch):
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=fused)
     attach(optimizer, CONFIG)
@@ -52,7 +52,7 @@ def test_a_rule_that_fails_leaves_no_trace(where, fused, monkeypatch):
 
 
 def compare_next_step(params, optimizer, fused):
-    """After a failure the next step is what it would have been without."""
+    """Check that the step after a failure equals a step of an optimizer without the failure."""
     fresh = [nn.Parameter(p.detach().clone()) for p in params]
     other = torch.optim.SGD(fresh, lr=0.1, momentum=0.9, fused=fused)
     attach(other, CONFIG)
@@ -65,14 +65,14 @@ def compare_next_step(params, optimizer, fused):
 
 
 def fails_unless_left_out(spoil):
-    """A step that is left out runs no code of the optimizer and no later hook, so none can fail."""
+    """A skipped step runs neither the optimizer nor later hooks, so it cannot fail."""
     return pytest.raises(Failure) if spoil is None else contextlib.nullcontext()
 
 
 @pytest.mark.parametrize('spoil', [None, math.nan])
 @pytest.mark.parametrize('fused', [False, True])
-def test_a_later_hook_that_fails(fused, spoil):
-    """Torch tells nobody that a step was broken off; nothing of it may reach the next one."""
+def test_failing_later_hook_leaves_the_next_step_unaffected(fused, spoil):
+    """Torch does not report an aborted step; the engine must not carry it into the next one."""
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=fused)
     attach(optimizer, CONFIG)
@@ -86,7 +86,7 @@ def test_a_later_hook_that_fails(fused, spoil):
 
 @pytest.mark.parametrize('spoil', [None, math.nan])
 @pytest.mark.parametrize('fused', [False, True])
-def test_a_kernel_that_fails(fused, spoil, monkeypatch):
+def test_failing_optimizer_kernel_leaves_the_next_step_unaffected(fused, spoil, monkeypatch):
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=fused)
     handle = attach(optimizer, CONFIG)
@@ -106,7 +106,7 @@ def test_a_kernel_that_fails(fused, spoil, monkeypatch):
     assert all(p.grad is not None for p in params)
 
 
-def test_gradients_made_after_a_broken_step_win_over_those_put_away():
+def test_new_gradients_replace_those_hidden_by_a_broken_step():
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1)
     step = optimizer.step
@@ -121,14 +121,14 @@ def test_gradients_made_after_a_broken_step_win_over_those_put_away():
     optimizer.zero_grad()
     params[0].grad = torch.ones(3, 2)
     optimizer.step()
-    # The two without a new gradient have none, rather than the old NaN.
+    # The two parameters without a new gradient have none, not the old NaN.
     assert params[1].grad is None and params[2].grad is None
     want = before - 0.1 * 0.1 / math.sqrt(6)
     torch.testing.assert_close(params[0].detach(), want)
 
 
 @pytest.mark.parametrize('fused', [False, True])
-def test_a_closure_that_fails(fused):
+def test_failing_closure_leaves_the_next_step_unaffected(fused):
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=fused)
     attach(optimizer, CONFIG)
@@ -140,7 +140,7 @@ def test_a_closure_that_fails(fused):
     compare_next_step(params, optimizer, fused)
 
 
-def test_attributes_that_were_there_before_are_put_back():
+def test_step_restores_existing_grad_scale_and_found_inf():
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1, fused=True)
     attach(optimizer, CONFIG)
@@ -152,7 +152,7 @@ def test_attributes_that_were_there_before_are_put_back():
 
 
 @pytest.mark.parametrize('policy', ['skip', 'raise'])
-def test_clip_now_and_its_step(policy):
+def test_clip_now_then_step_equals_a_plain_step(policy):
     params, direct = make_params(), make_params()
     a, b = (torch.optim.SGD(some, lr=0.1, momentum=0.9) for some in (params, direct))
     engine, handle = GradClipEngine(a, {**CONFIG, 'nonfinite': policy}), attach(b, CONFIG)
@@ -173,7 +173,7 @@ def test_clip_now_and_its_step(policy):
         engine.clip_now()
         a.step()
     assert equal([p.data for p in params], before)
-    # Whatever became of that, the next step clips again.
+    # In either case, the next step clips again.
     for some in (params, direct):
         set_grads(some, gradients(4))
     a.step()
@@ -193,7 +193,7 @@ def clipped_like_torch(grads):
 
 @pytest.mark.parametrize('how', ['position', 'keyword'])
 @pytest.mark.parametrize('fused', [False, True])
-def test_a_closure_clips_what_it_made(how, fused):
+def test_gradients_of_a_closure_are_clipped_like_torch(how, fused):
     params, reference = make_params(), make_params()
     a = torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=fused)
     b = torch.optim.SGD(reference, lr=0.1, momentum=0.9, fused=fused)
@@ -218,8 +218,8 @@ def test_a_closure_clips_what_it_made(how, fused):
 
 
 @pytest.mark.parametrize('line_search', [None, 'strong_wolfe'])
-def test_lbfgs_sees_clipped_gradients_only(line_search):
-    """LBFGS calls its closure many times a step; the same run with torch's clip in the closure."""
+def test_lbfgs_matches_torch_clipping_inside_the_closure(line_search):
+    """LBFGS calls its closure several times per step; each call must be clipped."""
     x = torch.randn(20, 3, generator=torch.Generator().manual_seed(1))
     y = torch.randn(20, 1, generator=torch.Generator().manual_seed(2))
 
@@ -248,7 +248,7 @@ def test_lbfgs_sees_clipped_gradients_only(line_search):
     assert ours[1][-1] < ours[1][0]
 
 
-def test_a_step_counts_once_however_often_its_closure_is_asked():
+def test_step_counts_once_when_its_closure_runs_several_times():
     p = nn.Parameter(torch.tensor([3.0, -4.0]))
     optimizer = torch.optim.LBFGS([p], lr=0.1, max_iter=4)
     schedule = dict(type='linear', start_factor=0.1, end=4)
@@ -259,7 +259,7 @@ def test_a_step_counts_once_however_often_its_closure_is_asked():
     def closure():
         optimizer.zero_grad()
         asked.append(engine.steps)
-        # Made anew each time, or LBFGS sees that it has arrived.
+        # The loss changes in each call; otherwise LBFGS detects convergence and stops.
         loss = (p * (1 + len(asked))).square().sum()
         loss.backward()
         return loss
@@ -273,7 +273,7 @@ def test_a_step_counts_once_however_often_its_closure_is_asked():
 
 
 class Counting(torch.optim.SGD):
-    """As in many code bases: a step that does something beside its parent's."""
+    """An optimizer whose `step` adds work and calls the step of its parent, as is common."""
 
     def step(self, closure=None):
         self.calls = getattr(self, 'calls', 0) + 1
@@ -282,8 +282,8 @@ class Counting(torch.optim.SGD):
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('how', ['plain', 'closure'])
-def test_a_step_within_the_step_of_a_subclass_is_no_second_one(fused, how):
-    """PyTorch runs the hooks in both, once the parent itself has been made in the process."""
+def test_nested_step_of_a_subclass_counts_once(fused, how):
+    """PyTorch runs the hooks in both steps once the process has built an instance of the parent."""
     torch.optim.SGD(make_params(), lr=0.1)
 
     def run(kind):
@@ -310,7 +310,7 @@ def test_a_step_within_the_step_of_a_subclass_is_no_second_one(fused, how):
     assert equal([p.data for p in params], [p.data for p in expected])
 
 
-def test_a_step_that_failed_leaves_the_next_one_its_hooks():
+def test_failed_step_of_a_subclass_leaves_the_hooks_in_place():
     torch.optim.SGD(make_params(), lr=0.1)
     params = make_params()
     optimizer = Counting(params, lr=0.0)
@@ -324,13 +324,13 @@ def test_a_step_that_failed_leaves_the_next_one_its_hooks():
     assert handle.engine.steps == 1
 
 
-def test_an_engine_is_copied_with_its_optimizer_or_not_at_all():
+def test_copying_an_engine_without_its_optimizer_raises():
     handle = attach(torch.optim.SGD(make_params(), lr=0.1), CONFIG)
     with pytest.raises(TypeError, match='deepcopy'):
         copy.copy(handle.engine)
 
 
-def test_lbfgs_skips_a_bad_evaluation():
+def test_lbfgs_skips_a_nonfinite_evaluation():
     p = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.LBFGS([p], lr=0.1, max_iter=3)
     handle = attach(optimizer, dict(max_norm=1.0))
@@ -345,11 +345,11 @@ def test_lbfgs_skips_a_bad_evaluation():
     assert p.grad.isnan().all()
 
 
-# -- parameters that come and go ---------------------------------------------------------------
+# -- parameters that are added or removed ------------------------------------------------------
 
 
 @pytest.mark.parametrize('fused', [False, True])
-def test_a_group_added_later_is_clipped_with_the_rest(fused):
+def test_group_added_later_is_clipped_with_the_others(fused):
     params, late = make_params(), make_params(1)
     optimizer = torch.optim.SGD(params, lr=0.0, fused=fused)
     handle = attach(optimizer, CONFIG)
@@ -364,7 +364,7 @@ def test_a_group_added_later_is_clipped_with_the_rest(fused):
     assert [info.name for info in handle.engine.book.infos] == [f'param_{i}' for i in range(6)]
 
 
-def test_a_group_added_later_follows_the_routes():
+def test_group_added_later_follows_the_routes():
     model = nn.ModuleDict(dict(backbone=nn.Linear(2, 2), head=nn.Linear(2, 2)))
     optimizer = torch.optim.SGD(model.backbone.parameters(), lr=0.0)
     handle = attach(optimizer, dict(**CONFIG, exclude=[r'weight$']), model=model)
@@ -383,7 +383,7 @@ def test_a_group_added_later_follows_the_routes():
     assert handle.stats()['grad_norm'] == pytest.approx(math.sqrt(12))
 
 
-def test_a_group_taken_away():
+def test_removed_group_is_no_longer_clipped():
     params = make_params()
     optimizer = torch.optim.SGD([dict(params=[p]) for p in params], lr=0.0)
     attach(optimizer, CONFIG)
@@ -399,7 +399,7 @@ def test_a_group_taken_away():
     assert torch.equal(params[1].grad, grads[1])
 
 
-def test_a_parameter_replaced_by_another():
+def test_replaced_parameter_is_clipped_with_the_others():
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.0)
     attach(optimizer, CONFIG)
@@ -413,7 +413,7 @@ def test_a_parameter_replaced_by_another():
 
 
 @pytest.mark.parametrize('fused', [False, True])
-def test_frozen_later(fused):
+def test_parameters_frozen_later_match_torch(fused):
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     reference = copy.deepcopy(model)
     a = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
@@ -435,8 +435,8 @@ def test_frozen_later(fused):
 
 
 @pytest.mark.parametrize('config', [CONFIG, dict(type='AGC'), dict(clip_value=0.01)])
-def test_gradients_missing_in_some_steps(config):
-    """More patterns than are remembered, each clipped as if it were the only one."""
+def test_steps_with_missing_gradients_equal_those_of_a_new_optimizer(config):
+    """More patterns of missing gradients than are cached; each is clipped as if it were alone."""
     params = make_params() + make_params(1)
     optimizer = torch.optim.SGD(params, lr=0.0)
     attach(optimizer, config)
@@ -454,7 +454,7 @@ def test_gradients_missing_in_some_steps(config):
             assert (p.grad is None and q.grad is None) or torch.equal(p.grad, q.grad)
 
 
-def test_load_state_dict_of_the_optimizer():
+def test_loading_the_optimizer_state_repeats_the_step_bit_identically():
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=True)
     attach(optimizer, CONFIG)
@@ -475,7 +475,7 @@ def test_load_state_dict_of_the_optimizer():
     assert equal([p.data for p in params], want)
 
 
-def test_a_model_moved_to_another_type_after_the_first_step():
+def test_model_cast_to_another_dtype_is_clipped_in_it():
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     handle = attach(optimizer, dict(type='AGC'), model=model)
@@ -514,7 +514,7 @@ def test_parameters_in_several_groups_share_one_norm():
         lambda params: torch.optim.SGD(params, lr=0.01, differentiable=False, foreach=True),
     ],
 )
-def test_any_optimizer_as_with_torch_in_front(build):
+def test_any_optimizer_matches_torch_clipping_before_the_step(build):
     ours, theirs = make_params(), make_params()
     a, b = build(ours), build(theirs)
     attach(a, CONFIG)
@@ -527,7 +527,7 @@ def test_any_optimizer_as_with_torch_in_front(build):
     assert equal([p.data for p in ours], [p.data for p in theirs])
 
 
-def test_sparse_and_complex_gradients_are_refused_by_name():
+def test_sparse_and_complex_gradients_raise_and_are_named():
     model = nn.Sequential(nn.Embedding(5, 3, sparse=True))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     attach(optimizer, CONFIG, model=model)
@@ -542,10 +542,10 @@ def test_sparse_and_complex_gradients_are_refused_by_name():
         optimizer.step()
 
 
-# -- the end -----------------------------------------------------------------------------------
+# -- removal -----------------------------------------------------------------------------------
 
 
-def test_removed_it_leaves_the_optimizer_as_it_was():
+def test_remove_restores_the_optimizer():
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1, fused=True)
     before = {key for key in vars(optimizer) if not key.startswith('_')}
@@ -562,7 +562,7 @@ def test_removed_it_leaves_the_optimizer_as_it_was():
     handle.remove()
 
 
-def test_nothing_is_kept_alive_after_the_optimizer():
+def test_engine_does_not_keep_the_optimizer_alive():
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1)
     attach(optimizer, dict(type='AGC'))
@@ -574,8 +574,8 @@ def test_nothing_is_kept_alive_after_the_optimizer():
     assert dead() is None
 
 
-def test_an_optimizer_is_clipped_once():
-    """A notebook cell run twice would clip twice, and nobody would see it."""
+def test_attaching_twice_raises_until_the_first_is_removed():
+    """Otherwise, running a notebook cell twice would clip twice without notice."""
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1)
     handle = attach(optimizer, CONFIG)
@@ -585,7 +585,7 @@ def test_an_optimizer_is_clipped_once():
     attach(optimizer, dict(type='AGC'))
 
 
-def test_an_engine_that_could_not_be_built_is_not_on_the_optimizer():
+def test_failed_attach_leaves_no_hook_on_the_optimizer():
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for config in (dict(max_norm=-1), dict(max_norm=1, exclude=['nowhere'])):
@@ -594,7 +594,7 @@ def test_an_engine_that_could_not_be_built_is_not_on_the_optimizer():
     assert not optimizer._optimizer_step_pre_hooks
 
 
-def test_lr_schedulers_of_torch():
+def test_lr_schedulers_work_as_with_torch_clipping():
     params, reference = make_params(), make_params()
     a, b = torch.optim.SGD(params, lr=0.1), torch.optim.SGD(reference, lr=0.1)
     attach(a, CONFIG)
@@ -609,7 +609,7 @@ def test_lr_schedulers_of_torch():
     assert equal([p.data for p in params], [p.data for p in reference])
 
 
-def test_create_graph_gradients():
+def test_gradients_with_a_graph_are_clipped():
     """Second-order training leaves gradients that themselves require a gradient."""
     p = nn.Parameter(torch.tensor([3.0, 4.0]))
     optimizer = torch.optim.SGD([p], lr=0.1)
@@ -621,8 +621,8 @@ def test_create_graph_gradients():
 
 @pytest.mark.parametrize('value', [1.0, math.nan], ids=['finite', 'not finite'])
 @pytest.mark.parametrize('name', CASES)
-def test_gradients_that_zero_grad_drops_are_gone(name, value):
-    """Their memory is there for the next forward pass, at whose end it is wanted most."""
+def test_zero_grad_frees_the_gradients(name, value):
+    """The memory must be free for the next forward pass, which has the peak use."""
     params = make_params()
     optimizer = make_optimizer(CASES[name], params)
     with attach(optimizer, CASES[name]):

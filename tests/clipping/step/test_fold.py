@@ -1,4 +1,4 @@
-"""Folding into a fused kernel, alone and under a GradScaler; and the path that a GPU takes."""
+"""Folding into a fused kernel, alone and under a GradScaler, and the path used on a GPU."""
 
 import contextlib
 import sys
@@ -66,7 +66,7 @@ def assert_clean(optimizer):
 
 
 class Ops(TorchDispatchMode):
-    """The names of the operations that write into one of the given tensors, or are given."""
+    """Record the names of operations that write and take one of the given tensors."""
 
     def __init__(self, tensors):
         super().__init__()
@@ -83,7 +83,7 @@ class Ops(TorchDispatchMode):
 
 @pytest.mark.parametrize('optimizer', FUSED)
 @pytest.mark.parametrize('name', GLOBAL)
-def test_fold_equals_no_fold(optimizer, name):
+def test_folded_step_equals_unfolded_step(optimizer, name):
     folded, plain = make_params(), make_params()
     a, b = FUSED[optimizer](folded), FUSED[optimizer](plain)
     handle, other = attach(a, example(name)), attach(b, example(name))
@@ -92,13 +92,13 @@ def test_fold_equals_no_fold(optimizer, name):
         run(plain, b)
     for p, q in zip(folded, plain, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
-    # The two runs drift apart by rounding, and so do their gradients' norms only.
+    # The two runs differ by rounding only, and so do the norms of their gradients.
     assert handle.stats() == pytest.approx(other.stats(), rel=1e-6, nan_ok=True)
     assert_clean(a)
 
 
 @pytest.mark.parametrize('optimizer', FUSED)
-def test_a_folded_step_writes_no_gradient_but_in_the_kernel(optimizer):
+def test_folded_step_writes_gradients_only_in_the_kernel(optimizer):
     params = make_params()
     fused = FUSED[optimizer](params)
     attach(fused, dict(type='NormClip', max_norm=0.1))
@@ -110,7 +110,7 @@ def test_a_folded_step_writes_no_gradient_but_in_the_kernel(optimizer):
     assert kernels and ops.writes == kernels
 
 
-def test_gradients_after_a_folded_step_are_those_the_kernel_used():
+def test_gradients_after_a_folded_step_are_clipped():
     params, reference = make_params(), make_params()
     fused = FUSED['SGD'](params)
     attach(fused, dict(type='NormClip', max_norm=0.1))
@@ -126,7 +126,7 @@ def test_gradients_after_a_folded_step_are_those_the_kernel_used():
 @pytest.mark.parametrize('max_norm', [1.0, 1e-3])
 @pytest.mark.parametrize('scale', [None, 2.0**16])
 def test_huge_gradients_are_clipped_and_not_zeroed(size, max_norm, scale):
-    """The kernel divides by a float32; a divisor that does not fit must not become infinite."""
+    """The kernel divides by a float32; a divisor out of its range must not become infinite."""
     if scale is not None:
         size /= scale
     params = [nn.Parameter(torch.zeros(3))]
@@ -148,9 +148,9 @@ def test_huge_gradients_are_clipped_and_not_zeroed(size, max_norm, scale):
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('closure', [False, True])
 @pytest.mark.parametrize('name', ['SGD momentum', 'AdamW'])
-def test_a_compiled_step_is_clipped_as_well(name, closure):
-    """Traced, the optimizer would not see what a hook sets on it, and nobody would notice."""
-    # Gradients that need no clipping, that need it, and that are none.
+def test_compiled_step_equals_plain_step(name, closure):
+    """A traced optimizer would silently ignore the attributes that a hook sets on it."""
+    # Gradients below the threshold, above it, and not finite.
     batches = [gradients(0, 1e-4), gradients(1), bad('nan'), gradients(2, 1e-4), gradients(4)]
 
     def train(compiled):
@@ -180,7 +180,7 @@ def test_a_compiled_step_is_clipped_as_well(name, closure):
 
 
 def scaled_run(params, optimizer, scaler, unscale, batches):
-    """``batches``: gradients of a step, or None where the loss scale overflows."""
+    """Run one scaled step per entry of ``batches``: its gradients, or None for an overflow."""
     for grads in batches:
         scale = scaler.get_scale()
         scaler.scale(torch.zeros((), requires_grad=True))
@@ -197,8 +197,8 @@ def scaled_run(params, optimizer, scaler, unscale, batches):
 @pytest.mark.parametrize('fused', [True, False])
 @pytest.mark.parametrize('unscale', [True, False])
 @pytest.mark.parametrize('case', CASES)
-def test_under_a_scaler_as_without(case, fused, unscale):
-    """The same parameters, state and numbers as plain training; overflowing steps do not exist."""
+def test_run_under_a_scaler_equals_plain_run(case, fused, unscale):
+    """Parameters, state and stats equal those of a plain run without the overflowing steps."""
     config = CASES[case]
     with_scaler, plain = make_params(), make_params()
     a = make_optimizer(config, with_scaler, fused=fused)
@@ -210,7 +210,7 @@ def test_under_a_scaler_as_without(case, fused, unscale):
     for step in range(5):
         set_grads(plain, gradients(step))
         b.step()
-    # Three halvings and two doublings: the scaler saw every overflow, and nothing else.
+    # Three halvings and two doublings: the scaler saw the three overflows and no other.
     assert scaler.get_scale() == 1024.0 / 8 * 4
     for p, q in zip(with_scaler, plain, strict=True):
         torch.testing.assert_close(p, q, rtol=2e-6, atol=1e-7)
@@ -237,7 +237,7 @@ def assert_state_close(a, b):
 
 
 @pytest.mark.parametrize('fused', [True, False])
-def test_an_overflow_is_the_scalers_affair_under_raise(fused):
+def test_scaler_overflow_under_raise_is_skipped_without_an_error(fused):
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=fused)
     attach(optimizer, dict(type='NormClip', max_norm=0.1, nonfinite='raise'))
@@ -247,7 +247,7 @@ def test_an_overflow_is_the_scalers_affair_under_raise(fused):
     assert scaler.get_scale() == 512.0 and equal([p.data for p in params], before)
 
 
-def test_a_scale_that_is_no_power_of_two():
+def test_scale_other_than_a_power_of_two_gives_the_same_weights():
     params, plain = make_params(), make_params()
     for fused in (True, False):
         a = torch.optim.SGD(params, lr=0.1, fused=fused)
@@ -260,7 +260,7 @@ def test_a_scale_that_is_no_power_of_two():
         torch.testing.assert_close(p, q, rtol=2e-6, atol=1e-7)
 
 
-def test_a_disabled_scaler():
+def test_disabled_scaler_changes_nothing():
     params, plain = make_params(), make_params()
     a, b = FUSED['AdamW'](params), FUSED['AdamW'](plain)
     attach(a, dict(max_norm=0.1))
@@ -274,12 +274,12 @@ def test_a_disabled_scaler():
     assert equal([p.data for p in params], [q.data for q in plain])
 
 
-# -- what a GPU does ---------------------------------------------------------------------------
+# -- the path used on a GPU --------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def like_gpu():
-    """Nothing may be looked at by the host, and norms accumulate in float64, as off the CPU."""
+    """Take the path used off the CPU: no host reads, and norms accumulate in float64."""
     with contextlib.ExitStack() as stack:
         for name, module in list(sys.modules.items()):
             if not name.startswith('gclip_mm.clipping'):
@@ -299,7 +299,7 @@ def like_gpu():
 @pytest.mark.parametrize('bad_steps', [(0, 3), (2,)])
 @pytest.mark.parametrize('sgd', [True, False], ids=['SGD', 'AdamW'])
 @pytest.mark.parametrize('case', CASES)
-def test_the_path_without_a_look_gives_the_same_results(case, sgd, bad_steps, kind):
+def test_path_without_host_reads_gives_the_same_results(case, sgd, bad_steps, kind):
     """Fused SGD leaves its momentum uninitialised if ``found_inf`` stops its first step."""
     config = CASES[case]
 
@@ -331,7 +331,7 @@ def test_the_path_without_a_look_gives_the_same_results(case, sgd, bad_steps, ki
 
 @pytest.mark.parametrize('policy', ['zero', 'off'])
 @pytest.mark.parametrize('case', ['NormClip', 'AGC', 'ValueClip', 'AdaGC short'])
-def test_other_policies_without_a_look(case, policy):
+def test_path_without_host_reads_follows_the_policies_zero_and_off(case, policy):
     config = {**CASES[case], 'nonfinite': policy}
 
     def train():
@@ -353,7 +353,7 @@ def test_other_policies_without_a_look(case, policy):
 @pytest.mark.parametrize('unscale', [True, False])
 @pytest.mark.parametrize('sgd', [True, False], ids=['SGD', 'AdamW'])
 @pytest.mark.parametrize('case', CASES)
-def test_the_path_without_a_look_under_a_scaler(case, sgd, unscale):
+def test_path_without_host_reads_gives_the_same_results_under_a_scaler(case, sgd, unscale):
     config = CASES[case]
 
     def train():
@@ -377,11 +377,11 @@ def test_the_path_without_a_look_under_a_scaler(case, sgd, unscale):
 
 
 class Reads(TorchDispatchMode):
-    """Notes what would make the host wait for a GPU: operations, and reads of a tensor's value.
+    """Record what would make the host wait for a GPU: operations and reads of tensor values.
 
     Args:
-        methods: note also the methods by which Python gets at values; a tensor in host memory may
-            be looked at by ``numpy()``, one on a GPU may not.
+        methods: also record the methods by which Python reads values; ``numpy()`` is free for a
+            tensor in host memory, but not for one on a GPU.
     """
 
     OPERATIONS = ('_local_scalar_dense', 'aten.item', 'nonzero', 'is_nonzero', 'aten.equal')
@@ -414,7 +414,7 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_reads_are_noticed():
+def test_reads_mode_detects_every_kind_of_host_read():
     x = torch.tensor([1.0, 2.0])
     for read in (lambda: x[0].item(), lambda: x.nonzero()):
         with Reads(methods=False) as reads:
@@ -436,14 +436,14 @@ def test_reads_are_noticed():
 @pytest.mark.parametrize('look', [True, False], ids=['cpu', 'like gpu'])
 @pytest.mark.parametrize('optimizer', ['SGD momentum', 'AdamW'])
 @pytest.mark.parametrize('name', list(CLIPPERS))
-def test_a_step_of_a_fused_optimizer_reads_nothing(name, optimizer, look):
+def test_fused_step_reads_no_value_on_the_host(name, optimizer, look):
     if name == 'GradientStabilizer' and optimizer.startswith('SGD'):
         pytest.skip('refused: the rule is for Adam-like optimizers')
     params = make_params()
     fused = FUSED[optimizer](params)
     attach(fused, example(name))
     with contextlib.nullcontext() if look else like_gpu():
-        # The first step of SGD makes its momentum; a rule may make its buffers.
+        # The first step of SGD creates its momentum, and a rule may create its buffers.
         run(params, fused, 2)
         set_grads(params, gradients(2))
         plain = make_params()
@@ -457,8 +457,8 @@ def test_a_step_of_a_fused_optimizer_reads_nothing(name, optimizer, look):
     assert reads.seen == baseline.seen == []
 
 
-def test_a_run_that_only_skips_ends_though_nobody_looks():
-    """The flags are collected on the device and looked at together now and then."""
+def test_max_consecutive_skips_raises_without_host_reads_in_each_step():
+    """The flags accumulate on the device; the host reads them together at intervals."""
     params = make_params()
     optimizer = FUSED['AdamW'](params)
     attach(optimizer, dict(max_norm=1.0, max_consecutive_skips=5))

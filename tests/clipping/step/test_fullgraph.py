@@ -1,4 +1,4 @@
-"""``torch.compile(step, fullgraph=True)`` cannot work: the error says what to do instead."""
+"""``torch.compile(step, fullgraph=True)`` is not supported; the error says what to do instead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize('what', ['step', 'a function that calls step'])
-def test_fullgraph_is_an_error_that_names_the_way_out(what):
+def test_fullgraph_raises_an_error_with_the_alternatives(what):
     p = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([p], lr=0.1)
     attach(optimizer, dict(max_norm=0.1))
@@ -30,7 +30,7 @@ def test_fullgraph_is_an_error_that_names_the_way_out(what):
     assert (p == 1).all()
 
 
-def test_without_fullgraph_it_clips():
+def test_step_compiled_without_fullgraph_is_clipped():
     p = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([p], lr=0.1)
     handle = attach(optimizer, dict(max_norm=0.1))

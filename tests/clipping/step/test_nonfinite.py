@@ -1,4 +1,4 @@
-"""A NaN or an inf in a gradient, under every policy."""
+"""NaN and inf in gradients, under every policy."""
 
 import math
 
@@ -37,7 +37,7 @@ def set_grads(params, grads):
 
 
 def everything(params, optimizer, handle):
-    """All that a step may change: parameters, optimizer state with step counts, rule state."""
+    """All that a step can change: parameters, optimizer state with step counts, rule state."""
     state = handle.state_dict()
     return dict(
         params=[p.detach().clone() for p in params],
@@ -50,8 +50,8 @@ def everything(params, optimizer, handle):
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 @pytest.mark.parametrize('config', [dict(max_norm=1.0), dict(type='AGC'), dict(clip_value=0.1)])
-def test_a_skipped_step_has_not_happened(config, optimizer, fused, spoil):
-    """The run with bad steps is, to the bit, the run without them, the very first one included."""
+def test_run_with_skipped_steps_is_bit_identical_to_one_without(config, optimizer, fused, spoil):
+    """Also if the very first step is bad."""
     spoilt, clean = make_params(), make_params()
     a, b = OPTIMIZERS[optimizer](spoilt, fused), OPTIMIZERS[optimizer](clean, fused)
     one, two = attach(a, config), attach(b, config)
@@ -69,7 +69,7 @@ def test_a_skipped_step_has_not_happened(config, optimizer, fused, spoil):
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('case', CASES)
-def test_skip_leaves_gradients_and_everything_else(case, fused, without_host_kernels):
+def test_skip_changes_neither_gradients_nor_any_state(case, fused, without_host_kernels):
     config = CASES[case]
     params = make_params()
     optimizer = make_optimizer(config, params, fused=fused)
@@ -94,7 +94,7 @@ def test_skip_leaves_gradients_and_everything_else(case, fused, without_host_ker
 @pytest.mark.parametrize('spoil', [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('config', [dict(max_norm=0.5), dict(type='AGC'), dict(clip_value=0.1)])
-def test_zero_takes_the_step_without_the_bad_elements(config, fused, spoil):
+def test_zero_steps_with_the_bad_elements_set_to_zero(config, fused, spoil):
     spoilt, clean = make_params(), make_params()
     a, b = OPTIMIZERS['SGD'](spoilt, fused), OPTIMIZERS['SGD'](clean, fused)
     one = attach(a, {**config, 'nonfinite': 'zero'})
@@ -126,14 +126,14 @@ def test_raise_names_the_parameters_and_changes_nothing(fused):
     assert 'skip' in str(error.value)
     assert equal(everything(params, optimizer, handle), before)
     assert equal([p.grad for p in params], grads)
-    # Mended, the run goes on.
+    # With finite gradients the run continues.
     for p in params:
         p.grad = torch.ones_like(p)
     optimizer.step()
     assert handle.stats()['grad_norm'] == pytest.approx(math.sqrt(20))
 
 
-def test_raise_lists_a_few_of_many():
+def test_raise_lists_at_most_five_parameters():
     params = [nn.Parameter(torch.zeros(1)) for _ in range(9)]
     for p in params:
         p.grad = torch.full((1,), math.nan)
@@ -143,7 +143,7 @@ def test_raise_lists_a_few_of_many():
         optimizer.step()
 
 
-def test_stock_error_if_nonfinite_is_the_policy_raise():
+def test_error_if_nonfinite_selects_the_policy_raise():
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1)
     handle = attach(optimizer, dict(max_norm=1.0, error_if_nonfinite=True, foreach=False))
@@ -155,7 +155,7 @@ def test_stock_error_if_nonfinite_is_the_policy_raise():
 
 @pytest.mark.parametrize('spoil', [math.nan, math.inf])
 @pytest.mark.parametrize('fused', [False, True])
-def test_off_does_what_torch_does(fused, spoil):
+def test_off_matches_torch(fused, spoil):
     ours, theirs = make_params(), make_params()
     a, b = OPTIMIZERS['SGD'](ours, fused), OPTIMIZERS['SGD'](theirs, fused)
     handle = attach(a, dict(max_norm=1.0, nonfinite='off'))
@@ -173,8 +173,8 @@ def test_off_does_what_torch_does(fused, spoil):
 
 @pytest.mark.parametrize('policy', ['skip', 'zero', 'raise', 'off'])
 @pytest.mark.parametrize('fused', [False, True])
-def test_a_bad_gradient_of_an_excluded_parameter_counts(policy, fused):
-    """It would reach the optimizer all the same."""
+def test_nonfinite_gradient_of_an_excluded_parameter_follows_the_policy(policy, fused):
+    """The optimizer steps with excluded gradients too."""
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 4))
     optimizer = OPTIMIZERS['SGD'](model.parameters(), fused)
     handle = attach(optimizer, dict(max_norm=1.0, exclude=['^1'], nonfinite=policy), model=model)
@@ -198,12 +198,12 @@ def test_a_bad_gradient_of_an_excluded_parameter_counts(policy, fused):
         assert params[3].isnan().sum() == 1
 
 
-def test_a_run_that_only_skips_ends():
+def test_max_consecutive_skips_raises_only_for_skips_in_a_row():
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1)
     handle = attach(optimizer, dict(max_norm=1.0, max_consecutive_skips=3))
     for _ in range(4):
-        # Twice in a row is bad luck.
+        # Two skips in a row are below the limit; a taken step resets the count.
         for step in range(2):
             set_grads(params, gradients(step, math.nan))
             optimizer.step()
@@ -217,7 +217,7 @@ def test_a_run_that_only_skips_ends():
     assert handle.engine.skips.count == 3
 
 
-def test_keys_of_every_record():
+def test_every_record_has_the_log_keys():
     params = make_params()
     optimizer = torch.optim.SGD(params, lr=0.1)
     handle = attach(optimizer, dict(max_norm=1.0))

@@ -1,7 +1,7 @@
-"""Checkpoints written by commit 55e41c2 load and go on to the same bits.
+"""Checkpoints written by commit 55e41c2 load, and training continues bit-identically.
 
-tools/dev/write_old_checkpoints.py has written the files, on the torch path, and holds the model and
-the training loop that both sides share.
+tools/dev/write_old_checkpoints.py wrote the files on the torch path. The script also holds the
+model and the training loop that both sides share.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def gradients() -> Tensor:
 
 @pytest.fixture(scope='module')
 def differing_operations(gradients) -> list[str]:
-    """The plain torch operations that give other bits here than where the files were written."""
+    """Plain torch operations whose results here are not bit-identical to the stored ones."""
     expected, actual = load(FOLDER / 'probe.pt.gz')['results'], probe(gradients)
     return [name for name, result in expected.items() if not torch.equal(result, actual[name])]
 
 
 @pytest.fixture
 def same_bits_expected(differing_operations, without_host_kernels) -> None:
-    """Take the path that the files were written on; skip where torch itself computes other bits."""
+    """Take the path that wrote the files; skip if torch itself is not bit-identical here."""
     if differing_operations:
         written = load(FOLDER / 'probe.pt.gz')['torch']
         pytest.skip(
@@ -65,7 +65,7 @@ def mismatches(
     where: str,
     same: Callable[[Tensor, Tensor], bool] = torch.equal,
 ) -> list[str]:
-    """The places at which two nested states differ in type, keys, dtype, shape or values."""
+    """Paths at which two nested states differ in type, keys, dtype, shape or values."""
     if isinstance(expected, Tensor):
         equal = (
             isinstance(actual, Tensor)
@@ -91,7 +91,7 @@ def read_run(case: str, optimizer_name: str) -> tuple[dict[str, Any], dict[str, 
 
 
 def resumed(case: str, optimizer_name: str) -> tuple[Net, Any, Any, dict[str, Any]]:
-    """The model, the optimizer and the handle of a run that is resumed, and the run's file."""
+    """The model, the optimizer and the handle of a resumed run, and the content of its file."""
     clip_grad, run = read_run(case, optimizer_name)
     net = make_net()
     optimizer = make_optimizer(optimizer_name, net)
@@ -131,7 +131,7 @@ def test_loaded_state_is_saved_unchanged(case, optimizer_name):
 def test_old_wrapper_checkpoint_continues_bit_identically(
     case, optimizer_name, gradients, same_bits_expected, request
 ):
-    """The state lies under ``gclip`` in the ``state_dict`` of MMEngine's wrapper."""
+    """The state is under ``gclip`` in the ``state_dict`` of MMEngine's wrapper."""
     pytest.importorskip('mmengine')
     from mmengine.logging import MessageHub
 

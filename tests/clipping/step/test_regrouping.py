@@ -1,4 +1,4 @@
-"""Parameter groups that change while training: a rule's state stays with the parameter it is of."""
+"""Parameter groups that change while training: per-parameter state follows its parameter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.clipping.cases import CASES, Probe
 SHAPES = [(3, 2), (4,), (2, 2, 2), (5,)]
 SCALES = [1e-3, 1e3, 1.0, 1e-1]
 STEPS = 7
-#: What these do to one tensor depends on no other.
+#: Cases that clip each tensor independently of the others.
 APART = [
     'AdaClip short',
     'GradientStabilizer',
@@ -30,7 +30,7 @@ def gradient(step: int, i: int) -> torch.Tensor:
 
 
 def run(config, changes=None, begin=(0, 1, 2, 3)):
-    """What each parameter gets in each step; ``changes`` act on the optimizer before a step."""
+    """Clipped gradient of each parameter in each step; ``changes[step]`` runs before that step."""
     params = [nn.Parameter(torch.ones(shape)) for shape in SHAPES]
     optimizer = Probe([dict(params=[params[i]]) for i in begin])
     engine = attach(optimizer, config).engine
@@ -71,20 +71,20 @@ def assert_same(found, expected, params):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_another_order_changes_nothing(case):
+def test_reordering_groups_changes_no_result(case):
     expected, _ = run(CASES[case])
     turned, engine = run(CASES[case], {4: lambda o, _: o.param_groups.reverse()})
     assert_same(turned, expected, range(len(SHAPES)))
     names = [info.name for info in engine.book.infos]
     assert names == [f'param_{i}' for i in range(len(SHAPES))]
-    # What is saved now fits a run with the groups in their new order.
+    # The state saved now loads in a run with the groups in their new order.
     _, other = run(CASES[case], begin=range(len(SHAPES) - 1, -1, -1))
     other.load_state_dict(engine.state_dict())
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_groups_that_come_and_go(case):
-    """No rule trips, and what it knows has as many entries as there are parameters."""
+def test_rules_handle_groups_that_are_removed_and_added(case):
+    """No rule fails, and its state has one entry per parameter."""
     changes = {2: drop(0), 3: add(0), 4: drop(2), 6: add(2)}
     seen, engine = run(CASES[case], changes)
     assert [sorted(step) for step in seen] == [
@@ -94,11 +94,11 @@ def test_groups_that_come_and_go(case):
 
 
 @pytest.mark.parametrize('case', APART)
-def test_who_stays_keeps_its_state_and_who_comes_begins(case):
+def test_kept_parameters_keep_their_state_and_added_ones_start_fresh(case):
     expected, _ = run(CASES[case])
     gone, _ = run(CASES[case], {4: drop(0)})
     assert_same(gone, expected, [1, 2, 3])
-    # A newcomer is treated as one that has had no gradient before.
+    # An added parameter is treated as one that has had no gradient so far.
     late, _ = run(CASES[case], {4: add(1)}, begin=[0, 2, 3])
     assert_same(late, expected, [0, 2, 3])
     fresh, _ = run(CASES[case], {0: drop(1), 4: add(1)})
@@ -108,7 +108,7 @@ def test_who_stays_keeps_its_state_and_who_comes_begins(case):
 
 
 @pytest.mark.parametrize('case', APART)
-def test_states_of_routes_follow_by_themselves(case):
+def test_state_of_each_route_follows_its_parameters(case):
     def routed(order):
         model = nn.ParameterDict({f'p{i}': torch.ones(shape) for i, shape in enumerate(SHAPES)})
         params = list(model.values())
@@ -129,7 +129,7 @@ def test_states_of_routes_follow_by_themselves(case):
     assert_same(routed([3, 1, 2, 0]), routed([0, 1, 2, 3]), range(4))
 
 
-def test_a_condition_whose_parameters_have_left_is_no_error():
+def test_pattern_whose_parameters_were_removed_is_accepted():
     model = nn.ModuleDict(dict(backbone=nn.Linear(2, 2), head=nn.Linear(2, 2)))
     optimizer = Probe([dict(params=list(part.parameters())) for part in model.values()])
     handle = attach(optimizer, dict(type='NormClip', max_norm=1, exclude=['^head']), model=model)
@@ -138,9 +138,9 @@ def test_a_condition_whose_parameters_have_left_is_no_error():
         p.grad = torch.full_like(p, 10.0)
     optimizer.step()
     assert handle.stats()['grad_norm_post'] == pytest.approx(1, rel=1e-5)
-    # A second training begins with the same model, and a copy is no new beginning.
+    # Binding the same model again and copying the engine do not validate the pattern again.
     handle.engine.bind(model)
     copy.deepcopy(handle.engine)
-    # Another model is, and a spelling mistake may be in the condition.
+    # Binding another model does: the pattern may be misspelt for it.
     with pytest.raises(ClipConfigError, match="'\\^head' matches no parameter"):
         handle.engine.bind(nn.ModuleDict(dict(model)))

@@ -1,4 +1,4 @@
-"""Runs that are interrupted, and runs through another door, end with the same bits."""
+"""Resumed runs, and runs through attach, wrapper or hook, end with bit-identical weights."""
 
 import io
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def loss_of(model, t):
     rng = torch.Generator().manual_seed(t)
     x = torch.randn(5, 4, generator=rng) * (20 if t % 9 == 8 else 1)
     if t % 11 == 10:
-        return model[0](x).square().mean()  # the rest has no gradient in this iteration
+        return model[0](x).square().mean()  # other layers have no gradient in this iteration
     loss = model(x).sin().square().mean() * (1 + t % 3)
     return loss * float('nan') if t % 23 == 22 else loss
 
@@ -42,7 +42,7 @@ def through_file(state):
 
 
 class Run:
-    """A model, an optimizer and a wrapper; ``count`` iterations are accumulated for a step."""
+    """A model, an optimizer and a wrapper that accumulates ``count`` iterations per step."""
 
     def __init__(self, config, sgd, fused, count):
         self.model = make_model()
@@ -71,7 +71,7 @@ class Run:
     ids=['sgd accumulated', 'sgd fused', 'adamw', 'adamw fused accumulated'],
 )
 @pytest.mark.parametrize('case', CASES)
-def test_resume_to_the_bit(case, sgd, fused, count):
+def test_resumed_run_is_bit_identical_to_an_uninterrupted_run(case, sgd, fused, count):
     whole = Run(CASES[case], sgd, fused, count)
     whole.train(0, STEPS * count)
     part = Run(CASES[case], sgd, fused, count)
@@ -103,7 +103,7 @@ def by_hook(config, model, optimizer):
 
 @pytest.mark.parametrize('fused', [False, True], ids=['plain', 'fused'])
 @pytest.mark.parametrize('case', CASES)
-def test_same_through_all_doors(case, fused):
+def test_attach_wrapper_and_hook_give_identical_weights(case, fused):
     results = []
     for door in (by_attach, by_wrapper, by_hook):
         model = make_model()
@@ -116,8 +116,8 @@ def test_same_through_all_doors(case, fused):
 
 
 @pytest.mark.parametrize('chained', [False, True])
-def test_a_state_that_is_refused_changes_nothing(chained):
-    """Also where the rules before the one that refuses would have taken theirs."""
+def test_refused_state_changes_no_rule(chained):
+    """Rules before the one that refuses must not keep the state they accepted."""
     auto, other = (dict(type='AutoClip', window=n) for n in (20, 10))
 
     def trained(last, seed):

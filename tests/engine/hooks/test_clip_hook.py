@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
 from gclip_mm import ClipConfigError, GClipHook
@@ -147,3 +149,17 @@ def test_resume_refuses_checkpoint_of_another_rule(tmp_path):
             run_door(door, tmp_path / door, dict(type='AutoClip'), SGD, load_from=path, resume=True)
     # Stock MMEngine ignores the state.
     run_door('stock', tmp_path / 'c', None, SGD, load_from=path, resume=True)
+
+
+@OPTIM_WRAPPERS.register_module(force=True)
+class ByHandOptimWrapper(OptimWrapper):
+    """Updates the parameters without the optimizer's ``step``."""
+
+    def step(self, **kwargs):
+        for p in self.optimizer.param_groups[0]['params']:
+            p.data.sub_(p.grad, alpha=0.01)
+
+
+def test_training_that_never_calls_the_step_of_the_optimizer_warns_at_its_end(tmp_path):
+    with pytest.warns(UserWarning, match='SGD.step was never called while it was clipped'):
+        run_door('hook', tmp_path, NORM, SGD, wrapper=dict(type='ByHandOptimWrapper'))

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gclip_mm.engine import GClipRuntimeInfoHook
 from gclip_mm.engine.hub import DeferredScalars
 from tests.engine import door_task  # noqa: F401  registers DoorNet
+from tests.engine.left_out_task import on_device_only
 from tests.engine.toy_task import toy_config
 
 NORM = dict(type='norm', max_norm=0.5)
@@ -329,6 +330,15 @@ def test_no_device_read_between_two_log_lines(tmp_path):
     assert reads[:3] == [0] * 3 and reads[4:7] == [0] * 3 and reads[8:11] == [0] * 3
     # One for the losses, one for the record of the clipping.
     assert [reads[k] for k in (3, 7, 11)] == [2] * 3
+
+
+def test_no_device_read_for_steps_that_only_the_device_knows(tmp_path, monkeypatch):
+    """The flags of the steps are read with the log line too, once for all of them."""
+    on_device_only(monkeypatch)
+    fused = dict(optim_wrapper__optimizer__fused=True)
+    reads = [reads for reads, _ in count_reads(tmp_path, 'ours', interval=4, **fused)]
+    assert [reads[k] for k in (3, 7, 11)] == [3] * 3
+    assert sum(reads) == 9
 
 
 def test_many_losses_take_one_read_per_dtype(tmp_path):

@@ -1,7 +1,14 @@
 """What the engine does to torch's optimizer: hooks around ``step``, and attributes for one step."""
 
-from .inspection import check_own_clipping, clippable
+from .inspection import check_own_clipping, check_trainer, clippable
 from .seam import StepSeam, is_nested
 from .side import OptimizerSide
 
-__all__ = ['OptimizerSide', 'StepSeam', 'check_own_clipping', 'clippable', 'is_nested']
+__all__ = [
+    'OptimizerSide',
+    'StepSeam',
+    'check_own_clipping',
+    'check_trainer',
+    'clippable',
+    'is_nested',
+]

@@ -1,7 +1,7 @@
-"""Optimizers of public packages that clipping has to treat specially, in short.
+"""Short versions of optimizers of public packages that clipping handles specially.
 
-Each keeps what matters of the original: how it is built, what its ``step`` calls, and when its
-gradients are complete. All of them step as SGD with a learning rate of 1.
+Each reproduces how the original is built, what its ``step`` calls, and when its gradients are
+complete. All of them step like SGD with a learning rate of 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def sgd(params: Any) -> Optimizer:
 
 
 class Lookahead(Optimizer):
-    """timm's: does not call torch's constructor, but has tables of hooks and ``defaults``."""
+    """timm's Lookahead: has hook tables and ``defaults``, but does not call torch's constructor."""
 
     def __init__(self, base: Optimizer) -> None:
         self._optimizer_step_pre_hooks: dict[int, Any] = OrderedDict()
@@ -37,7 +37,7 @@ class Lookahead(Optimizer):
 
 
 class Accelerated(Optimizer):
-    """Accelerate's AcceleratedOptimizer: no hooks; everything is a property."""
+    """Accelerate's AcceleratedOptimizer: no hooks; all attributes are properties."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
@@ -66,7 +66,7 @@ class PostLocalSGD(Optimizer):
 
 
 class Lightning:
-    """LightningOptimizer: of a class made for it, with all attributes of the optimizer."""
+    """LightningOptimizer: a class made at run time, with all attributes of the optimizer."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.__dict__.update({k: v for k, v in vars(optimizer).items() if k != 'step'})
@@ -78,7 +78,7 @@ class Lightning:
 
 
 class TwoWithin(Optimizer):
-    """No hooks, and two optimizers."""
+    """An optimizer without hooks that contains two optimizers."""
 
     def __init__(self, params: list[nn.Parameter]) -> None:
         self.matrices, self.others = sgd(params[:1]), sgd(params[1:])
@@ -91,7 +91,7 @@ class TwoWithin(Optimizer):
 
 
 class PartWithin(Optimizer):
-    """No hooks, and an optimizer of some of the parameters."""
+    """An optimizer without hooks that contains an optimizer of some of its parameters."""
 
     def __init__(self, params: list[nn.Parameter]) -> None:
         self.matrices = sgd(params[:1])
@@ -100,7 +100,7 @@ class PartWithin(Optimizer):
 
 
 class NothingWithin(Optimizer):
-    """Its constructor forgets torch's."""
+    """An optimizer whose constructor does not call torch's."""
 
     def __init__(self, params: list[nn.Parameter]) -> None:
         self.param_groups = [dict(params=params)]
@@ -114,14 +114,14 @@ class NothingWithin(Optimizer):
 
 
 class ScheduleFreeWrapper:
-    """schedulefree's: is no Optimizer at all."""
+    """schedulefree's ScheduleFreeWrapper, which is not an ``Optimizer``."""
 
     def __init__(self, base: Optimizer) -> None:
         self.base = base
 
 
 class SAM(Optimizer):
-    """The usual one: loops call its two halves, and ``step`` only with a closure."""
+    """The common SAM: loops call ``first_step`` and ``second_step``, or ``step`` with a closure."""
 
     def __init__(self, params: Any, rho: float = 0.05) -> None:
         super().__init__(params, dict(rho=rho))
@@ -162,7 +162,7 @@ class Outside(Optimizer):
 
 
 def horovod(optimizer: Optimizer) -> Optimizer:
-    """horovod.torch.DistributedOptimizer: a subclass made for it that reduces in ``step``."""
+    """horovod.torch.DistributedOptimizer: a subclass made at run time that reduces in ``step``."""
 
     class Distributed:
         def synchronize(self) -> None:
@@ -191,7 +191,7 @@ def horovod(optimizer: Optimizer) -> Optimizer:
 
 
 class PlainParent(Optimizer):
-    """A class of which there is no instance: torch has not put hooks around its step."""
+    """A class without instances of its own, so torch has not wrapped its step with hooks."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, {})
@@ -258,7 +258,7 @@ def mask2former(cls: type[Optimizer], value: float) -> type[Optimizer]:
 
 
 class Cautious(torch.optim.SGD):
-    """Calls torch's clipping; of no known kind."""
+    """An unknown class whose step calls torch's clipping."""
 
     def step(self, closure=None):
         for group in self.param_groups:
@@ -267,16 +267,22 @@ class Cautious(torch.optim.SGD):
 
 
 class Lamb(torch.optim.SGD):
-    """timm's: clips by itself unless max_grad_norm is None."""
+    """timm's Lamb, which clips unless max_grad_norm is None."""
 
     def __init__(self, params: Any, max_grad_norm: float | None = 1.0) -> None:
         super().__init__(params, lr=1.0)
         for group in self.param_groups:
             group['max_grad_norm'] = max_grad_norm
 
+    def _get_clip_grad_norm(self) -> None: ...
+
+    def step(self, closure=None):
+        self._get_clip_grad_norm()
+        return super().step(closure)
+
 
 class AdaMuon(torch.optim.SGD):
-    """Of Muon's kind by its name."""
+    """An optimizer that is recognized as Muon by its name."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, lr=1.0)

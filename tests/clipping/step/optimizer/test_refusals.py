@@ -1,4 +1,4 @@
-"""No optimizer goes unclipped without a word: it is clipped, refused at attach, or warned of."""
+"""Every optimizer is clipped, refused by ``attach``, or causes a warning."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def set_grads(params, value=10.0):
 
 
 def moved(params):
-    """How far a step with a learning rate of 1 has moved the parameters from 0."""
+    """The distance of the parameters from 0, where they start."""
     return float(torch.cat([p.detach().flatten() for p in params]).norm())
 
 
 def put_own_step(optimizer):
-    """A step on the instance that never calls the class's."""
+    """Give the instance a step that does not call that of the class."""
 
     @torch.no_grad()
     def step(closure=None):
@@ -49,7 +49,7 @@ def put_own_step(optimizer):
 
 
 def put_logging(optimizer):
-    """A step on the instance that calls the class's."""
+    """Give the instance a step that calls that of the class."""
     inner = optimizer.step
     optimizer.step = lambda *args: inner(*args)
     return optimizer
@@ -71,7 +71,7 @@ def scheduled(make):
     return build
 
 
-#: What has to be clipped from the first step on.
+#: Optimizers that must be clipped from the first step on.
 CLIPPED = {
     'plain': sgd,
     'scheduler': scheduled(sgd),
@@ -89,7 +89,7 @@ CLIPPED = {
     'super().step()': stand_ins.OnlyPasses,
 }
 
-#: What cannot be clipped, and what the error says.
+#: Optimizers that cannot be clipped, and the error.
 REFUSED = {
     'no hooks, two optimizers': (stand_ins.TwoWithin, r'each of them \(\.matrices, \.others\)'),
     'no hooks, part': (stand_ins.PartWithin, r'optimizer in its \.matrices has other parameters'),
@@ -118,7 +118,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('kind', CLIPPED)
-def test_every_step_is_clipped_from_the_first_on(kind):
+def test_every_step_from_the_first_is_clipped(kind):
     params = make_params()
     optimizer = CLIPPED[kind](params)
     with warnings.catch_warnings():
@@ -136,7 +136,7 @@ def test_every_step_is_clipped_from_the_first_on(kind):
 
 
 @pytest.mark.parametrize('kind', CLIPPED)
-def test_a_nonfinite_step_changes_no_parameter(kind):
+def test_nonfinite_step_changes_no_parameter(kind):
     params = make_params()
     optimizer = CLIPPED[kind](params)
     handle = attach(optimizer, CONFIG)
@@ -146,7 +146,7 @@ def test_a_nonfinite_step_changes_no_parameter(kind):
 
 
 @pytest.mark.parametrize('kind', CLIPPED)
-def test_the_engine_is_found_and_removed_by_what_was_attached(kind):
+def test_engine_is_found_and_removed_by_the_attached_object(kind):
     params = make_params()
     optimizer = CLIPPED[kind](params)
     handle = attach(optimizer, CONFIG)
@@ -161,7 +161,7 @@ def test_the_engine_is_found_and_removed_by_what_was_attached(kind):
 
 
 @pytest.mark.parametrize('kind', REFUSED)
-def test_a_refusal_says_why_and_changes_nothing(kind):
+def test_refused_optimizer_raises_with_the_reason_and_is_unchanged(kind):
     build, message = REFUSED[kind]
     optimizer = build(make_params())
     inner = [v for v in vars(optimizer).values() if isinstance(v, torch.optim.Optimizer)]
@@ -176,7 +176,7 @@ def test_a_refusal_says_why_and_changes_nothing(kind):
 
 
 @pytest.mark.parametrize('config', [CONFIG, dict(max_norm=1.0, exclude=['nothing'])])
-def test_an_invalid_route_leaves_no_hook(config):
+def test_invalid_route_leaves_no_hook(config):
     optimizer = sgd(make_params())
     bad = dict(config, exclude=['no such parameter'])
     with pytest.raises(ClipConfigError):
@@ -184,7 +184,7 @@ def test_an_invalid_route_leaves_no_hook(config):
     assert 'step' not in vars(optimizer) and not optimizer._optimizer_step_pre_hooks
 
 
-def test_postlocalsgd_averages_in_a_step_that_is_left_out():
+def test_postlocalsgd_averages_in_a_skipped_step():
     params = make_params()
     optimizer = stand_ins.PostLocalSGD(sgd(params))
     attach(optimizer, CONFIG)
@@ -193,7 +193,7 @@ def test_postlocalsgd_averages_in_a_step_that_is_left_out():
     assert optimizer.averaged == 1
 
 
-def test_an_optimizer_around_a_clipped_one_is_refused():
+def test_wrapper_of_a_clipped_optimizer_is_refused():
     base = sgd(make_params())
     attach(base, CONFIG)
     outer = stand_ins.Lookahead(base)
@@ -202,7 +202,7 @@ def test_an_optimizer_around_a_clipped_one_is_refused():
     assert 'step' not in vars(outer) and not outer._optimizer_step_pre_hooks
 
 
-# -- loops that pass the optimizer by --------------------------------------------------------------
+# -- loops that bypass the optimizer ---------------------------------------------------------------
 def messages(caught):
     return [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
 
@@ -218,7 +218,7 @@ def loop_of_sam(params, iterations):
     return handle
 
 
-def test_sam_called_by_its_halves_warns_once_after_three_iterations():
+def test_sam_with_separate_half_steps_warns_once_after_three_iterations():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         assert loop_of_sam(make_params(), 2).stats() == {}
@@ -232,7 +232,7 @@ def test_sam_called_by_its_halves_warns_once_after_three_iterations():
     assert handle.stats() == {}
 
 
-def test_sam_called_with_a_closure_is_clipped_without_a_warning():
+def test_sam_with_a_closure_is_clipped_without_a_warning():
     params = make_params()
     optimizer = stand_ins.SAM(params)
     with warnings.catch_warnings():
@@ -245,7 +245,7 @@ def test_sam_called_with_a_closure_is_clipped_without_a_warning():
     assert handle.engine.steps == 5 and moved(params) == pytest.approx(5.0)
 
 
-def test_another_optimizer_of_the_same_parameters_warns():
+def test_steps_of_another_optimizer_of_the_same_parameters_warn():
     params = make_params()
     ours, other = sgd(params), sgd(params)
     attach(ours, CONFIG)
@@ -255,7 +255,7 @@ def test_another_optimizer_of_the_same_parameters_warns():
             other.step()
 
 
-def test_two_optimizers_in_turn_do_not_warn():
+def test_alternating_optimizers_do_not_warn():
     params = make_params()
     ours, theirs = sgd(params), sgd(params)
     attach(ours, CONFIG)
@@ -268,7 +268,7 @@ def test_two_optimizers_in_turn_do_not_warn():
             ours.step()
 
 
-def test_gradients_outside_grad_warn_once():
+def test_gradients_outside_the_grad_attribute_warn_once():
     params = make_params()
     optimizer = stand_ins.Outside(params)
     handle = attach(optimizer, CONFIG)
@@ -282,7 +282,7 @@ def test_gradients_outside_grad_warn_once():
 
 
 @pytest.mark.parametrize('how', ['remove', 'with'])
-def test_clipping_that_ends_before_any_step_warns_if_there_are_gradients(how):
+def test_removing_before_any_step_warns_if_there_are_gradients(how):
     params = make_params()
     optimizer = sgd(params)
     set_grads(params)
@@ -294,7 +294,7 @@ def test_clipping_that_ends_before_any_step_warns_if_there_are_gradients(how):
             attach(optimizer, CONFIG).remove()
 
 
-def test_clipping_that_ends_unused_or_with_an_error_does_not_warn():
+def test_removing_unused_or_after_an_error_does_not_warn():
     params = make_params()
     optimizer = sgd(params)
     with warnings.catch_warnings():
@@ -305,7 +305,7 @@ def test_clipping_that_ends_unused_or_with_an_error_does_not_warn():
             raise KeyError
 
 
-def test_the_hook_of_all_optimizers_goes_with_the_last_handle(monkeypatch):
+def test_global_optimizer_hook_is_removed_with_the_last_handle(monkeypatch):
     monkeypatch.setattr(bystander, '_watching', weakref.WeakSet())
     monkeypatch.setattr(bystander, '_hook', None)
     before = dict(_global_optimizer_pre_hooks)
@@ -340,7 +340,7 @@ def test_gradients_changed_before_the_step_of_the_parent_warn_once(cls):
     assert len(messages(record)) == 1
 
 
-def test_horovod_warns_unless_it_has_reduced_before():
+def test_horovod_warns_unless_gradients_are_reduced_before_step():
     params = make_params()
     optimizer = stand_ins.horovod(sgd(params))
     attach(optimizer, CONFIG)
@@ -364,17 +364,45 @@ def test_horovod_warns_unless_it_has_reduced_before():
         (stand_ins.Lamb, r'max_grad_norm=1\.0'),
     ],
 )
-def test_an_optimizer_that_seems_to_clip_warns(cls, sign):
+def test_optimizer_that_seems_to_clip_warns(cls, sign):
     build = (lambda ps: cls(ps, lr=1.0)) if cls is stand_ins.Cautious else cls
     with pytest.warns(UserWarning, match=f'{cls.__name__} seems to clip by itself .{sign}'):
         attach(build(make_params()), CONFIG)
 
 
 @pytest.mark.parametrize('off', [None, 0.0])
-def test_clipping_that_is_turned_off_does_not_warn(off):
+def test_optimizer_with_its_clipping_off_does_not_warn(off):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         attach(stand_ins.Lamb(make_params(), max_grad_norm=off), CONFIG)
+
+
+@pytest.mark.parametrize('value', [0.5, 1, None, 0])
+def test_a_trainer_of_lightning_that_clips_is_refused(value):
+    model = nn.Linear(2, 2)
+    model._trainer = types.SimpleNamespace(gradient_clip_val=value)
+    optimizer = sgd(model.parameters())
+    if value:
+        with pytest.raises(ClipConfigError, match=r'remove gradient_clip_val=.* from Trainer'):
+            attach(optimizer, CONFIG, model=model)
+        assert 'step' not in vars(optimizer) and not optimizer._optimizer_step_pre_hooks
+    else:
+        attach(optimizer, CONFIG, model=model)
+
+
+def test_a_step_that_cannot_be_set_leaves_no_hook():
+    class Fixed(torch.optim.SGD):
+        def __setattr__(self, name, value):
+            if name == 'step':
+                raise AttributeError(name)
+            super().__setattr__(name, value)
+
+    model = nn.BatchNorm1d(2)
+    optimizer = Fixed(model.parameters(), lr=1.0)
+    with pytest.raises(AttributeError):
+        attach(optimizer, CONFIG, model=model)
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+    assert not model._load_state_dict_post_hooks
 
 
 MUONS = {
@@ -409,7 +437,7 @@ def test_muon_without_a_bound_of_the_global_norm_does_not_warn(kind, config):
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, 'Muon'), reason='torch.optim.Muon came with torch 2.9')
-def test_a_first_step_of_muon_has_one_size_whatever_the_norm():
+def test_size_of_a_muon_step_is_independent_of_the_gradient_norm():
     sizes = []
     for scale in (1.0, 1e-3):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Names of parameters: independent of wrappers, and all of them where a parameter has several."""
+"""Names of parameters do not depend on wrappers; a shared parameter has several names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def one_process():
 
 
 class Head(nn.Module):
-    """Has a submodule that is called as wrappers call theirs."""
+    """A module with a submodule named ``module``, like the one in a wrapper."""
 
     def __init__(self):
         super().__init__()
@@ -75,7 +75,7 @@ def averaged(model):
 FSDP = functools.partial(
     FullyShardedDataParallel, device_id=torch.device('cpu'), use_orig_params=True
 )
-#: Ways to wrap a model. The parameters may be copies of those before.
+#: Ways to wrap a model, some of which copy the parameters.
 WRAPS = {
     'DataParallel': nn.DataParallel,
     'DDP': DistributedDataParallel,
@@ -100,7 +100,7 @@ CONFIG = dict(
 
 
 def start(model):
-    """Clipping of a model, after one step."""
+    """Attach clipping to a model and take one step."""
     params = list(model.parameters())
     optimizer = torch.optim.SGD(params, lr=0.0)
     handle = attach(optimizer, CONFIG, model=model)
@@ -111,7 +111,7 @@ def start(model):
 
 
 @each_wrap
-def test_wrappers_add_nothing_to_names(wrap):
+def test_wrappers_do_not_change_names(wrap):
     model = wrap(Gan())
     assert [info.name for info in describe_params(model.parameters(), model)] == NAMES
 
@@ -126,8 +126,8 @@ def test_routes_match_and_state_loads_with_and_without_wrappers(wrap):
     plain.load_state_dict(wrapped.state_dict())
 
 
-def test_a_state_whose_names_have_the_parts_of_a_wrapper_loads():
-    """As earlier releases wrote them under MMSeparateDistributedDataParallel."""
+def test_state_with_wrapper_parts_in_its_names_loads():
+    """Earlier versions wrote such names under MMSeparateDistributedDataParallel."""
     engine = start(Gan()).engine
     state = engine.state_dict()
     for route in state['routes']:
@@ -139,7 +139,7 @@ def test_a_state_whose_names_have_the_parts_of_a_wrapper_loads():
 
 
 class Tied(nn.Module):
-    """A language model: its output layer has the weight of its embedding."""
+    """A language model whose output layer shares the weight of its embedding."""
 
     def __init__(self):
         super().__init__()
@@ -154,7 +154,7 @@ class Tied(nn.Module):
     ['^embedding', r'^output\.weight', dict(module='Embedding'), dict(module='Linear')],
     ids=str,
 )
-def test_a_tied_weight_matches_by_each_of_its_names_and_modules(condition):
+def test_tied_weight_matches_by_each_of_its_names_and_modules(condition):
     model = Tied()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     attach(optimizer, dict(max_norm=0.1, exclude=[condition]), model=model)
@@ -164,7 +164,7 @@ def test_a_tied_weight_matches_by_each_of_its_names_and_modules(condition):
     assert (model.embedding.weight.grad == 1).all()
 
 
-def test_a_module_that_is_used_twice_matches_by_both_names_and_is_called_by_the_first():
+def test_module_used_twice_has_both_names_in_order():
     shared = nn.Linear(2, 2)
     model = nn.ModuleDict(dict(first=shared, second=nn.Sequential(shared)))
     infos = describe_params(model.parameters(), model)
@@ -180,7 +180,7 @@ def test_a_module_that_is_used_twice_matches_by_both_names_and_is_called_by_the_
         )
 
 
-def test_a_module_that_holds_itself_is_walked_once():
+def test_module_that_contains_itself_is_visited_once():
     model = nn.Sequential(nn.Linear(2, 2))
     model.add_module('again', model)
     infos = describe_params(model.parameters(), model)

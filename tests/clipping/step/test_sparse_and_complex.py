@@ -1,4 +1,4 @@
-"""Sparse and complex gradients: left alone where exempt, refused by name elsewhere."""
+"""Sparse and complex gradients: unchanged if exempt, otherwise refused and named."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EXCLUDE = ['^words', '^filter$']
 
 
 def backward(model, factor=1.0):
-    # Index 1 twice: its gradient has two entries before it is coalesced.
+    # Index 1 occurs twice, so the gradient is not coalesced.
     (model(torch.tensor([1, 4, 1])).square().sum() * factor).backward()
 
 
@@ -60,7 +60,7 @@ def test_exempt_gradients_are_measured_and_not_changed(rule):
 
 
 @pytest.mark.parametrize('policy', ['skip', 'zero'])
-def test_a_nonfinite_exempt_gradient_is_seen(policy):
+def test_nonfinite_exempt_gradient_follows_the_policy(policy):
     model = Words()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -76,7 +76,7 @@ def test_a_nonfinite_exempt_gradient_is_seen(policy):
     assert moved == (set() if policy == 'skip' else set(now))
 
 
-def test_a_sparse_gradient_after_dense_ones_is_refused_by_name():
+def test_sparse_gradient_after_a_dense_one_raises_and_is_named():
     model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     attach(optimizer, dict(max_norm=1.0), model=model)
@@ -90,7 +90,7 @@ def test_a_sparse_gradient_after_dense_ones_is_refused_by_name():
         optimizer.step()
 
 
-def test_an_exempt_gradient_may_be_dense_in_one_step_and_sparse_in_the_next():
+def test_exempt_gradient_may_alternate_between_dense_and_sparse():
     model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     handle = attach(optimizer, dict(max_norm=1.0, exclude=['^0']), model=model)
@@ -103,7 +103,7 @@ def test_an_exempt_gradient_may_be_dense_in_one_step_and_sparse_in_the_next():
         assert handle.stats()['grad_norm'] == pytest.approx(expected)
 
 
-def test_a_complex_gradient_that_is_to_be_clipped_is_refused_by_name():
+def test_complex_gradient_that_is_not_exempt_raises_and_is_named():
     model = Words(sparse=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     attach(optimizer, dict(max_norm=1.0, exclude=['^words']), model=model)

@@ -1,4 +1,4 @@
-"""Gradients of half types are scaled in float32 or wider, and rounded once."""
+"""Half-precision gradients are scaled in float32 or wider, and rounded once."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import pytest
 import torch
 from torch import nn
 
-from .cases import CASES, DeviceRunner, Runner, on_device
+from tests.clipping.cases import CASES, DeviceRunner, Runner, on_device
 
 SHAPES = [(5,), (7, 11), (4, 3, 3, 3), (), (1, 6)]
 HALF = [torch.float16, torch.bfloat16]
 
 
 def gradients(step, dtype):
-    """Half gradients; those of the last steps are near the end of float16."""
+    """Half-precision gradients; those of the last steps are near the maximum of float16."""
     generator = torch.Generator().manual_seed(step)
     size = 1.5e4 if step >= 4 else 1.0
     return [(torch.randn(s, generator=generator) * size).to(dtype) for s in SHAPES]
 
 
 def check(case, found, expected):
-    """Compare with float64, in units in the last place of the half type."""
+    """Compare with float64, in units in the last place of the half-precision dtype."""
     info = torch.finfo(found.dtype)
-    # Carried sums hold what rounding has cut off in the steps before, of larger elements too.
+    # Carried sums contain the rounding errors of earlier steps, also those of larger elements.
     size = expected.abs().max() if 'carry' in case else expected.abs()
     ulp = torch.exp2(torch.floor(torch.log2(size))) * info.eps
     distance = (found.double() - expected).abs() / ulp.clamp(min=info.tiny * info.eps)
@@ -56,7 +56,7 @@ def test_every_rule_on_a_device_is_within_a_unit_in_the_last_place_of_float64(ca
 
 @pytest.mark.parametrize('place', ['host', 'device'])
 @pytest.mark.parametrize('rule', ['ParamNormClip', 'NormClip'])
-def test_a_coefficient_that_float16_does_not_have_is_not_rounded_to_zero(rule, place):
+def test_coefficient_below_float16_range_is_not_rounded_to_zero(rule, place):
     run = Runner(dict(type=rule, max_norm=0.4), [(200, 200)], torch.float16)
     grad = torch.full((200, 200), 6e4, dtype=torch.float16)
     if place == 'host':
@@ -67,8 +67,8 @@ def test_a_coefficient_that_float16_does_not_have_is_not_rounded_to_zero(rule, p
     assert out.double().norm() == pytest.approx(0.4, rel=2e-3)
 
 
-def test_nothing_is_multiplied_by_a_number_or_a_tensor_without_axes(monkeypatch):
-    """torch rounds both to the type of the tensor: numbers in host memory, tensors on a GPU."""
+def test_half_gradients_are_not_multiplied_by_scalars(monkeypatch):
+    """torch rounds Python numbers (on the CPU) and 0-d tensors (on a GPU) to the tensor's dtype."""
     multiply = torch.Tensor.mul_
 
     def mul_(self, other):

@@ -1,4 +1,4 @@
-"""Thresholds that are NumPy scalars are taken as the Python numbers they are; tensors are not."""
+"""Configs accept NumPy scalars and convert them to Python numbers; tensors are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gclip_mm.clipping import NormClip, parse_clip_grad
 from gclip_mm.clipping.checks import check_flag, check_norm_type, check_number
 from tests.clipping.cases import CASES
 
-#: A NumPy form of a number of each type.
+#: Python type -> NumPy constructors for its values.
 FORMS = {
     bool: [np.bool_, np.array],
     int: [np.int64, np.uint8, np.array],
@@ -23,7 +23,7 @@ FORMS = {
 
 
 def convert(value, form):
-    """The value with every number in it in the given NumPy form, where there is one."""
+    """Convert every number in a nested value by the NumPy constructor at index ``form``."""
     if isinstance(value, dict):
         return {key: convert(item, form) for key, item in value.items()}
     if isinstance(value, list):
@@ -42,7 +42,7 @@ def is_plain(value):
 
 @pytest.mark.parametrize('form', range(4))
 @pytest.mark.parametrize('case', CASES)
-def test_numpy_scalars_are_taken_and_stored_as_python_numbers(case, form):
+def test_numpy_scalars_are_stored_as_python_numbers(case, form):
     common = dict(max_consecutive_skips=9)
     config = parse_clip_grad(convert({**CASES[case], **common}, form))
     assert is_plain(config.raw)
@@ -53,7 +53,7 @@ def test_numpy_scalars_are_taken_and_stored_as_python_numbers(case, form):
     assert b'numpy' not in pickle.dumps(config.raw)
 
 
-def test_the_log_and_the_state_hold_python_numbers():
+def test_log_and_state_hold_python_numbers():
     p = nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3)
     optimizer = torch.optim.SGD([p], lr=0.1)
@@ -65,7 +65,7 @@ def test_the_log_and_the_state_hold_python_numbers():
     assert is_plain(stats) and is_plain(handle.engine.state_dict())
 
 
-def test_the_constructor_of_a_rule_takes_them():
+def test_constructors_and_checks_accept_numpy_scalars():
     assert NormClip(np.float32(0.5), norm_type=np.int64(2)).norm_type == 2.0
     assert type(check_norm_type('p', np.float32(1))) is float
     check_flag('carry', np.bool_(True))
@@ -83,7 +83,7 @@ def test_the_constructor_of_a_rule_takes_them():
         (np.str_('1'), False, 'must be a number'),
     ],
 )
-def test_what_is_no_such_number_in_python_is_none_in_numpy(value, integer, message):
+def test_invalid_numpy_values_raise_like_python_values(value, integer, message):
     with pytest.raises(ClipConfigError, match=message):
         check_number('n', value, low=0, integer=integer)
 
@@ -100,7 +100,7 @@ def test_what_is_no_such_number_in_python_is_none_in_numpy(value, integer, messa
     ],
     ids=lambda config: list(config)[-1],
 )
-def test_a_tensor_is_refused_with_the_way_out(config):
+def test_tensor_is_refused_and_the_error_suggests_item(config):
     key = list(config)[-1]
     with pytest.raises(ClipConfigError, match=rf'{key} must be .*tensor.*{key}=tensor\.item\(\)'):
         parse_clip_grad(config)
