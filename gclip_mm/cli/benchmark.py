@@ -34,7 +34,9 @@ Columns of the table (and their names in the CSV):
                 kernel_launches        on a GPU, optimizer included
                 over_fused_step        clip+step, over the same optimizer's step without clipping
 
-The first row reads as much memory as the gradients take, and nothing else."""
+The first row reads as much memory as the gradients take, and nothing else. The row 'buffers' is a
+fused SGD step and the copy of the model's buffers that nonfinite='skip' makes in every step; that
+copy is part of the times of the rules."""
 DEFAULT = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 
 

@@ -209,7 +209,8 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> None:
     (lines,) = Path(runner.log_dir).glob('vis_data/scalars.json')
     (folder / 'log.json').write_text(lines.read_text())
     log = [json.loads(line) for line in lines.read_text().splitlines()]
-    shares = [row['nonfinite'] for row in log if 'nonfinite' in row]
+    # A line of the log has one value for several steps; the history has one for each.
+    history = runner.message_hub.log_scalars.get('train/nonfinite')
     row = dict(
         variant=variant,
         seed=seed,
@@ -220,7 +221,7 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> None:
         buffers=len(list(runner.model.buffers())),
         nonfinite_buffers=count_nonfinite(runner.model.buffers()),
         nonfinite_weights=count_nonfinite(runner.model.parameters()),
-        logged_nonfinite_share=mean(shares) if shares else None,
+        logged_nonfinite_share=None if history is None else float(history.data[0].mean()),
         logged_losses_nan=sum(math.isnan(row['loss']) for row in log if 'loss' in row),
         seconds=round(seconds),
     )

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...clipping.step.buffers import BufferKeeper
+
 Step = Callable[[], object]
 VALUE = 0.1  # the clip_value of the recipe, for ValueClip and its peer
 LR = 1e-9  # small, because the same gradients are applied many times
@@ -154,6 +156,25 @@ def foreach_norm(params: list[nn.Parameter], model: nn.Module) -> Step:
     return step
 
 
+def buffers_kept(params: list[nn.Parameter], model: nn.Module) -> Step:
+    """A fused step, and the copy of the model's buffers that ``nonfinite='skip'`` makes.
+
+    The rules have that copy in their times too.
+    """
+    optimizer = sgd(params, fused=True)
+    keeper = BufferKeeper()
+    keeper.watch(model)
+    on_gpu = params[0].device.type == 'cuda'
+    # On a GPU only the device knows whether the step is skipped.
+    skipped = torch.zeros((), device=params[0].device) if on_gpu else False
+
+    def step() -> None:
+        optimizer.step()
+        keeper.settle(skipped)
+
+    return step
+
+
 PEERS: dict[str, Callable[[list[nn.Parameter], nn.Module], Step]] = {
     'step only (fused SGD)': fused_step,
     'step only (default SGD)': default_step,
@@ -162,6 +183,7 @@ PEERS: dict[str, Callable[[list[nn.Parameter], nn.Module], Step]] = {
     'torch clip_grad_norm_': torch_norm,
     'torch clip_grad_value_': torch_value,
     'torch _foreach_norm only': foreach_norm,
+    'buffers': buffers_kept,
     'AGC as timm': agc_per_parameter,
     'AutoClip reference loop': autoclip_loop,
     'ZClip reference loop': zclip_loop,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gclip_mm.analysis.benchmark.gradients import many_tensors, random_gradients
+from gclip_mm.analysis.benchmark.peers import PEERS
 from gclip_mm.analysis.benchmark.table import clip_alone_seconds, rule_step, targets
 
 
@@ -41,3 +42,16 @@ def test_warmed_up_rules_clip_and_leave_gradients_unchanged():
         assert stats['grad_norm'] == pytest.approx(
             float(torch.cat(before).double().norm()), rel=1e-6
         )
+
+
+def test_row_of_buffers_steps_and_leaves_buffers_unchanged():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    params = list(model.parameters())
+    random_gradients(params)
+    step = PEERS['buffers'](params, model)
+    before = [buffer.clone() for buffer in model.buffers()]
+    with torch.profiler.profile() as profile:
+        step()
+    assert all(map(torch.equal, model.buffers(), before))
+    names = {event.key for event in profile.key_averages()}
+    assert 'aten::_foreach_copy_' in names and 'aten::_fused_sgd_' in names
