@@ -231,9 +231,14 @@ class Clipper(ABC):
         if not state:
             self.state = None
             return
-        fields = () if self.State is None else self.State._fields
-        if self.State is None or set(state) != set(fields):
-            raise ValueError(f'{self.name} keeps the state {list(fields)}, got {sorted(state)}')
+        if self.State is None:
+            raise ValueError(
+                f'{self.name} keeps the state [], got {sorted(state)}. A rule that sets self.state '
+                'names the type of its state in the class attribute State'
+            )
+        if set(state) != set(self.State._fields):
+            fields = list(self.State._fields)
+            raise ValueError(f'{self.name} keeps the state {fields}, got {sorted(state)}')
         self.state = self.State(**{key: _place(value, params) for key, value in state.items()})
 
 
@@ -323,7 +328,7 @@ class GlobalClipper(CoefClipper):
         """The coefficient (0-d) and the threshold, given the norm (0-d)."""
 
     def resolve(self, view: GradView, measure: Measure, finite: Finite) -> tuple[Tensor, Outcome]:
-        coef, bound = self.decide(measure.norm, finite)
+        coef, bound = _checked(self, self.decide(measure.norm, finite), measure.norm)
         return coef, Outcome(None, measure.norm * coef, bound, (coef < 1).to(coef.dtype), 1)
 
     def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
@@ -358,7 +363,7 @@ class TensorClipper(CoefClipper):
 
     def resolve(self, view: GradView, measure: Measure, finite: Finite) -> tuple[Tensor, Outcome]:
         norms = _parts(measure)
-        coefs, bounds = self.decide(norms, view, finite)
+        coefs, bounds = _checked(self, self.decide(norms, view, finite), norms)
         if isinstance(bounds, Tensor):
             bounds = combine(bounds, self.norm_type, exact=False)
         post = combine(norms * coefs, self.norm_type, exact=False)
@@ -390,7 +395,8 @@ class UnitClipper(Clipper):
 
     def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
         norms = _parts(measure)
-        coefs, bounds = self.decide(norms, view.backend.unit_weights(), view)
+        decision = self.decide(norms, view.backend.unit_weights(), view)
+        coefs, bounds = _checked(self, decision, norms, one_bound=False)
         view.backend.scale_units(coefs)
         return Outcome(None, *view.backend.unit_totals(norms * coefs, bounds, coefs < 1))
 
@@ -419,6 +425,39 @@ class ElementClipper(Clipper):
     # Optional: ``fixed_range(self) -> tuple[float | None, float | None]``, a shortcut. The range is
     # known before measuring and elements are clamped to it, so that a kernel can clamp and count
     # while it measures.
+
+
+def _checked(rule: Clipper, decision: Any, norms: Tensor, one_bound: bool = True) -> Any:
+    """What ``decide`` returned, if it fits the norms that it was given.
+
+    Args:
+        rule: the rule that decided.
+        decision: what it returned.
+        norms: 0-d, (N,) or (U,).
+        one_bound: whether one number may stand for all bounds.
+
+    Raises:
+        TypeError: not a pair, or coefficients or bounds of another type or shape.
+    """
+    shape = norms.shape
+    if isinstance(decision, tuple) and len(decision) == 2:
+        coefs, bounds = decision
+        fits = isinstance(coefs, Tensor) and coefs.shape == shape
+        if isinstance(bounds, Tensor):
+            if fits and (bounds.shape == shape or (one_bound and bounds.dim() == 0)):
+                return decision
+        elif fits and one_bound and bounds is not None:
+            return decision
+    found = decision if isinstance(decision, tuple) else (decision,)
+    kinds = (
+        f'a tensor of shape {tuple(item.shape)}' if isinstance(item, Tensor) else repr(item)
+        for item in found
+    )
+    number = ' or one number' if one_bound else ''
+    raise TypeError(
+        f'{rule.name}.decide must return a pair: coefficients, a tensor of shape {tuple(shape)}, '
+        f'and bounds, a tensor of that shape{number}. It returned {" and ".join(kinds)}'
+    )
 
 
 def _parts(measure: Measure) -> Tensor:

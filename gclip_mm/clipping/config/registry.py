@@ -39,9 +39,14 @@ class ClipperRegistry:
 
         Raises:
             KeyError: a name is already registered.
+            TypeError: the aliases are one string, or the class is not a rule.
         """
+        if isinstance(aliases, str):
+            raise TypeError(f'aliases must be a tuple of names such as ({aliases!r},)')
 
         def decorate(cls: _Rule) -> _Rule:
+            if not (isinstance(cls, type) and issubclass(cls, Clipper)):
+                raise TypeError(f'{cls!r} is not a clipping rule: it does not subclass Clipper')
             key = name or cls.__name__
             for word in (key, *aliases):
                 if not force and (word in self._classes or word in self._aliases):

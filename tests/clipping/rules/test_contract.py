@@ -67,12 +67,14 @@ def test_every_case_parses():
 @pytest.mark.parametrize('name', CLIPPERS)
 def test_docstring_documents_use_example_keys_and_state(name):
     cls = CLIPPERS.get(name)
-    text = inspect.getdoc(cls)
-    assert 'Good for:' in text and 'Bad for:' in text
-    assert 'Example:' in text and 'clip_grad=dict(' in text
-    assert cls.source
-    for key in inspect.signature(cls).parameters:
-        assert f'    {key}: ' in text, f'{key} is not documented'
+    text = inspect.getdoc(cls) or ''
+    for part in ('Good for:', 'Bad for:', 'Example:', 'clip_grad=dict('):
+        assert part in text, f'the docstring of {name} has no {part!r}'
+    assert cls.source, f'{name} has no class attribute source'
+    for key, parameter in inspect.signature(cls).parameters.items():
+        assert f'    {key}: ' in text, f'{key} is not documented under "Args:"'
+        # The tests of invalid values choose the values by the annotation.
+        assert parameter.annotation is not parameter.empty, f'{key} has no annotation'
     rule = parse(example(name)).outer
     assert set(rule.thresholds) <= set(inspect.signature(cls).parameters)
     if cls.State is not None:
@@ -87,6 +89,14 @@ def test_invalid_number_raises_and_names_the_key(name, key, value):
         pytest.skip('may be negative')
     with pytest.raises(ClipConfigError, match=key):
         parse(with_key(name, key, value))
+
+
+@pytest.mark.parametrize(
+    ('name', 'key'), [pair for pair in keys('int') if pair not in keys('float')]
+)
+def test_refuses_a_fraction_where_a_whole_number_is_needed(name, key):
+    with pytest.raises(ClipConfigError, match=f'{key} must be a whole number'):
+        parse(with_key(name, key, 2.5))
 
 
 @pytest.mark.parametrize(('name', 'key'), keys('bool'))

@@ -418,3 +418,43 @@ def test_subclass_that_overrides_decision_and_shortcut_keeps_its_own(rule, name,
 def test_rule_without_shortcuts_has_none(cls):
     for name in ('decision_kernel', 'unit_limits', 'fixed_range'):
         assert cls().shortcut(name) is None
+
+
+# -- Mistakes in a rule ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('kind', 'decision', 'message'),
+    [
+        (GlobalClipper, torch.tensor(0.5), r'shape \(\), and bounds.* a tensor of shape \(\)$'),
+        (GlobalClipper, (0.5, 1.0), r'or one number\. It returned 0\.5 and 1\.0'),
+        (GlobalClipper, (torch.ones(1), 1.0), r'returned a tensor of shape \(1,\) and 1\.0'),
+        (GlobalClipper, (torch.tensor(0.5), None), r'a tensor of shape \(\) and None'),
+        (TensorClipper, (torch.ones(3), torch.ones(3)), r'coefficients, a tensor of shape \(4,\)'),
+        (UnitClipper, (torch.ones(313), 1.0), r'bounds, a tensor of that shape\. It returned'),
+        (UnitClipper, (torch.ones(4), torch.ones(4)), r'returned a tensor of shape \(4,\)'),
+    ],
+)
+def test_decision_of_another_shape_is_refused(kind, decision, message):
+    cls = type('Mistaken', (kind,), {'decide': lambda self, *_: decision})
+    CLIPPERS.register_module()(cls)
+    run = Runner(dict(type='Mistaken'), make_params())
+    with pytest.raises(TypeError, match=f'Mistaken.decide must return a pair.*{message}'):
+        run(gradients(0))
+
+
+def test_state_that_is_not_declared_is_refused_on_resume():
+    cls = type('Undeclared', (ToyGlobal,), {'State': None, 'decide': ToyGlobal.decide})
+    CLIPPERS.register_module()(cls)
+    run = Runner(dict(type='Undeclared'), make_params())
+    run(gradients(0))
+    run.handle.load_state_dict(run.handle.state_dict())
+    with pytest.raises(ValueError, match='in the class attribute State'):
+        run(gradients(1))
+
+
+def test_registry_refuses_a_string_of_aliases_and_a_class_that_is_no_rule():
+    with pytest.raises(TypeError, match=r"aliases must be a tuple of names such as \('short',\)"):
+        CLIPPERS.register_module(aliases='short')
+    with pytest.raises(TypeError, match='does not subclass Clipper'):
+        CLIPPERS.register_module()(dict)
