@@ -53,9 +53,12 @@ CASES: dict[str, dict[str, Any]] = {
 class Probe(Optimizer):
     """An optimizer that only stores the gradients it receives; any rule accepts it."""
 
+    #: For Auto, which then bounds the gradient.
+    is_step_proportional = True
+
     def __init__(self, params: list[Tensor]) -> None:
         self.seen: list[Tensor | None] | None = None
-        super().__init__(params, dict(lr=0.0, betas=(0.9, 0.999)))
+        super().__init__(params, dict(lr=1.0, betas=(0.9, 0.999)))
 
     def step(self, closure=None) -> None:
         """Copy the gradients."""
@@ -90,6 +93,7 @@ class Runner:
         """Take one step with these gradients; return the gradients that the optimizer gets."""
         for param, grad in zip(self.params, grads, strict=True):
             param.grad = None if grad is None else grad.clone()
+        self.optimizer.seen = None
         self.optimizer.step()
         return self.optimizer.seen
 
@@ -100,6 +104,7 @@ class DeviceRunner:
     def __init__(self, config: dict[str, Any], shapes: list[tuple[int, ...]]) -> None:
         self.params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
         self.rule = parse_clip_grad(config).outer
+        self.rule.bind(Probe(self.params), None)
         self.outcome: Outcome | None = None
         self.views: dict[tuple[bool, ...], GradView] = {}
 

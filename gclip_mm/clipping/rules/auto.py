@@ -137,7 +137,8 @@ class Auto(UnitClipper):
             # Over- and underflow cannot happen in float64 for steps of float32 gradients.
             sums = view.backend.unit_sums(torch.stack([steps.square(), sizes.square()], dim=1))
             lengths = (sums[:, 0] / sums[:, 1]).sqrt()
-            moved = torch.where(units.counts, lengths, 0.0).sum()
+            # A tensor without elements has no length.
+            moved = torch.where(units.counts & (sums[:, 1] > 0), lengths, 0.0).sum()
             shrink = torch.clamp(self.total / moved, max=1.0)
             coefs = torch.where(units.loose, torch.minimum(coefs, shrink), coefs)
         # Zero gradients, and learning rates of zero, move nothing.
@@ -150,7 +151,7 @@ class Auto(UnitClipper):
         outcome = super().clip(view, measure, finite)
         if self.bounds_updates:
             self._keep(view.params)
-            return outcome._replace(threshold=math.nan)
+            return outcome._replace(threshold=math.inf)
         return outcome
 
     def _keep(self, params: list[Tensor]) -> None:
@@ -174,11 +175,15 @@ class Auto(UnitClipper):
 
 
 def is_proportional(optimizer: Optimizer) -> bool:
-    """Whether the step of an optimizer is proportional to the gradient, as that of SGD."""
+    """Whether the step of an optimizer is proportional to the gradient, as that of SGD.
+
+    An optimizer of one's own can say so by the attribute ``is_step_proportional = True``.
+    """
     inner = getattr(optimizer, 'optim', None)
     stepper = inner if isinstance(inner, Optimizer) else optimizer
     names = {cls.__name__ for cls in type(stepper).__mro__}
-    return not names.isdisjoint(('SGD', 'SGDW', 'ASGD', 'NesterovSGD'))
+    is_known = not names.isdisjoint(('SGD', 'SGDW', 'ASGD', 'NesterovSGD'))
+    return bool(getattr(stepper, 'is_step_proportional', is_known))
 
 
 def _gain(group: dict[str, Any]) -> float:

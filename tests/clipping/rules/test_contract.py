@@ -271,7 +271,7 @@ def test_late_parameter_starts_from_its_own_first_gradient(case):
     """If a rule uses only the gradients of the parameter itself, it acts as if it were alone."""
     config = CASES[case]
     kind = parse(config).outer
-    shared = {'NormClip', 'ChainClip', 'AdaGC'}
+    shared = {'NormClip', 'ChainClip', 'AdaGC', 'Auto'}
     late, alone = Runner(config, SHAPES), Runner(config, SHAPES[2:])
     for t in range(20):
         grads = gradients(t, size=20 if t == 15 else 1)
