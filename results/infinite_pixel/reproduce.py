@@ -279,19 +279,30 @@ def batch_norms() -> nn.Module:
     return nn.ModuleList(layers)
 
 
-def engine_step(bound: bool, gradient: float = 0.01) -> Any:
-    """A clipped step on the weights of these layers, with or without the buffers of the model."""
+def engine_step(copies: int, gradient: float = 0.01) -> Any:
+    """A clipped step on the weights of these layers.
+
+    Args:
+        copies: of the buffers; 0 without a model, 1 with ``attach(..., model=model)``, 2 as in
+            MMEngine's wrappers, which copy the buffers at the beginning of an iteration as well.
+        gradient: every element of the gradients; an infinite one makes the engine skip the step.
+    """
     model = batch_norms()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-12, momentum=0.9)
-    # The handle lives as long as the optimizer.
-    gclip_mm.attach(
+    handle = gclip_mm.attach(
         optimizer,
         dict(type='NormClip', max_norm=1e9, max_consecutive_skips=10**9),
-        model=model if bound else None,
+        model=model if copies else None,
     )
     for p in model.parameters():
         p.grad = torch.full_like(p, gradient)
-    return optimizer.step
+
+    def step() -> None:
+        if copies == 2:
+            handle.engine.keep_buffers()
+        optimizer.step()
+
+    return step
 
 
 def training_step(args: argparse.Namespace, folder: str) -> Any:
@@ -320,16 +331,18 @@ def measure_cost(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         steps = {
             'training step': training_step(args, folder),
-            'engine': engine_step(bound=False),
-            'engine, buffers': engine_step(bound=True),
-            'engine, skipped': engine_step(bound=False, gradient=math.inf),
-            'engine, skipped, buffers': engine_step(bound=True, gradient=math.inf),
+            'engine': engine_step(0),
+            'engine, attach': engine_step(1),
+            'engine, MMEngine': engine_step(2),
+            'engine, skipped': engine_step(0, math.inf),
+            'engine, skipped, attach': engine_step(1, math.inf),
         }
         times = time_in_turn(steps, lambda: None, torch.device('cpu'), args.rounds)
     layers = batch_norms()
     pairs = {
-        'taken': ('engine, buffers', 'engine'),
-        'skipped': ('engine, skipped, buffers', 'engine, skipped'),
+        'attach': ('engine, attach', 'engine'),
+        'MMEngine': ('engine, MMEngine', 'engine'),
+        'attach, skipped': ('engine, skipped, attach', 'engine, skipped'),
     }
     found: dict[str, Any] = {
         'buffers': len(list(layers.buffers())),

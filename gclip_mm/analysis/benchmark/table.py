@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -106,23 +107,11 @@ def measure_all(
     prepare()
     steps = _make_steps(list(only or ()) or [*PEERS, *CLIPPERS], params, model, read_once(grads))
     print(f'timing {len(steps)} steps in turn, {rounds} rounds ...', file=sys.stderr)
-    times = time_in_turn(steps, prepare, place, rounds)
-    total_bytes = sum(grad.numel() * grad.element_size() for grad in grads)
-    rows = []
-    for name, step in steps.items():
-        prepare()
-        reads = host_reads(step)
-        prepare()
-        extra = peak_extra_bytes(step, place)
-        prepare()
-        rows.append(
-            {
-                **_time_columns(times, name),
-                'host_reads': reads,
-                'kernel_launches': kernel_launches(step, place),
-                'peak_extra_percent_of_gradients': 100 * extra / total_bytes,
-            }
-        )
+    with warnings.catch_warnings():
+        # The optimizers of all rows step the same parameters, in turn.
+        warnings.filterwarnings('ignore', message='in .* iterations the parameters of')
+        times = time_in_turn(steps, prepare, place, rounds)
+        rows = [_row(name, step, prepare, place, times, grads) for name, step in steps.items()]
     about = {
         'parameters': f'{tensors} tensors of {numel}' if tensors else config,
         'tensors': len(params),
@@ -136,6 +125,29 @@ def measure_all(
         'targets': targets(times),
     }
     return rows, about
+
+
+def _row(
+    name: str,
+    step: StepFunction,
+    prepare: Callable[[], None],
+    place: torch.device,
+    times: dict[str, list[float]],
+    grads: list[torch.Tensor],
+) -> dict[str, Any]:
+    """The columns of one step."""
+    prepare()
+    reads = host_reads(step)
+    prepare()
+    extra = peak_extra_bytes(step, place)
+    prepare()
+    total_bytes = sum(grad.numel() * grad.element_size() for grad in grads)
+    return {
+        **_time_columns(times, name),
+        'host_reads': reads,
+        'kernel_launches': kernel_launches(step, place),
+        'peak_extra_percent_of_gradients': 100 * extra / total_bytes,
+    }
 
 
 def _make_model(
