@@ -16,10 +16,8 @@ from ..gradients.norm_layers import followers
 from ..gradients.view import GradView
 from .auto_units import AutoUnits
 
-#: Kaiming's initialisation gives every row and filter a norm of sqrt(2), whatever its fan-in.
-FLOOR_ROW = 1.5
-#: Root mean square of a small vector of biases or gains.
-FLOOR_VECTOR = 0.1
+#: Largest relative step of a unit before the sum is taken: an untrained head asks for more.
+CAP = 0.2
 #: The part of ``reach`` that a single update may take: what momentum 0.9 leaves to a gradient.
 _OF_ONE_UPDATE = 0.1
 
@@ -32,8 +30,9 @@ class Auto(UnitClipper):
     filter, a row, a whole bias), a learning rate ``lr`` and a momentum ``m``, the gradient moves
     the unit by ``step = lr / (1 - m) * |g|`` in all. Relative to ``size = max(|w|, floor)``::
 
-        c = min(1, total / sum_l(|step_l| / |size_l|))      l: weights that no live norm follows
-        g *= min(c, reach * size / step)                    c = 1 for all other units
+        a = min(1, 0.2 * size / step)                       units that no live norm follows
+        c = min(1, total / sum_l(|a step|_l / |size|_l))    l: weight tensors among them
+        g *= min(a * c, reach * size / step)                a = c = 1 for all other units
 
     ``lr`` is the peak of the schedule: the largest of the group's ``lr``, ``initial_lr`` and
     ``max_lr``. Warm-up and decay then act as the schedule means them. The first line keeps the
@@ -108,7 +107,7 @@ class Auto(UnitClipper):
             if len(self._units) >= 16:
                 self._units.clear()
             norms = [self._norms.get(id(info.module)) for info in view.infos]
-            units = AutoUnits(view, self._groups_of(view), norms, FLOOR_ROW, FLOOR_VECTOR)
+            units = AutoUnits(view, self._groups_of(view), norms)
             known = self._units[id(view)] = view, units
         known[1].refresh()
         return known[1]
@@ -134,13 +133,14 @@ class Auto(UnitClipper):
         """Coefficients and bounds of units that would move by ``steps``, all (U,)."""
         coefs = self.reach * sizes / steps
         if units.has_loose:
-            # Over- and underflow cannot happen in float64 for steps of float32 gradients.
-            sums = view.backend.unit_sums(torch.stack([steps.square(), sizes.square()], dim=1))
+            # In float64 no square of a float32 number over- or underflows.
+            capped = torch.minimum(steps, CAP * sizes)
+            sums = view.backend.unit_sums(torch.stack([capped.square(), sizes.square()], dim=1))
             lengths = (sums[:, 0] / sums[:, 1]).sqrt()
             # A tensor without elements has no length.
             moved = torch.where(units.counts & (sums[:, 1] > 0), lengths, 0.0).sum()
             shrink = torch.clamp(self.total / moved, max=1.0)
-            coefs = torch.where(units.loose, torch.minimum(coefs, shrink), coefs)
+            coefs = torch.where(units.loose, torch.minimum(coefs, shrink * (capped / steps)), coefs)
         # Zero gradients, and learning rates of zero, move nothing.
         coefs = torch.where(steps > 0, coefs.clamp(max=1.0), 1.0)
         bounds = torch.where(coefs < 1, norms * coefs, norms * (self.reach * sizes / steps))

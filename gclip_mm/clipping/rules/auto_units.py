@@ -12,6 +12,13 @@ from torch import Tensor, nn
 from ..gradients.norm_layers import is_live
 from ..gradients.view import GradView
 
+#: Kaiming's initialisation gives every row and filter a norm of sqrt(2), whatever its fan-in.
+FLOOR_ROW = 1.5
+#: Where a live norm follows, the output does not depend on the size, and small weights may stay so.
+FLOOR_NORMALIZED = 0.01
+#: Root mean square of a vector of gains at their start.
+FLOOR_VECTOR = 1.0
+
 
 class AutoUnits:
     """Floors, learning rates and surroundings of the U units of a view.
@@ -20,8 +27,6 @@ class AutoUnits:
         view: the gradients.
         groups: the parameter group of each of the N parameters.
         norms: the normalisation layer behind each of them, or None.
-        floor_row: the least size of a filter or row.
-        floor_vector: the least root mean square of a vector.
     """
 
     def __init__(
@@ -29,8 +34,6 @@ class AutoUnits:
         view: GradView,
         groups: list[dict[str, Any]],
         norms: list[nn.Module | None],
-        floor_row: float,
-        floor_vector: float,
     ) -> None:
         owner = view.backend.unit_owner
         device = owner.device
@@ -40,13 +43,8 @@ class AutoUnits:
         place = {id(group): i for i, group in enumerate(self._groups)}
         self._group_of = torch.tensor([place[id(g)] for g in groups], device=device)[owner]
         self._rates: tuple[tuple[float, ...], Tensor] | None = None
-        layouts = view.layouts
-        floors = [
-            floor_vector * math.sqrt(info.param.numel()) if layout.dims is None else floor_row
-            for info, layout in zip(view.infos, layouts, strict=True)
-        ]
-        self._floor = torch.tensor(floors, dtype=torch.float64, device=device)[owner]
-        self._is_weight = [layout.dims is not None for layout in layouts]
+        self._numels = [info.param.numel() for info in view.infos]
+        self._is_weight = [layout.dims is not None for layout in view.layouts]
         # A norm layer's own gains and biases, whose layer follows nothing.
         self._is_gain = [_is_norm(info.module) for info in view.infos]
         self._modes: tuple[bool, ...] | None = None
@@ -66,6 +64,9 @@ class AutoUnits:
         loose = [not (live or mine) for live, mine in zip(modes, own, strict=True)]
         device = self._owner.device
         self.loose = torch.tensor(loose, device=device)[self._owner]
+        columns = loose, self._is_weight, self._numels
+        floors = [_floor(*row) for row in zip(*columns, strict=True)]
+        self._floor = torch.tensor(floors, dtype=torch.float64, device=device)[self._owner]
         counts = [a and b for a, b in zip(loose, self._is_weight, strict=True)]
         self.counts = torch.tensor(counts, device=device)
         self.has_loose = any(counts)
@@ -81,6 +82,13 @@ class AutoUnits:
             table = torch.tensor(numbers, dtype=torch.float64, device=self._owner.device)
             self._rates = numbers, table[self._group_of]
         return self._rates[1]
+
+
+def _floor(is_loose: bool, is_weight: bool, numel: int) -> float:
+    """The least size of a unit of a parameter."""
+    if not is_weight:
+        return FLOOR_VECTOR * math.sqrt(numel)
+    return FLOOR_ROW if is_loose else FLOOR_NORMALIZED
 
 
 def _is_norm(module: nn.Module | None) -> nn.Module | None:
