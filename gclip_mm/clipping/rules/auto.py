@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -77,6 +78,7 @@ class Auto(UnitClipper):
         self.total = total
         self.side = side
         self._optimizer: Optimizer | None = None
+        self._has_model = self._has_warned = False
         self._norms: dict[int, nn.Module] = {}
         self._units: dict[int, tuple[GradView, AutoUnits]] = {}
         self._before: list[Tensor] = []
@@ -92,6 +94,7 @@ class Auto(UnitClipper):
 
     def bind(self, optimizer: Optimizer, model: nn.Module | None) -> None:
         self._optimizer = optimizer
+        self._has_model = model is not None
         self._norms = followers(model)
         self._units.clear()
 
@@ -106,6 +109,13 @@ class Auto(UnitClipper):
         if known is None or known[0] is not view:
             if len(self._units) >= 16:
                 self._units.clear()
+            if not (self._has_model or self._has_warned):
+                self._has_warned = True
+                warnings.warn(
+                    'clip_grad: Auto does not know the model, and holds every layer back as if no '
+                    'normalisation followed it: pass it (attach(optimizer, clip_grad, model=model))',
+                    stacklevel=2,
+                )
             norms = [self._norms.get(id(info.module)) for info in view.infos]
             units = AutoUnits(view, self._groups_of(view), norms)
             known = self._units[id(view)] = view, units
