@@ -113,7 +113,7 @@ class Auto(UnitClipper):
                 self._has_warned = True
                 warnings.warn(
                     'clip_grad: Auto does not know the model, and holds every layer back as if no '
-                    'normalisation followed it: pass it (attach(optimizer, clip_grad, model=model))',
+                    'norm layer followed it: pass it (attach(optimizer, clip_grad, model=model))',
                     stacklevel=2,
                 )
             norms = [self._norms.get(id(info.module)) for info in view.infos]
