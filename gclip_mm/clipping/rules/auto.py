@@ -17,8 +17,6 @@ from ..gradients.norm_layers import followers
 from ..gradients.view import GradView
 from .auto_units import AutoUnits
 
-#: Largest relative step of a unit before the sum is taken: an untrained head asks for more.
-CAP = 0.2
 #: The part of ``reach`` that a single update may take: what momentum 0.9 leaves to a gradient.
 _OF_ONE_UPDATE = 0.1
 
@@ -31,9 +29,8 @@ class Auto(UnitClipper):
     filter, a row, a whole bias), a learning rate ``lr`` and a momentum ``m``, the gradient moves
     the unit by ``step = lr / (1 - m) * |g|`` in all. Relative to ``size = max(|w|, floor)``::
 
-        a = min(1, 0.2 * size / step)                       units that no live norm follows
-        c = min(1, total / sum_l(|a step|_l / |size|_l))    l: weight tensors among them
-        g *= min(a * c, reach * size / step)                a = c = 1 for all other units
+        c = min(1, total / sum_l(|step|_l / |size|_l))      l: weights that no live norm follows
+        g *= min(c, reach * size / step)                    c = 1 for all other units
 
     ``lr`` is the peak of the schedule: the largest of the group's ``lr``, ``initial_lr`` and
     ``max_lr``. Warm-up and decay then act as the schedule means them. The first line keeps the
@@ -144,13 +141,12 @@ class Auto(UnitClipper):
         coefs = self.reach * sizes / steps
         if units.has_loose:
             # In float64 no square of a float32 number over- or underflows.
-            capped = torch.minimum(steps, CAP * sizes)
-            sums = view.backend.unit_sums(torch.stack([capped.square(), sizes.square()], dim=1))
+            sums = view.backend.unit_sums(torch.stack([steps.square(), sizes.square()], dim=1))
             lengths = (sums[:, 0] / sums[:, 1]).sqrt()
             # A tensor without elements has no length.
             moved = torch.where(units.counts & (sums[:, 1] > 0), lengths, 0.0).sum()
             shrink = torch.clamp(self.total / moved, max=1.0)
-            coefs = torch.where(units.loose, torch.minimum(coefs, shrink * (capped / steps)), coefs)
+            coefs = torch.where(units.loose, torch.minimum(coefs, shrink), coefs)
         # Zero gradients, and learning rates of zero, move nothing.
         coefs = torch.where(steps > 0, coefs.clamp(max=1.0), 1.0)
         bounds = torch.where(coefs < 1, norms * coefs, norms * (self.reach * sizes / steps))

@@ -13,7 +13,7 @@ from gclip_mm.clipping.rules.auto import is_proportional
 from tests.clipping.cases import equal
 
 AUTO = dict(type='Auto')
-REACH, TOTAL, CAP = 0.05, 0.3, 0.2
+REACH, TOTAL = 0.05, 0.3
 
 
 def make_net(seed=0):
@@ -55,15 +55,11 @@ def by_hand(net, gains, loose):
         steps[name] = gains[name] * rows.norm(dim=1)
         sizes[name] = sizes_of(name, param, loose)
         if name in loose and param.ndim > 1:
-            capped = torch.minimum(steps[name], CAP * sizes[name])
-            total += float(capped.norm() / sizes[name].norm())
+            total += float(steps[name].norm() / sizes[name].norm())
     shrink = min(1.0, TOTAL / total) if total else 1.0
     out = {}
     for name, param in params.items():
-        coef = (REACH * sizes[name] / steps[name]).clamp(max=1.0)
-        if name in loose:
-            cap = (CAP * sizes[name] / steps[name]).clamp(max=1.0)
-            coef = torch.minimum(coef, shrink * cap)
+        coef = (REACH * sizes[name] / steps[name]).clamp(max=shrink if name in loose else 1.0)
         coef = torch.where(steps[name] > 0, coef, 1.0)
         rows = units_of(name, param.grad.double()) * coef[:, None]
         if name == '3.weight':
