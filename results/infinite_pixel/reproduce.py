@@ -23,13 +23,14 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import itertools
 import json
 import math
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -48,20 +49,20 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import gclip_mm  # noqa: E402
-from gclip_mm.analysis.benchmark.measure import ratio, time_in_turn  # noqa: E402
+from gclip_mm.analysis.benchmark.measure import ratio  # noqa: E402
 
 CONFIG = 'configs/bccd/faster-rcnn_p3_tiny_bccd.py'
-#: The advisor's threshold for this detector at its learning rate (results/stability).
-MAX_NORM = 4.9
-CLIP = dict(type='NormClip', max_norm=MAX_NORM, nonfinite='skip')
+#: The advisor's ``max_norm`` for this detector, by learning rate (results/stability).
+MAX_NORM = {0.04: 4.9, 0.08: 2.5, 0.16: 1.2, 0.64: 0.31, 1.28: 0.15}
 VARIANTS = {
-    'clean': dict(type='GClipOptimWrapper', clip_grad=CLIP),
-    'skip': dict(type='GClipOptimWrapper', clip_grad=CLIP),
-    'skip_step_only': dict(type='SkipStepOnly', clip_grad=dict(max_norm=MAX_NORM)),
-    'stock': dict(type='OptimWrapper', clip_grad=dict(max_norm=MAX_NORM)),
+    'clean': dict(type='GClipOptimWrapper', clip_grad=dict(type='NormClip', nonfinite='skip')),
+    'skip': dict(type='GClipOptimWrapper', clip_grad=dict(type='NormClip', nonfinite='skip')),
+    'skip_step_only': dict(type='SkipStepOnly', clip_grad=dict()),
+    'stock': dict(type='OptimWrapper', clip_grad=dict()),
 }
 COLUMNS = (
     'variant',
+    'lr',
     'seed',
     'mAP',
     'iterations',
@@ -141,7 +142,7 @@ class SkipCheckHook(Hook):
         """Start counting."""
         SkipCheckHook.current = self
         self.metrics: dict[str, Any] = {}
-        self.counts = dict.fromkeys(COLUMNS[4:9], 0)
+        self.counts = dict.fromkeys(COLUMNS[5:10], 0)
 
     def before_train(self, runner: Runner) -> None:
         """Look at the buffers right after each forward pass, ahead of the backward pass."""
@@ -180,14 +181,18 @@ class SkipCheckHook(Hook):
         self.metrics = dict(metrics or {})
 
 
-def load(args: argparse.Namespace, variant: str) -> Config:
+def load(args: argparse.Namespace, variant: str, lr: float) -> Config:
     """The config of a training."""
     cfg = Config.fromfile(str(ROOT / CONFIG))
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = str(args.data).rstrip('/') + '/'
     cfg.train_cfg.update(max_iters=args.iterations, val_interval=args.iterations)
     cfg.param_scheduler[1].end = args.iterations
-    cfg.optim_wrapper = dict(cfg.optim_wrapper, **copy.deepcopy(VARIANTS[variant]))
+    cfg.optim_wrapper = dict(
+        type=VARIANTS[variant]['type'],
+        optimizer=dict(cfg.optim_wrapper.optimizer, lr=lr),
+        clip_grad=dict(VARIANTS[variant]['clip_grad'], max_norm=MAX_NORM[lr]),
+    )
     cfg.default_hooks.checkpoint.interval = 10**6
     cfg.custom_hooks = [dict(type='SkipCheckHook', priority='VERY_LOW')]
     if variant != 'clean':
@@ -196,10 +201,10 @@ def load(args: argparse.Namespace, variant: str) -> Config:
     return cfg
 
 
-def train(args: argparse.Namespace, variant: str, seed: int) -> None:
+def train(args: argparse.Namespace, variant: str, lr: float, seed: int) -> None:
     """One training, in this process; writes ``row.json`` to its folder."""
-    cfg = load(args, variant)
-    folder = args.work_dir / f'{variant}_s{seed}'
+    cfg = load(args, variant, lr)
+    folder = args.work_dir / f'{variant}_lr{lr:g}_s{seed}'
     cfg.work_dir, cfg.randomness = str(folder), dict(seed=seed)
     runner = Runner.from_cfg(cfg)
     start = time.perf_counter()
@@ -213,6 +218,7 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> None:
     history = runner.message_hub.log_scalars.get('train/nonfinite')
     row = dict(
         variant=variant,
+        lr=lr,
         seed=seed,
         # Without a detection the metric is missing.
         mAP=hook.metrics.get('coco/bbox_mAP', math.nan),
@@ -231,20 +237,20 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> None:
 def train_all(args: argparse.Namespace) -> None:
     """Train what has no result yet, and write the table."""
     rows = []
-    for seed in args.seeds:
-        for variant in args.variants:
-            folder = args.work_dir / f'{variant}_s{seed}'
-            if not (folder / 'row.json').exists():
-                words = [sys.executable, __file__, *sys.argv[1:], '--one', variant, str(seed)]
-                done = subprocess.run(words, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    sys.exit(f'{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}')
-            rows.append(json.loads((folder / 'row.json').read_text()))
-            print(rows[-1], flush=True)
-            (args.out / 'logs').mkdir(parents=True, exist_ok=True)
-            log = (folder / 'log.json').read_text()
-            (args.out / 'logs' / f'{variant}_s{seed}.json').write_text(log)
-    rows.sort(key=lambda row: (list(VARIANTS).index(row['variant']), row['seed']))
+    (args.out / 'logs').mkdir(parents=True, exist_ok=True)
+    for lr, seed, variant in itertools.product(args.lr, args.seeds, args.variants):
+        name = f'{variant}_lr{lr:g}_s{seed}'
+        folder = args.work_dir / name
+        if not (folder / 'row.json').exists():
+            words = [sys.executable, __file__, *sys.argv[1:]]
+            words += ['--one', variant, str(lr), str(seed)]
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(f'{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}')
+        rows.append(json.loads((folder / 'row.json').read_text()))
+        print(rows[-1], flush=True)
+        (args.out / 'logs' / f'{name}.json').write_text((folder / 'log.json').read_text())
+    rows.sort(key=lambda row: (row['lr'], list(VARIANTS).index(row['variant']), row['seed']))
     with (args.out / 'runs.csv').open('w', newline='') as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
         writer.writeheader()
@@ -254,13 +260,14 @@ def train_all(args: argparse.Namespace) -> None:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """The table of the README."""
-    print('| variant | mAP, each seed | mean | max - min | skipped steps | non-finite buffers |')
-    print('|---' * 6 + '|')
-    for variant in dict.fromkeys(row['variant'] for row in rows):
-        mine = [row for row in rows if row['variant'] == variant]
+    head = ('lr', 'variant', 'mAP, each seed', 'mean', 'max - min', 'skipped steps')
+    print('| ' + ' | '.join((*head, 'non-finite buffers')) + ' |\n' + '|---' * 7 + '|')
+    for lr, variant in dict.fromkeys((row['lr'], row['variant']) for row in rows):
+        mine = [row for row in rows if (row['lr'], row['variant']) == (lr, variant)]
         values = [row['mAP'] for row in mine]
         cells = [
-            variant,
+            f'{lr:g}',
+            f'`{variant}`',
             ', '.join(f'{value:.3f}' for value in values),
             f'{mean(values):.3f}',
             f'{max(values) - min(values):.3f}',
@@ -307,7 +314,7 @@ def engine_step(copies: int, gradient: float = 0.01) -> Any:
 
 def training_step(args: argparse.Namespace, folder: str) -> Any:
     """A training step of the tiny detector on one batch, which is loaded once."""
-    cfg = load(args, 'clean')
+    cfg = load(args, 'clean', 0.04)
     cfg.work_dir, cfg.log_level, cfg.custom_hooks = folder, 'ERROR', []
     cfg.optim_wrapper['optimizer'] = dict(cfg.optim_wrapper['optimizer'], lr=1e-12)
     cfg.param_scheduler = []
@@ -326,18 +333,36 @@ def training_step(args: argparse.Namespace, folder: str) -> Any:
     return step
 
 
+def cpu_seconds(
+    steps: dict[str, Any], prepare: Callable[[], object], rounds: int
+) -> dict[str, list[float]]:
+    """CPU time of every step in each round, in turn; the machine may have other work to do."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(-2, rounds):
+        for name, step in steps.items():
+            prepare()
+            start = time.process_time()
+            step()
+            if round_ >= 0:
+                times[name].append(time.process_time() - start)
+    return times
+
+
 def measure_cost(args: argparse.Namespace) -> None:
-    """Time the engine with and without buffers and a training step, in turn, in one process."""
+    """Time the engine with and without buffers, and a training step, in one process."""
+    engines = {
+        'engine': engine_step(0),
+        'engine, attach': engine_step(1),
+        'engine, MMEngine': engine_step(2),
+        'engine, skipped': engine_step(0, math.inf),
+        'engine, skipped, attach': engine_step(1, math.inf),
+    }
+    # A training step leaves nothing of the buffers in the caches of the CPU.
+    elsewhere = torch.zeros(16 * 2**20)
     with tempfile.TemporaryDirectory() as folder:
-        steps = {
-            'training step': training_step(args, folder),
-            'engine': engine_step(0),
-            'engine, attach': engine_step(1),
-            'engine, MMEngine': engine_step(2),
-            'engine, skipped': engine_step(0, math.inf),
-            'engine, skipped, attach': engine_step(1, math.inf),
-        }
-        times = time_in_turn(steps, lambda: None, torch.device('cpu'), args.rounds)
+        step = {'training step': training_step(args, folder)}
+        times = cpu_seconds(step, lambda: None, args.rounds)
+    times |= cpu_seconds(engines, lambda: elsewhere.add_(1), 10 * args.rounds)
     layers = batch_norms()
     pairs = {
         'attach': ('engine, attach', 'engine'),
@@ -350,16 +375,15 @@ def measure_cost(args: argparse.Namespace) -> None:
         'training_step': CONFIG,
         'threads': torch.get_num_threads(),
         'torch': torch.__version__,
-        'rounds': args.rounds,
-        'median_ms': {name: 1e3 * median(values) for name, values in times.items()},
+        'rounds': {'training step': args.rounds, 'engine': 10 * args.rounds},
+        'median_cpu_ms': {name: 1e3 * median(values) for name, values in times.items()},
     }
     for kind, (with_, without) in pairs.items():
-        extra = [a - b for a, b in zip(times[with_], times[without], strict=True)]
-        of_a_step = [e / t for e, t in zip(extra, times['training step'], strict=True)]
+        extra = median(a - b for a, b in zip(times[with_], times[without], strict=True))
         found[kind] = {
-            'buffers_ms': 1e3 * median(extra),
+            'buffers_cpu_ms': 1e3 * extra,
             'engine_with_buffers_over_without': ratio(times, with_, without),
-            'percent_of_a_training_step': 100 * median(of_a_step),
+            'percent_of_a_training_step': 100 * extra / median(times['training step']),
         }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / 'cost.json').write_text(json.dumps(found, indent=2) + '\n')
@@ -373,17 +397,18 @@ def main() -> None:
     parser.add_argument('--data', type=Path, default=ROOT / 'data' / 'BCCD')
     parser.add_argument('--out', type=Path, default=ROOT / 'results' / 'infinite_pixel')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/infinite_pixel'))
+    parser.add_argument('--lr', type=float, nargs='+', default=[0.04], choices=list(MAX_NORM))
     parser.add_argument('--iterations', type=int, default=120)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--variants', nargs='+', choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument('--cost', action='store_true', help='measure the cost; do not train')
-    parser.add_argument('--rounds', type=int, default=60, help='of the cost')
-    parser.add_argument('--one', nargs=2, metavar=('VARIANT', 'SEED'), help=argparse.SUPPRESS)
+    parser.add_argument('--rounds', type=int, default=30, help='of the cost')
+    parser.add_argument('--one', nargs=3, metavar=('VARIANT', 'LR', 'SEED'), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.cost:
         measure_cost(args)
     elif args.one:
-        train(args, args.one[0], int(args.one[1]))
+        train(args, args.one[0], float(args.one[1]), int(args.one[2]))
     else:
         train_all(args)
 
