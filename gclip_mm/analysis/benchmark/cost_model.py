@@ -134,6 +134,18 @@ def cost(rule: str, model: Model, shards: int, bytes_each: int = 4, folds: bool 
             3,
             0,
         ),
+        # As AGC, and the sums over each matrix of steps and sizes, before anything is scaled.
+        'Auto': Cost(
+            3 * grads,
+            grads,
+            (
+                WIDE * (model.tensors + 2 * model.vectors),
+                2 * WIDE * model.matrices,
+                3 * WIDE * model.matrices,
+            ),
+            3,
+            0,
+        ),
         # Norm before; clamp; norm after; how many were cut.
         'ValueClip': Cost(3 * grads, grads, (each, each, each), 3, 0),
         'AdaClip': Cost(4 * grads, grads, (each, tops, each, each), 4, 2 * model.tensors * WIDE),
