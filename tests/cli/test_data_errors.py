@@ -16,7 +16,8 @@ from mmengine.runner import Runner
 
 import gclip_mm.engine  # noqa: F401
 from gclip_mm.cli.data_errors import explain_bad_data
-from gclip_mm.engine.launch import LaunchError, explain_missing_data
+from gclip_mm.cli.launch import explain_missing_data
+from gclip_mm.engine.configs import LaunchError
 
 pytest.importorskip('mmdet.datasets')
 

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize('what', ['step', 'a function that calls step'])
 def test_fullgraph_raises_an_error_with_the_alternatives(what):
+    # Other tests may have compiled the step so often that dynamo has given it up.
+    torch._dynamo.reset()
     p = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([p], lr=0.1)
     attach(optimizer, dict(max_norm=0.1))
@@ -31,6 +33,8 @@ def test_fullgraph_raises_an_error_with_the_alternatives(what):
 
 
 def test_step_compiled_without_fullgraph_is_clipped():
+    # Other tests may have compiled the step so often that dynamo has given it up.
+    torch._dynamo.reset()
     p = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([p], lr=0.1)
     handle = attach(optimizer, dict(max_norm=0.1))
