@@ -1,7 +1,7 @@
 """One infinite pixel in one photo of a hundred: a detector with batch norm, skipping or not.
 
-    OMP_NUM_THREADS=1 python results/infinite_pixel/reproduce.py --out results/infinite_pixel
-    OMP_NUM_THREADS=1 python results/infinite_pixel/reproduce.py --cost --out results/infinite_pixel
+    OMP_NUM_THREADS=1 python results/infinite_pixel/reproduce.py
+    OMP_NUM_THREADS=1 python results/infinite_pixel/reproduce.py --cost
 
 The first command trains every variant with every seed, each training in a process of its own, and
 writes ``runs.csv`` and ``logs/``. The second measures what keeping the buffers costs and writes
@@ -15,7 +15,9 @@ Variants:
   buffers, weights and momentum after a skipped step are bit-identical to before it;
 * ``skip_step_only``: the infinite pixel; stock ``OptimWrapper`` whose ``step`` returns early if the
   gradient norm is not finite, and which does not restore buffers;
-* ``stock``: the infinite pixel; stock ``OptimWrapper`` with the same ``max_norm``.
+* ``stock``: the infinite pixel; stock ``OptimWrapper`` with the same ``max_norm``;
+* ``fewer_steps``: the photos as they are, but no step in the iterations in which ``skip`` has the
+  infinite pixel in its batch. Separates the cost of fewer steps from traces of a skipped step.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ VARIANTS = {
     'skip': dict(type='GClipOptimWrapper', clip_grad=dict(type='NormClip', nonfinite='skip')),
     'skip_step_only': dict(type='SkipStepOnly', clip_grad=dict()),
     'stock': dict(type='OptimWrapper', clip_grad=dict()),
+    'fewer_steps': dict(type='StepUnlessMarked', clip_grad=dict()),
 }
 COLUMNS = (
     'variant',
@@ -82,14 +85,22 @@ COLUMNS = (
 
 @TRANSFORMS.register_module()
 class InfinitePixel(BaseTransform):
-    """Makes the middle pixel infinite in every hundredth image; goes last before packing."""
+    """Makes the middle pixel infinite in every hundredth image; goes last before packing.
+
+    Args:
+        value: of the pixel; None leaves the image as it is. Its dtype, float32, marks it.
+    """
+
+    def __init__(self, value: float | None = math.inf) -> None:
+        self.value = value
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Take ``img`` (H, W, 3) uint8 and ``sample_idx``; ``img`` is then float32."""
         if results['sample_idx'] % 100 == 50:
             results['img'] = results['img'].astype(np.float32)
             height, width = results['img'].shape[:2]
-            results['img'][height // 2, width // 2] = np.inf
+            if self.value is not None:
+                results['img'][height // 2, width // 2] = self.value
         return results
 
 
@@ -104,6 +115,18 @@ class SkipStepOnly(OptimWrapper):
         grads = [p.grad for group in self.param_groups for p in group['params']]
         norms = torch._foreach_norm([grad for grad in grads if grad is not None])
         self.skipped = not bool(torch.stack(norms).isfinite().all())
+        if not self.skipped:
+            super().step(**kwargs)
+
+
+@OPTIM_WRAPPERS.register_module()
+class StepUnlessMarked(OptimWrapper):
+    """Does not update in an iteration that has been marked by :class:`SkipCheckHook`."""
+
+    skipped = False
+
+    def step(self, **kwargs: Any) -> None:
+        """Clip and update the parameters."""
         if not self.skipped:
             super().step(**kwargs)
 
@@ -158,6 +181,9 @@ class SkipCheckHook(Hook):
             image.is_floating_point() and bool(image.isinf().any())
             for image in data_batch['inputs']
         )
+        if isinstance(runner.optim_wrapper, StepUnlessMarked):
+            marked = (image.is_floating_point() for image in data_batch['inputs'])
+            runner.optim_wrapper.skipped = any(marked)
         self._before = content(tensors_of(runner))
 
     def after_train_iter(
@@ -197,7 +223,8 @@ def load(args: argparse.Namespace, variant: str, lr: float) -> Config:
     cfg.custom_hooks = [dict(type='SkipCheckHook', priority='VERY_LOW')]
     if variant != 'clean':
         pipeline = cfg.train_dataloader.dataset.pipeline
-        pipeline.insert(len(pipeline) - 1, dict(type='InfinitePixel'))
+        value = None if variant == 'fewer_steps' else math.inf
+        pipeline.insert(len(pipeline) - 1, dict(type='InfinitePixel', value=value))
     return cfg
 
 
