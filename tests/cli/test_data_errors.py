@@ -23,7 +23,7 @@ pytest.importorskip('mmdet.datasets')
 
 STOCK = Compose.__call__
 PIPELINE = (
-    dict(type='mmdet.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='mmdet.LoadAnnotations', with_bbox=True),
     dict(type='mmdet.PackDetInputs'),
 )

@@ -26,7 +26,7 @@ RULES['ZClip'] = dict(type='ZClip', warmup_steps=2, z_threshold=0.5, max_norm=No
 RULES['AdaGC'] = dict(type='AdaGC', warmup_steps=2, beta=0.9)
 RULES['carry'] = dict(type='NormClip', max_norm=0.5, carry=True)
 #: Rules that the flat parameters of FSDP1 do not allow.
-NOT_ON_FLAT = ('AGC', 'SpikeClip', 'carry')
+NOT_ON_FLAT = ('AGC', 'Auto', 'SpikeClip', 'carry')
 FULL, LOCAL = (dict(type='FSDPStrategy', state_dict_cfg=kind) for kind in ('full', 'local'))
 
 
