@@ -184,6 +184,11 @@ class Backend:
         norm, bound = (combine(part, exact=False) for part in (post, bounds))
         return norm, bound, clipped.sum(), len(post)
 
+    @property
+    def unit_count(self) -> int:
+        """Number of units of the whole tensors."""
+        return sum(self._plan.sizes)
+
     @cached_property
     def unit_owner(self) -> Tensor:
         """Which of the N parameters each unit belongs to, (U,) int64, on their device."""
@@ -297,11 +302,21 @@ class ShardedBackend(Backend):
         assert self._reduction is not None
         return self._reduction.totals(post, bounds, clipped)
 
+    @property
+    def unit_count(self) -> int:
+        assert self._reduction is not None
+        return self._reduction.count
+
     def unit_sums(self, values: Tensor) -> Tensor:
         assert self._reduction is not None
         sums = values.new_zeros(len(self._infos), values.shape[1])
-        sums[torch.tensor(self._plan.order, device=values.device)] = self._reduction.sums(values)
+        sums[self._order.to(values.device)] = self._reduction.sums(values)
         return sums
+
+    @cached_property
+    def _order(self) -> Tensor:
+        """The order of the parameters in the flat vector of units, (N,) int64, on their device."""
+        return torch.tensor(self._plan.order, device=self._plan.grad_norms.device)
 
     def change_norms(self, before: list[Tensor]) -> Tensor:
         assert self._reduction is not None

@@ -10,7 +10,8 @@ from __future__ import annotations
 from torch import nn
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
-_NORMS = (*_BATCH_NORMS, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
+#: Those that normalise what a convolution or a linear layer before them puts out, per channel.
+_CHANNEL_NORMS = (*_BATCH_NORMS, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
 
 
 def followers(model: nn.Module | None) -> dict[int, nn.Module]:
@@ -28,13 +29,18 @@ def followers(model: nn.Module | None) -> dict[int, nn.Module]:
     found: dict[int, nn.Module] = {}
     before: nn.Module | None = None
     for module in model.modules():
-        is_norm = isinstance(module, _NORMS)
+        is_norm = isinstance(module, _CHANNEL_NORMS)
         if not is_norm and next(module.parameters(recurse=False), None) is None:
             continue
         if is_norm and before is not None and _channels(before) == _width(module):
             found[id(before)] = module
         before = None if is_norm else module
     return found
+
+
+def is_norm_layer(module: nn.Module | None) -> bool:
+    """Whether the module is a normalisation layer, of whatever kind."""
+    return isinstance(module, (*_CHANNEL_NORMS, nn.LayerNorm))
 
 
 def is_live(norm: nn.Module | None) -> bool:

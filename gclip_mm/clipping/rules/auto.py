@@ -78,6 +78,7 @@ class Auto(UnitClipper):
         self._has_model = self._has_warned = False
         self._norms: dict[int, nn.Module] = {}
         self._units: dict[int, tuple[GradView, AutoUnits]] = {}
+        self._kept: GradView | None = None
         self._before: list[Tensor] = []
         self._sizes: Tensor | None = None
 
@@ -128,9 +129,6 @@ class Auto(UnitClipper):
     # -- the gradient's side ---------------------------------------------------------------------
     def decide(self, norms: Tensor, weights: Tensor, view: GradView) -> tuple[Tensor, Tensor]:
         units = self._units_of(view)
-        if self.bounds_updates:
-            self._sizes = units.sizes(weights)
-            return torch.ones_like(norms), torch.full_like(norms, math.inf)
         steps = norms.double() * units.rates(_gain).to(norms.device)
         return self._bounded(steps, units.sizes(weights), units, view, norms)
 
@@ -154,20 +152,19 @@ class Auto(UnitClipper):
 
     # -- the update's side -----------------------------------------------------------------------
     def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
-        outcome = super().clip(view, measure, finite)
-        if self.bounds_updates:
-            self._keep(view.params)
-            return outcome._replace(threshold=math.inf)
-        return outcome
+        if not self.bounds_updates:
+            return super().clip(view, measure, finite)
+        self._sizes = self._units_of(view).sizes(view.backend.unit_weights())
+        self._keep(view)
+        return Outcome(None, measure.norm, math.inf, 0.0, max(view.backend.unit_count, 1))
 
-    def _keep(self, params: list[Tensor]) -> None:
+    def _keep(self, view: GradView) -> None:
         """Copy the weights, into the memory of the last copy."""
-        detached = [param.detach() for param in params]
-        if [(t.shape, t.dtype, t.device) for t in self._before] != [
-            (t.shape, t.dtype, t.device) for t in detached
-        ]:
-            self._before = [torch.empty_like(t) for t in detached]
-        torch._foreach_copy_(self._before, detached)
+        params = view.params
+        if self._kept is not view:
+            self._kept = view
+            self._before = [torch.empty_like(param) for param in params]
+        torch._foreach_copy_(self._before, params)
 
     def after_step(self, view: GradView) -> None:
         """Take back what the step moved beyond the bound."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..gradients.norm_layers import is_live
+from ..gradients.norm_layers import is_live, is_norm_layer
 from ..gradients.view import GradView
 
 #: Kaiming's initialisation gives every row and filter a norm of sqrt(2), whatever its fan-in.
@@ -46,8 +46,11 @@ class AutoUnits:
         self._numels = [info.param.numel() for info in view.infos]
         self._is_weight = [layout.dims is not None for layout in view.layouts]
         # A norm layer's own gains and biases, whose layer follows nothing.
-        self._is_gain = [_is_norm(info.module) for info in view.infos]
-        self._modes: tuple[bool, ...] | None = None
+        modules = [info.module for info in view.infos]
+        self._own = [module if is_norm_layer(module) else None for module in modules]
+        used = {id(module): module for module in (*norms, *self._own) if module is not None}
+        self._used = list(used.values())
+        self._modes: list[bool] | None = None
         #: (U,) bool, units of parameters that no live norm layer follows.
         self.loose: Tensor = torch.zeros(0)
         #: (N,) bool, the weights among those parameters.
@@ -56,12 +59,12 @@ class AutoUnits:
 
     def refresh(self) -> None:
         """Look again which norm layers are at work; they may be switched during training."""
-        modes = tuple(is_live(norm) for norm in self._norms)
-        own = tuple(is_live(gain) if gain is not None else False for gain in self._is_gain)
-        if (modes + own) == self._modes:
+        modes = [norm.training for norm in self._used]
+        if modes == self._modes:
             return
-        self._modes = modes + own
-        loose = [not (live or mine) for live, mine in zip(modes, own, strict=True)]
+        self._modes = modes
+        pairs = zip(self._norms, self._own, strict=True)
+        loose = [not (is_live(norm) or is_live(own)) for norm, own in pairs]
         device = self._owner.device
         self.loose = torch.tensor(loose, device=device)[self._owner]
         columns = loose, self._is_weight, self._numels
@@ -89,14 +92,3 @@ def _floor(is_loose: bool, is_weight: bool, numel: int) -> float:
     if not is_weight:
         return FLOOR_VECTOR * math.sqrt(numel)
     return FLOOR_ROW if is_loose else FLOOR_NORMALIZED
-
-
-def _is_norm(module: nn.Module | None) -> nn.Module | None:
-    """The module, if it is a normalisation layer."""
-    kinds = (
-        nn.modules.batchnorm._BatchNorm,
-        nn.modules.instancenorm._InstanceNorm,
-        nn.GroupNorm,
-        nn.LayerNorm,
-    )
-    return module if isinstance(module, kinds) else None
