@@ -1,4 +1,4 @@
-"""What the sub-commands share: the parser, ``--json`` and ``--cfg-options``."""
+"""What the sub-commands share: the parser, the common arguments, and how an error is reported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,21 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         '--cfg-options',
         nargs='+',
         action=DictAction,
-        help='override settings of the config, as key=value',
+        help='override settings of the config, as key=value: a.b=1, a.b="[1,2]", a.0.b="(1,2)"; '
+        'no white space inside a value',
     )
+
+
+def add_launcher(parser: argparse.ArgumentParser, script: str) -> None:
+    """Add ``--launcher`` and ``--local-rank``; ``script`` starts the command on several GPUs."""
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help=f'how the processes were started; {script} sets it',
+    )
+    # torch.distributed.launch passes it with a hyphen, and before PyTorch 2.0 with an underscore.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +72,16 @@ def add_json(parser: argparse.ArgumentParser) -> None:
         help='print one JSON object on stdout, and everything else on stderr; numbers that are '
         'not finite are the strings "nan", "inf" and "-inf"',
     )
+
+
+def exit_code(run: Callable[[], object], *expected: type[Exception]) -> int:
+    """Run a command: 0, or 1 and one line on stderr for an error of an expected class."""
+    try:
+        run()
+    except expected as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    return 0
 
 
 @contextlib.contextmanager

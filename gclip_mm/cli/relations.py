@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from ..scene_graph.visualization.drawing import draw
 from ..scene_graph.visualization.graph import build_graph
-from .arguments import add_cfg_options, new_parser
+from .arguments import add_cfg_options, exit_code, new_parser
 
 DESCRIPTION = """\
 Draw images of a scene-graph data set with their boxes, relations and scene.
@@ -180,9 +179,4 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None, prog: str = 'gclip relations') -> int:
     """Run the command; returns the exit code."""
     args = parse_args(argv, prog)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: run(args), ValueError, OSError)

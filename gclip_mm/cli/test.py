@@ -7,14 +7,14 @@ import os
 import sys
 from copy import deepcopy
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..clipping import ClipConfigError
 from ..engine.configs import LaunchError, load_config
 from ..engine.dist import close_distributed, set_up_cpu_distributed
-from .arguments import add_config, new_parser
+from .arguments import add_cfg_options, add_config, add_launcher, new_parser
 from .launch import explain_missing_data, limit_dynamo_cache
 
 
@@ -38,22 +38,9 @@ def build_parser(prog: str = 'gclip test') -> argparse.ArgumentParser:
     parser.add_argument(
         '--wait-time', type=float, default=2, help='seconds that --show keeps an image up'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config, as key=value: a.b=1, a.b="[1,2]", a.0.b="(1,2)"; '
-        'no white space inside a value',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes were started; tools/dist_test.sh sets it',
-    )
+    add_cfg_options(parser)
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
-    # torch.distributed.launch passes it with a hyphen, and before PyTorch 2.0 with an underscore.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    add_launcher(parser, 'tools/dist_test.sh')
     return parser
 
 

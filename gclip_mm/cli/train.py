@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -15,7 +15,7 @@ from ..engine.apply_clip import load_clipped
 from ..engine.checkpoints.resume import ResumeError, find_resumable
 from ..engine.configs import LaunchError
 from ..engine.dist import close_distributed, set_up_cpu_distributed
-from .arguments import add_config, new_parser
+from .arguments import add_cfg_options, add_config, add_launcher, new_parser
 from .data_errors import explain_bad_data
 from .launch import (
     check_clipping,
@@ -62,21 +62,8 @@ def build_parser(prog: str = 'gclip train') -> argparse.ArgumentParser:
         const='auto',
         help='resume from this checkpoint; without a path, from the latest one in the work dir',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config, as key=value: a.b=1, a.b="[1,2]", a.0.b="(1,2)"; '
-        'no white space inside a value',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes were started; tools/dist_train.sh sets it',
-    )
-    # torch.distributed.launch passes it with a hyphen, and before PyTorch 2.0 with an underscore.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    add_cfg_options(parser)
+    add_launcher(parser, 'tools/dist_train.sh')
     return parser
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from ...scene_graph.datasets.json_file import read_json
 from ...scene_graph.datasets.writer import SceneGraphWriter
-from ..arguments import new_parser
+from ..arguments import exit_code, new_parser
 
 DESCRIPTION = """\
 Convert Open Images visual relationships (arXiv 1811.00982) to scene-graph JSON.
@@ -258,9 +257,4 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None, prog: str = 'gclip convert openimages') -> int:
     """Run the command; returns the exit code."""
     args = parse_args(argv, prog)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: run(args), ValueError, OSError)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from ...scene_graph.datasets.json_file import read_json
 from ...scene_graph.datasets.writer import SceneGraphWriter
-from ..arguments import new_parser
+from ..arguments import exit_code, new_parser
 
 DESCRIPTION = """\
 Convert PSG, Panoptic Scene Graphs (Yang et al., arXiv 2207.11247), to scene-graph JSON.
@@ -164,9 +163,4 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None, prog: str = 'gclip convert psg') -> int:
     """Run the command; returns the exit code."""
     args = parse_args(argv, prog)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: run(args), ValueError, OSError)
