@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from .run_logs import killed_run  # noqa: F401
 from .spike_data import faulty_images, spiked_run  # noqa: F401
 
 TOY = Path(__file__).resolve().parents[1] / 'cli' / 'toy'

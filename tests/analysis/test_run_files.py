@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 from gclip_mm.analysis import run_files
 from gclip_mm.analysis.run_files import Scalars
-
-
-def log_rows(work_dir: Path, timestamp: str, rows: list[dict], tail: str = '') -> None:
-    folder = work_dir / timestamp / 'vis_data'
-    folder.mkdir(parents=True)
-    (folder / 'scalars.json').write_text(''.join(json.dumps(r) + '\n' for r in rows) + tail)
-    (work_dir / timestamp / f'{timestamp}.log').write_text('log')
-
-
-def train_row(step: int, loss: float, **more: float) -> dict:
-    return {'lr': 0.1, 'loss': loss, 'step': step, 'iter': step, **more}
-
-
-METRICS = {'coco/bbox_mAP': 0.51, 'coco/bbox_mAP_50': 0.83, 'coco/bbox_mAP_75': 0.5, 'step': 30}
+from tests.analysis.run_logs import LEFT_OUT, METRICS, clipped_rows, log_rows, train_row
 
 
 def test_resumed_run_is_read_as_one_run(tmp_path):
@@ -50,23 +35,8 @@ def test_checkpoint_of_moved_work_dir_is_found(tmp_path):
     assert run_files.find_checkpoint(tmp_path) == tmp_path / 'iter_20.pth'
 
 
-#: What the record of a step that was left out says.
-LEFT_OUT = dict(nonfinite=1.0, clip_coef=0.0, clip_threshold=math.nan)
-
-
-def rows(steps, factor=1.0, **more):
-    return [
-        dict(
-            lr=0.1, loss=factor / s, grad_norm=factor * 10 / s, grad_norm_post=1.0,
-            clip_threshold=1.0, clip_coef=0.5, clip_fraction=0.25, nonfinite=0.0,
-            step=s, iter=s, **more,
-        )
-        for s in steps
-    ]  # fmt: skip
-
-
 def test_run_that_only_skips_is_lost_despite_a_finite_loss():
-    data = rows(range(5, 65, 5))
+    data = clipped_rows(range(5, 65, 5))
     for row in data[3:]:
         row |= dict(LEFT_OUT, grad_norm=math.inf)
     assert Scalars(data, []).lost_from() == 20
@@ -74,7 +44,7 @@ def test_run_that_only_skips_is_lost_despite_a_finite_loss():
 
 def test_window_maximum_of_nonfinite_does_not_mark_a_run_lost():
     """``nonfinite`` as docs/telemetry.md has it logged, with one skipped step in each window."""
-    data = rows(range(10, 60, 10))
+    data = clipped_rows(range(10, 60, 10))
     for row in data[2:]:
         row |= dict(nonfinite=1.0, loss=math.nan, grad_norm=math.nan)
     assert Scalars(data, []).lost_from() is None
@@ -82,7 +52,7 @@ def test_window_maximum_of_nonfinite_does_not_mark_a_run_lost():
 
 
 def test_run_that_zeroes_gradients_and_learns_is_not_lost():
-    data = rows(range(10, 60, 10))
+    data = clipped_rows(range(10, 60, 10))
     for row in data:
         row |= dict(nonfinite=1.0, grad_norm=math.inf)
     assert Scalars(data, []).lost_from() is None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gclip_mm.cli import train as train_command
+from tests.analysis.run_logs import killed_run  # noqa: F401
 from tests.analysis.spike_data import faulty_images, spiked_run  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -10,55 +9,13 @@ import pytest
 from gclip_mm.analysis.pictures.clipping import COLORS, draw
 from gclip_mm.analysis.run_files import Scalars, read_scalars
 from gclip_mm.cli import plot as tool
-
-#: What the record of a step that was left out says.
-LEFT_OUT = dict(nonfinite=1.0, clip_coef=0.0, clip_threshold=math.nan)
-
-
-def write(path, rows):
-    path.mkdir(parents=True)
-    file = path / 'scalars.json'
-    file.write_text('\n'.join(json.dumps(row) for row in rows) + '\n')
-    return file
-
-
-def rows(steps, factor=1.0, **more):
-    return [
-        dict(
-            lr=0.1, loss=factor / s, grad_norm=factor * 10 / s, grad_norm_post=1.0,
-            clip_threshold=1.0, clip_coef=0.5, clip_fraction=0.25, nonfinite=0.0,
-            step=s, iter=s, **more,
-        )
-        for s in steps
-    ]  # fmt: skip
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run that was killed after step 40 and resumed from 20, with a skipped step at 30."""
-    first = rows(range(10, 50, 10))
-    second = rows(range(30, 60, 10), factor=2.0)
-    second[0] |= dict(grad_norm=math.nan, nonfinite=1.0)
-    write(tmp_path / 'run' / '20240101_000000' / 'vis_data', first)
-    file = write(tmp_path / 'run' / '20240101_000100' / 'vis_data', second)
-    with file.open('a') as log:
-        log.write(json.dumps({'coco/bbox_mAP': 0.5, 'step': 50}) + '\n')
-        log.write(json.dumps({'module_grad_norm.head': 3.0, 'step': 50}) + '\n')
-        log.write('{"lr": 0.1, "los')
-    return tmp_path / 'run'
-
-
-def lines(axes):
-    return {
-        (line.get_linestyle(), line.get_color()): (line.get_xdata(), line.get_ydata())
-        for line in axes.lines
-    }
+from tests.analysis.run_logs import LEFT_OUT, clipped_rows, lines, write_scalars
 
 
 @pytest.mark.parametrize('near', ['', '20240101_000100', '20240101_000100/vis_data/scalars.json'])
-def test_run_by_folder_timestamp_or_file(run, tmp_path, near, capsys):
+def test_run_by_folder_timestamp_or_file(killed_run, tmp_path, near, capsys):
     out = tmp_path / 'new' / 'x.png'
-    assert tool.main([str(run / near), '--out', str(out)]) == 0
+    assert tool.main([str(killed_run / near), '--out', str(out)]) == 0
     assert out.stat().st_size > 10_000
     text = capsys.readouterr().out
     assert '1 of them with a non-finite gradient' in text
@@ -68,13 +25,13 @@ def test_run_by_folder_timestamp_or_file(run, tmp_path, near, capsys):
 @pytest.mark.parametrize('first_nan', [0, 2])
 @pytest.mark.parametrize('clips', [False, True])
 def test_lost_run_is_labelled_with_its_first_lost_step(tmp_path, capsys, first_nan, clips):
-    data = rows(range(10, 60, 10))
+    data = clipped_rows(range(10, 60, 10))
     for row in data[first_nan:]:
         row |= dict(loss=math.nan, grad_norm=math.nan, **LEFT_OUT)
     if not clips:
         data = [dict(lr=0.1, loss=row['loss'], step=row['step']) for row in data]
-    file = write(tmp_path / 'lost', data)
-    write(tmp_path / 'recovers', [*data[: first_nan + 1], *rows([60])])
+    file = write_scalars(tmp_path / 'lost', data)
+    write_scalars(tmp_path / 'recovers', [*data[: first_nan + 1], *clipped_rows([60])])
     scalars = {name: read_scalars(tmp_path / name) for name in ('lost', 'recovers')}
     loss = draw(scalars).axes[0]
     step = data[first_nan]['step']
@@ -87,11 +44,11 @@ def test_lost_run_is_labelled_with_its_first_lost_step(tmp_path, capsys, first_n
 
 def test_run_saved_by_a_skipped_step_is_not_lost(tmp_path, capsys):
     """MMEngine's means are NaN for the whole of its window, here to the end of the log."""
-    data = rows(range(5, 65, 5))
+    data = clipped_rows(range(5, 65, 5))
     for row in data[1:]:
         row |= dict(loss=math.nan, grad_norm=math.nan)
     data[4] |= LEFT_OUT
-    file = write(tmp_path / 'saved', data)
+    file = write_scalars(tmp_path / 'saved', data)
     scalars = read_scalars(file)
     assert scalars.lost_from() is None and scalars.nonfinite_steps() == [10, 25]
     # The last step of the log being one of them does not make it lost either.
@@ -110,11 +67,11 @@ def test_several_optimizers_are_separate_lines(tmp_path, capsys):
         shared = ('step', 'iter', 'loss')
         return [
             {key if key in shared else f'{name}.{key}': value for key, value in row.items()}
-            for row in rows(range(10, 60, 10), factor)
+            for row in clipped_rows(range(10, 60, 10), factor)
         ]
 
     merged = [a | b for a, b in zip(renamed('head', 1), renamed('backbone', 3), strict=True)]
-    file = write(tmp_path / 'gan', merged)
+    file = write_scalars(tmp_path / 'gan', merged)
     scalars = read_scalars(file)
     assert scalars.members() == ['head', 'backbone']
     assert scalars.member('backbone').series('grad_norm')[1] == [3.0, 1.5, 1.0, 0.75, 0.6]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import cv2
@@ -13,25 +12,12 @@ from mmengine.config import Config
 from mmengine.runner import save_checkpoint
 
 from gclip_mm.cli import compare, report
+from tests.analysis.run_logs import METRICS, log_rows, train_row
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 QUICKSTART = ROOT / 'configs/quickstart/faster-rcnn_tiny_shapescenes.py'
-
-
-def log_rows(work_dir: Path, timestamp: str, rows: list[dict], tail: str = '') -> None:
-    folder = work_dir / timestamp / 'vis_data'
-    folder.mkdir(parents=True)
-    (folder / 'scalars.json').write_text(''.join(json.dumps(r) + '\n' for r in rows) + tail)
-    (work_dir / timestamp / f'{timestamp}.log').write_text('log')
-
-
-def train_row(step: int, loss: float, **more: float) -> dict:
-    return {'lr': 0.1, 'loss': loss, 'step': step, 'iter': step, **more}
-
-
-METRICS = {'coco/bbox_mAP': 0.51, 'coco/bbox_mAP_50': 0.83, 'coco/bbox_mAP_75': 0.5, 'step': 30}
 
 
 @pytest.mark.parametrize('missing', ['scalars', 'config', 'checkpoint'])

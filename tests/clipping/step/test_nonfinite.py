@@ -9,31 +9,13 @@ from torch import nn
 from gclip_mm import NonFiniteGradientError, attach
 from gclip_mm.clipping import LOG_KEYS
 from tests.clipping.cases import CASES, equal, make_optimizer
+from tests.clipping.steps import gradients, make_params, set_grads
 
-SHAPES = [(3, 2), (3,), (2, 3)]
 OPTIMIZERS = {
     'SGD': lambda params, fused: torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=fused),
     'Adam': lambda params, fused: torch.optim.Adam(params, lr=0.01, weight_decay=0.1, fused=fused),
     'AdamW': lambda params, fused: torch.optim.AdamW(params, lr=0.01, amsgrad=True, fused=fused),
 }
-
-
-def make_params():
-    rng = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(shape, generator=rng)) for shape in SHAPES]
-
-
-def gradients(step, spoil=None):
-    rng = torch.Generator().manual_seed(10 + step)
-    grads = [torch.randn(shape, generator=rng) for shape in SHAPES]
-    if spoil is not None:
-        grads[2][0, 1] = spoil
-    return grads
-
-
-def set_grads(params, grads):
-    for p, g in zip(params, grads, strict=True):
-        p.grad = g.clone()
 
 
 def everything(params, optimizer, handle):
