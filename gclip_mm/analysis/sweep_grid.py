@@ -183,7 +183,7 @@ class RuleSummary:
         best_lr, best_mean, best_spread: the rate with the best mean metric, that mean, and the
             standard deviation over its seeds.
         largest_lr: the largest rate at which every seed trained to the end with a mean of at least
-            :func:`enough`; None: there is no such rate.
+            :func:`enough`; None: no rate qualifies.
         ratio: ``largest_lr`` over that without clipping; NaN if either is missing.
     """
 

@@ -140,7 +140,7 @@ def load_clipped(
         launcher: the value of ``--launcher``.
 
     Raises:
-        LaunchError: there is no such config.
+        LaunchError: the config does not exist.
         ClipConfigError: see :func:`apply_clip`.
     """
     if recipe is None:
@@ -180,7 +180,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     """The ``clip_grad`` dict of a recipe: of a file, of its name, or of ``key=value,...``.
 
     Raises:
-        ClipConfigError: there is no such file, or it sets no ``optim_wrapper.clip_grad``.
+        ClipConfigError: the file does not exist, or sets no ``optim_wrapper.clip_grad``.
     """
     if '=' in recipe:
         return _parse_inline(recipe)

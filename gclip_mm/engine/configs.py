@@ -26,7 +26,7 @@ def find_config(name: str) -> str:
             configs that the package ships.
 
     Raises:
-        LaunchError: there is no such file; the message names the nearest ones.
+        LaunchError: the file does not exist; the message names the nearest ones.
     """
     if '::' in name:
         package, _, relative = name.partition('::')
@@ -71,7 +71,7 @@ def load_config(
         launcher: the value of ``--launcher``.
 
     Raises:
-        LaunchError: there is no such config.
+        LaunchError: the config does not exist.
     """
     path = find_config(name)
     cfg = Config.fromfile(path)

@@ -1,4 +1,4 @@
-"""The engine: clips the gradients of one optimizer, whoever calls its ``step``.
+"""The engine: clips the gradients of one optimizer, in every call of its ``step``.
 
 It is called by the seam (:mod:`gclip_mm.clipping.step.optimizer`), ahead of ``optimizer.step``. By
 then a GradScaler has decided whether the step is taken and has unscaled the gradients, except for a

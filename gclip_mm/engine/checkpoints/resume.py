@@ -33,7 +33,7 @@ def check_checkpoint(path: str | Path) -> str | None:
     if path.is_dir():
         return _check_shards(path)
     if not path.is_file():
-        return 'there is no such file'
+        return 'the file does not exist'
     try:
         is_zip = zipfile.is_zipfile(path)
         if is_zip:

@@ -38,7 +38,7 @@ def clippable(thing: object) -> Optimizer:
     over ranks) has to happen in every step.
 
     Raises:
-        ClipConfigError: there is no such optimizer; the message says which object to give.
+        ClipConfigError: it cannot be clipped; the message says which object to give.
     """
     if not isinstance(thing, Optimizer):
         raise ClipConfigError(
