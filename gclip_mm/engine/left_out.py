@@ -43,17 +43,11 @@ class StepWatch:
             knows.
         """
         engines = [GradClipEngine.on(optimizer) for optimizer in _optimizers(wrapper)]
-        flags = [self._look(engine) for engine in engines if engine is not None]
-        flags = [flag for flag in flags if flag is not None]
+        looks = [self._look(engine) for engine in engines if engine is not None]
+        flags = [flag for flag in looks if flag is not None]
         if not flags:
             return None
-        if None in engines or any(flag is False for flag in flags):
-            return False
-        on_device = [flag for flag in flags if isinstance(flag, Tensor)]
-        if len(on_device) < 2:
-            return on_device[0] if on_device else True
-        device = on_device[0].device
-        return torch.stack([(flag != 0).to(device) for flag in on_device]).all()
+        return False if None in engines else all_left_out(flags)
 
     def _look(self, engine: GradClipEngine) -> bool | Tensor | None:
         record, steps = engine.last_record, engine.steps
@@ -61,11 +55,20 @@ class StepWatch:
         if record is before:
             return None
         self._seen[engine] = (record, steps)
-        flag, count = engine.last_skipped, steps - steps_before
-        if flag is False or count < 2:
-            return flag
-        # Several steps in one iteration, of which only the last one has left its flag.
-        return not isinstance(flag, Tensor) and engine.skips.count >= count
+        # A model may step several times in one iteration, as GANs and SAM do.
+        flags = list(engine.recent_skips)[-max(steps - steps_before, 1) :]
+        return all_left_out(flags)
+
+
+def all_left_out(flags: list[bool | Tensor]) -> bool | Tensor:
+    """Whether every flag says so; a 0-d bool tensor where only the device knows."""
+    if any(flag is False for flag in flags):
+        return False
+    on_device = [flag for flag in flags if isinstance(flag, Tensor)]
+    if len(on_device) < 2:
+        return on_device[0] if on_device else True
+    device = on_device[0].device
+    return torch.stack([(flag != 0).to(device) for flag in on_device]).all()
 
 
 def has_engine(wrapper: OptimWrapper | OptimWrapperDict) -> bool:

@@ -17,16 +17,18 @@ from mmengine.config import ConfigDict
 from mmengine.hooks import EMAHook, Hook, RuntimeInfoHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
-from mmengine.optim import AmpOptimWrapper, OptimWrapperDict
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import LogProcessor, Runner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from ..clipping.step.engine import GradClipEngine
 from ..compat import is_usable, loads_weights_only, numpy_multiarray
 from .hub import line_of_log, note_losses
 from .left_out import HeldAverage
 from .optim_wrapper import STATE_KEY
+from .telemetry.observing import wrapper_members
 
 #: Marks a function that replaces one of another package.
 _MARK = '_is_patched_by_gclip'
@@ -40,6 +42,7 @@ def apply_patches() -> None:
     name_wrapper_members()
     hold_averages()
     log_steps_left_out()
+    warn_of_unused_wrappers()
     if is_usable('mmdet.models'):
         let_ssd_predict()
         hold_mean_teacher()
@@ -304,6 +307,44 @@ def log_steps_left_out() -> None:
     setattr(after_train_iter, _MARK, True)
     RuntimeInfoHook.after_train_iter = after_train_iter
     LogProcessor.get_log_after_iter = get_log_after_iter
+
+
+# -- training that never steps -------------------------------------------------------------------
+_trained: weakref.WeakSet[Runner] = weakref.WeakSet()
+
+
+def warn_of_unused_wrappers() -> None:
+    """Make ``RuntimeInfoHook`` warn at the end of a training in which a wrapper clipped nothing.
+
+    A wrapper is not told when a training ends. Loops that call other methods of the optimizer than
+    ``step`` (SAM) never reach its clipping; see
+    :meth:`~gclip_mm.clipping.step.engine.GradClipEngine.warn_if_unused`.
+    """
+    stock_iter, stock_end = RuntimeInfoHook.after_train_iter, RuntimeInfoHook.after_train
+    if hasattr(stock_end, _MARK):
+        return
+
+    @functools.wraps(stock_iter)
+    def after_train_iter(self: Any, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        _trained.add(runner)
+        stock_iter(self, runner, *args, **kwargs)
+
+    @functools.wraps(stock_end)
+    def after_train(self: Any, runner: Runner) -> None:
+        stock_end(self, runner)
+        if runner not in _trained:
+            return
+        _trained.discard(runner)
+        wrapper = runner.optim_wrapper
+        if isinstance(wrapper, OptimWrapper | OptimWrapperDict):
+            for member in wrapper_members(wrapper).values():
+                engine = getattr(member, 'engine', None)
+                if isinstance(engine, GradClipEngine):
+                    engine.warn_if_unused(has_trained=True)
+
+    setattr(after_train, _MARK, True)
+    RuntimeInfoHook.after_train_iter = after_train_iter
+    RuntimeInfoHook.after_train = after_train
 
 
 # -- MMDetection's SSDHead -----------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -17,7 +18,13 @@ from gclip_mm.engine import GClipOptimWrapper
 from gclip_mm.engine.left_out import StepWatch
 from tests.clipping.cases import equal
 from tests.engine.door_task import DOORS
-from tests.engine.left_out_task import Snapshots, build_run, hook_of, on_device_only
+from tests.engine.left_out_task import (
+    Snapshots,
+    SpoiltNet,
+    build_run,
+    hook_of,
+    on_device_only,
+)
 
 EMA = dict(type='EMAHook', momentum=0.1)
 SNAPSHOTS = dict(type='Snapshots')
@@ -192,3 +199,29 @@ def test_optimizer_without_clipping_counts_as_stepped():
     assert watch(both) is None
     update(clipped, models[0], float('nan'))
     assert watch(both) is False
+
+
+@MODELS.register_module(force=True)
+class TwoSteps(SpoiltNet):
+    """Steps twice in an iteration; ``bad`` counts the steps."""
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, torch.Tensor]:
+        data = self.data_preprocessor(data, True)
+        for _ in range(2):
+            with optim_wrapper.optim_context(self):
+                loss, log = self.parse_losses(self(**data, mode='loss'))
+            optim_wrapper.update_params(loss)
+        return log
+
+
+@pytest.mark.parametrize('on_device', [False, True])
+def test_iteration_of_several_steps_counts_unless_all_are_left_out(
+    on_device, tmp_path, monkeypatch
+):
+    if on_device:
+        on_device_only(monkeypatch)
+    # Both steps of iteration 4, the first of 6, the second of 8.
+    model = dict(type='TwoSteps', bad=(7, 8, 11, 16))
+    states = train(tmp_path, model=model, optimizer=dict(type='SGD', lr=0.02, fused=True))
+    changed = [not equal(a, b) for a, b in itertools.pairwise(states)]
+    assert [k for k, yes in enumerate(changed, start=2) if not yes] == [4]

@@ -27,7 +27,7 @@ from .rows import NARROW, RowNorms
 from .scaling import has_half, scale_each
 from .sharded_units import UnitReduction
 from .sharding import Sharding, to_local
-from .unit_plan import UnitLimits, UnitPlan
+from .unit_plan import UnitLimits, UnitPlan, unit_order
 from .units import UnitLayout
 
 #: Bounds of the elements: one for all gradients, or one for each (an array or tensor (N,)); None:
@@ -187,13 +187,23 @@ class Backend:
     @property
     def unit_count(self) -> int:
         """Number of units of the whole tensors."""
-        return sum(self._plan.sizes)
+        return sum(self.unit_sizes)
 
     @cached_property
     def unit_owner(self) -> Tensor:
         """Which of the N parameters each unit belongs to, (U,) int64, on their device."""
-        order, sizes = torch.tensor(self._plan.order), torch.tensor(self._plan.sizes)
-        return torch.repeat_interleave(order, sizes).to(self._plan.grad_norms.device)
+        # Not from the plan: it would be made in each step whose missing gradients are new.
+        layouts, sizes = self.layouts, self.unit_sizes
+        whole, rows = unit_order(layouts)
+        order = torch.tensor(whole + rows)
+        counts = torch.tensor([sizes[i] for i in whole + rows])
+        return torch.repeat_interleave(order, counts).to(self.params[0].device)
+
+    @property
+    def unit_sizes(self) -> list[int]:
+        """Number of units of each parameter; for a sharded one, of the local shard."""
+        pairs = zip(self.layouts, self.params, strict=True)
+        return [math.prod(layout.shape(param)) for layout, param in pairs]
 
     def unit_sums(self, values: Tensor) -> Tensor:
         """Sums (N, K) over the units of each parameter, given values (U, K)."""

@@ -44,6 +44,12 @@ class RouteUnits:
         """Unit layouts of the parameters."""
         return [info.layout for info in self._infos]
 
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Number of units of each parameter."""
+        pairs = zip(self.layouts, self._infos, strict=True)
+        return [math.prod(layout.shape(info.param)) for layout, info in pairs]
+
     def tables(
         self, kind: type[MultiTensor] | type[HostTensors], slots: list[int]
     ) -> UnitTensors | None:
@@ -132,6 +138,13 @@ class KernelBackend(Backend):
             layouts = self._shared.layouts
             self._layouts = [layouts[slot] for slot in self._slots]
         return self._layouts
+
+    @property
+    def unit_sizes(self) -> list[int]:
+        if self._shared is None:
+            return super().unit_sizes
+        sizes = self._shared.sizes
+        return [sizes[slot] for slot in self._slots]
 
     # -- the kernels -----------------------------------------------------------------------------
     def _choose(self) -> type[MultiTensor] | type[HostTensors] | None:

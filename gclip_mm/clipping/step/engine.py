@@ -14,6 +14,7 @@ apply -> record.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,10 +33,20 @@ from .buffers import BufferKeeper
 from .decision import decide
 from .nonfinite import NonFiniteGradientError, SkipCounter, offenders
 from .observers import StepObserver
-from .optimizer import OptimizerSide, StepSeam, check_own_clipping, check_trainer, clippable
+from .optimizer import (
+    OptimizerSide,
+    StepSeam,
+    check_own_clipping,
+    check_trainer,
+    clippable,
+    clipped_around,
+)
 from .parameters import ParameterBook, RoutedView
 from .record import make_record, record_to_dict, summarize, total_norm
 from .state import dump_state, load_state
+
+#: How many steps of one iteration can be told apart afterwards.
+_RECENT = 16
 
 
 @dataclass
@@ -105,8 +116,9 @@ class GradClipEngine:
         self.steps = self._begun = 0
         self.skips = SkipCounter(self.config.max_consecutive_skips)
         self.last_record: Tensor | None = None
-        #: Whether the last step was left out; a 0-d tensor where only the device knows.
-        self.last_skipped: bool | Tensor = False
+        #: Whether each of the last steps was left out; a 0-d tensor, True or not 0 if so, where
+        #: only the device knows.
+        self.recent_skips: deque[bool | Tensor] = deque(maxlen=_RECENT)
         self.book = ParameterBook(optimizer, self.config.router)
         self._pending_state: dict[str, Any] | None = None
         self._side = OptimizerSide(optimizer)
@@ -151,6 +163,11 @@ class GradClipEngine:
         self.book.refresh(is_change=True)
         self._bind_rules()
         self._seam = StepSeam(self)
+
+    @property
+    def last_skipped(self) -> bool | Tensor:
+        """Whether the last step was left out; a 0-d tensor where only the device knows."""
+        return self.recent_skips[-1] if self.recent_skips else False
 
     @property
     def is_bound(self) -> bool:
@@ -215,6 +232,14 @@ class GradClipEngine:
                 f'clip_grad: the optimizer in .{inner} of {type(optimizer).__name__} is clipped '
                 'already, and its gradients would be clipped twice: remove() that handle, or keep '
                 'it and do not attach here'
+            )
+        around = clipped_around(optimizer)
+        if around is not None:
+            outer, name = around
+            raise ClipConfigError(
+                f'clip_grad: this {type(optimizer).__name__} is the .{name} of a '
+                f'{type(outer).__name__} that is clipped already, and its gradients would be '
+                'clipped twice: remove() that handle, or keep it and do not attach here'
             )
         check_own_clipping(optimizer)
         for route in self.config.router.routes:
@@ -482,7 +507,7 @@ class GradClipEngine:
                 device knows.
         """
         self.steps += 1
-        self.last_skipped = skipped
+        self.recent_skips.append(skipped)
         if self._buffers is not None:
             self._buffers.settle(skipped)
         self.last_record = record

@@ -1,6 +1,7 @@
 """GClipHook on the optimizer of a runner."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
-from gclip_mm import ClipConfigError, GClipHook
+from gclip_mm import ClipConfigError, GClipHook, GClipOptimWrapper
 from gclip_mm.clipping import GradClipEngine
 from tests.clipping.cases import equal
 from tests.engine.door_task import door_config, history, run_door, weights
@@ -163,3 +164,24 @@ class ByHandOptimWrapper(OptimWrapper):
 def test_training_that_never_calls_the_step_of_the_optimizer_warns_at_its_end(tmp_path):
     with pytest.warns(UserWarning, match='SGD.step was never called while it was clipped'):
         run_door('hook', tmp_path, NORM, SGD, wrapper=dict(type='ByHandOptimWrapper'))
+
+
+@OPTIM_WRAPPERS.register_module(force=True)
+class ClippingByHandOptimWrapper(GClipOptimWrapper):
+    """As above, with clipping of its own, in runs that are shorter than the warning's patience."""
+
+    step = ByHandOptimWrapper.step
+
+
+@pytest.mark.parametrize('max_iters', [1, 12])
+def test_wrapper_warns_at_the_end_of_a_training_without_a_step(max_iters, tmp_path):
+    wrapper = dict(type='ClippingByHandOptimWrapper', clip_grad=NORM)
+    loop = dict(type='IterBasedTrainLoop', max_iters=max_iters)
+    with pytest.warns(UserWarning, match='SGD.step was never called while it was clipped'):
+        run_door('none', tmp_path, None, SGD, wrapper=wrapper, train_cfg=loop)
+
+
+def test_wrapper_that_steps_does_not_warn_at_the_end(tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*never called')
+        run_door('wrapper', tmp_path, NORM, SGD)

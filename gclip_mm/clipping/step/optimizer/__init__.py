@@ -1,5 +1,6 @@
 """What the engine does to torch's optimizer: hooks around ``step``, and attributes for one step."""
 
+from .bystander import clipped_around
 from .inspection import check_own_clipping, check_trainer, clippable
 from .seam import StepSeam, is_nested
 from .side import OptimizerSide
@@ -10,5 +11,6 @@ __all__ = [
     'check_own_clipping',
     'check_trainer',
     'clippable',
+    'clipped_around',
     'is_nested',
 ]

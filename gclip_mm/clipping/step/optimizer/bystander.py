@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -97,7 +98,7 @@ class Bystander:
             self._warned = True
             warnings.warn(message, stacklevel=3)
 
-    def shares(self, param: Any) -> bool:
+    def shares(self, param: Tensor) -> bool:
         """Whether a parameter is one of the optimizer's."""
         optimizer = self._optimizer()
         if optimizer is None:
@@ -108,6 +109,11 @@ class Bystander:
         return id(param) in self._params and any(
             param is p for group in optimizer.param_groups for p in group['params']
         )
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer that is clipped; None after it is gone."""
+        return self._optimizer()
 
     @property
     def is_stepping(self) -> bool:
@@ -126,6 +132,23 @@ def _place(other: Optimizer, optimizer: Optimizer) -> str:
 # -- the one hook for all optimizers -------------------------------------------------------------
 _watching: weakref.WeakSet[Bystander] = weakref.WeakSet()
 _hook: Any = None
+
+
+def is_clipped(param: Tensor) -> bool:
+    """Whether a parameter belongs to an optimizer that is clipped."""
+    return any(bystander.shares(param) for bystander in list(_watching))
+
+
+def clipped_around(optimizer: Optimizer) -> tuple[Optimizer, str] | None:
+    """An optimizer that is clipped and steps this one, and the attribute that holds this one."""
+    for bystander in list(_watching):
+        outer = bystander.optimizer
+        if outer is None or outer.param_groups is not optimizer.param_groups:
+            continue
+        for name, inner in inner_optimizers(outer).items():
+            if inner is optimizer:
+                return outer, name
+    return None
 
 
 def _watch(bystander: Bystander) -> None:

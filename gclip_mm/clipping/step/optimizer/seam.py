@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ...checks import ClipConfigError
-from .bystander import Bystander
+from .accelerator import watch_accelerator
+from .bystander import Bystander, is_clipped
 from .inspection import clippable, has_hooks, hook_steps, inner_optimizers, runs_hooks
 from .rollback import Rollback
 from .scaler import watch_scalers
@@ -104,6 +105,7 @@ class StepSeam:
         try:
             self._optimizer.step = self._guard  # type: ignore[method-assign]
             watch_scalers(self.on)
+            watch_accelerator(is_clipped)
         except BaseException:
             self.remove()
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import types
 import warnings
 import weakref
@@ -200,6 +201,56 @@ def test_wrapper_of_a_clipped_optimizer_is_refused():
     with pytest.raises(ClipConfigError, match=r'\._base_optimizer of Lookahead is clipped already'):
         attach(outer, CONFIG)
     assert 'step' not in vars(outer) and not outer._optimizer_step_pre_hooks
+
+
+def test_optimizer_within_a_clipped_wrapper_is_refused():
+    base = sgd(make_params())
+    outer = stand_ins.Lookahead(base)
+    handle = attach(outer, CONFIG)
+    with pytest.raises(
+        ClipConfigError,
+        match=r'SGD is the \._base_optimizer of a Lookahead that is clipped already',
+    ):
+        attach(base, CONFIG)
+    assert 'step' not in vars(base)
+    handle.remove()
+    attach(base, CONFIG)
+
+
+class Accelerator:
+    """Accelerate's class of that name, as far as its clipping goes."""
+
+    def clip_grad_norm_(self, parameters, max_norm, norm_type=2):
+        return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+
+    def clip_grad_value_(self, parameters, clip_value):
+        nn.utils.clip_grad_value_(parameters, clip_value)
+
+
+@pytest.mark.parametrize('name', ['clip_grad_norm_', 'clip_grad_value_'])
+@pytest.mark.parametrize('as_generator', [False, True])
+def test_clipping_of_accelerate_on_top_warns(name, as_generator, monkeypatch):
+    module = types.ModuleType('accelerate')
+    module.Accelerator = type('Accelerator', (Accelerator,), dict(vars(Accelerator)))
+    monkeypatch.setitem(sys.modules, 'accelerate', module)
+    params, others = make_params(), make_params()
+    optimizer = sgd(params)
+    handle = attach(optimizer, CONFIG)
+
+    def clip(ps):
+        set_grads(ps, 3.0)
+        getattr(module.Accelerator(), name)((p for p in ps) if as_generator else ps, 0.5)
+        return [p.grad.abs().max() for p in ps]
+
+    with pytest.warns(UserWarning, match=f'remove the call of accelerator.{name}'):
+        clipped = clip(params)
+    assert max(clipped) <= 0.5
+    optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        clip(others)
+        handle.remove()
+        clip(params)
 
 
 # -- loops that bypass the optimizer ---------------------------------------------------------------
