@@ -94,6 +94,26 @@ class Outcome(NamedTuple):
     parts: int
 
 
+class Update(NamedTuple):
+    """What a rule did, after the step, to the update of a view with U units.
+
+    Attributes:
+        coefs: (U,) the share of its movement that each unit kept.
+        moved: 0-d norm of the movement of all parameters.
+        kept: 0-d norm of what was kept of it.
+        threshold: 0-d norm of all bounds, the largest movement that can pass.
+        clipped: 0-d number of units that were shortened.
+        parts: number of units.
+    """
+
+    coefs: Tensor
+    moved: Tensor
+    kept: Tensor
+    threshold: Tensor
+    clipped: Tensor
+    parts: int
+
+
 class Clipper(ABC):
     """A clipping rule. Subclasses are registered in ``CLIPPERS``; one file each.
 
@@ -153,8 +173,9 @@ class Clipper(ABC):
         """Whether :meth:`after_step` is to be called."""
         return False
 
-    def after_step(self, view: GradView) -> None:  # noqa: B027
+    def after_step(self, view: GradView) -> Update | None:
         """The optimizer has stepped; the parameters of the view may be changed."""
+        return None
 
     @abstractmethod
     def measure(self, view: GradView) -> Measure:
@@ -478,4 +499,5 @@ __all__ = [
     'TensorClipper',
     'UnitClipper',
     'UnitLimits',
+    'Update',
 ]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..host import host, np
+from .movement import Movement
 from .names import ParamInfo
 from .norms import combine, finish_norms, read_by_rows, tensor_norms
 from .outliers import OutlierEdit
@@ -210,13 +211,13 @@ class Backend:
         sums = values.new_zeros(len(self._infos), values.shape[1])
         return sums.index_add_(0, self.unit_owner.to(values.device), values)
 
-    def change_norms(self, before: list[Tensor]) -> Tensor:
-        """How far the units of the parameters have moved since, (U,); ``before`` are N copies."""
-        return self._plan.change_norms([p.detach() for p in self.params], before)
+    def change_norms(self, movement: Movement) -> Tensor:
+        """How far the last step has moved the units of the parameters, (U,)."""
+        return self._plan.change_norms([p.detach() for p in self.params], movement)
 
-    def shorten_change(self, before: list[Tensor], coefs: Tensor) -> None:
-        """Keep of each unit's movement since ``before`` the share ``coefs`` (U,), in place."""
-        self._plan.shorten([p.detach() for p in self.params], before, coefs)
+    def shorten_change(self, movement: Movement, coefs: Tensor) -> None:
+        """Keep of each unit's movement the share ``coefs`` (U,), in place."""
+        self._plan.shorten([p.detach() for p in self.params], movement, coefs)
 
     # -- elements --------------------------------------------------------------------------------
     def element_norms(
@@ -328,9 +329,9 @@ class ShardedBackend(Backend):
         """The order of the parameters in the flat vector of units, (N,) int64, on their device."""
         return torch.tensor(self._plan.order, device=self._plan.grad_norms.device)
 
-    def change_norms(self, before: list[Tensor]) -> Tensor:
+    def change_norms(self, movement: Movement) -> Tensor:
         assert self._reduction is not None
-        norms = super().change_norms(before)
+        norms = super().change_norms(movement)
         return self._reduction.measure(norms, norms)[1]
 
     def _norms_after(self, edit: OutlierEdit) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..host import host, np
+from .movement import Movement
 from .norms import accumulate_dtype, tensor_norms
 from .scaling import scale_one
 from .units import UnitLayout
@@ -120,14 +121,13 @@ class UnitPlan:
             i = self.order[k]
             scale_one(self.layouts[i].split(tensors[i]), cut[k])
 
-    def change_norms(self, news: list[Tensor], olds: list[Tensor]) -> Tensor:
-        """Unit norms (U,) of what has changed in N tensors, some tensors at a time."""
+    def change_norms(self, params: list[Tensor], movement: Movement) -> Tensor:
+        """Unit norms (U,) of what a step has added to N parameters, some tensors at a time."""
         norms = torch.empty_like(self.grad_norms)
         slots = self._cut(norms)
-        for places in self._chunks(news):
+        for places in self._chunks(params):
             chosen = [self.order[k] for k in places]
-            deltas = torch._foreach_sub([news[i] for i in chosen], [olds[i] for i in chosen])
-            for k, i, delta in zip(places, chosen, deltas, strict=True):
+            for k, i, delta in zip(places, chosen, movement.of(chosen), strict=True):
                 slots[k].copy_(self.layouts[i].norms(delta, norms.dtype))
         return norms
 
@@ -145,15 +145,18 @@ class UnitPlan:
         if group:
             yield group
 
-    def shorten(self, news: list[Tensor], olds: list[Tensor], coefs: Tensor) -> None:
-        """Take every unit back to ``old + coef * (new - old)``, in place; coefs has shape (U,)."""
+    def shorten(self, params: list[Tensor], movement: Movement, coefs: Tensor) -> None:
+        """Keep of the movement of every unit the share ``coefs`` (U,), in place."""
         cut = self._cut(coefs)
         for k in self._touched(coefs, 1.0):
             i = self.order[k]
-            layout = self.layouts[i]
-            new, old = layout.split(news[i]), layout.split(olds[i])
-            coef = cut[k].to(new.device, torch.promote_types(new.dtype, torch.float32))
-            between = torch.where(coef > 0, old + coef * (new - old), old)
+            split = self.layouts[i].split
+            (delta,) = movement.of([i])
+            new, old = split(params[i]), split(movement.old(i, delta))
+            coef = cut[k].to(new.device, delta.dtype)
+            shorter = old + coef * split(delta)
+            # An infinite movement times 0 is NaN.
+            between = torch.where(coef > 0, shorter, old.to(shorter.dtype))
             new.copy_(torch.where(coef == 1, new, between))
 
     def _touched(self, coefs: Tensor, neutral: float) -> list[int]:

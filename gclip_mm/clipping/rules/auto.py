@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from operator import is_
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..base import Finite, Measure, Outcome, UnitClipper
+from ..base import Finite, Measure, Outcome, UnitClipper, Update
 from ..checks import ClipConfigError, check_choice, check_number
 from ..config.registry import CLIPPERS
+from ..gradients.movement import Movement, movement_of
 from ..gradients.norm_layers import followers
 from ..gradients.view import GradView
 from .auto_units import AutoUnits
 
 #: The part of ``reach`` that a single update may take: what momentum 0.9 leaves to a gradient.
 _OF_ONE_UPDATE = 0.1
+
+
+class _Known(NamedTuple):
+    """What stays the same between the steps of a view.
+
+    Attributes:
+        view: the gradients.
+        groups: the groups of the optimizer.
+        units: its units.
+        movement: how far a step moves its parameters.
+    """
+
+    view: GradView
+    groups: list[dict[str, Any]]
+    units: AutoUnits
+    movement: Movement
+
+    def is_of(self, groups: list[dict[str, Any]]) -> bool:
+        """Whether these are the groups, and not copies of them."""
+        return len(groups) == len(self.groups) and all(map(is_, groups, self.groups))
 
 
 @CLIPPERS.register_module(aliases=('auto',))
@@ -39,7 +61,8 @@ class Auto(UnitClipper):
 
     An optimizer whose step is not proportional to the gradient (AdamW, Lion, ...) is bounded on the
     side of the update: it steps, and what a unit moved beyond a tenth of ``reach`` is taken back.
-    That takes one copy of the weights.
+    For Adam, AdamW and Adamax the movement follows from the optimizer's state; for all others one
+    copy of the weights is kept.
 
     Good for: a first training of any detector, learning rates above the usual one, runs that end in
     NaN. Bad for: a schedule that was tuned together with a hand-set threshold; models without a
@@ -77,10 +100,9 @@ class Auto(UnitClipper):
         self._optimizer: Optimizer | None = None
         self._has_model = self._has_warned = False
         self._norms: dict[int, nn.Module] = {}
-        self._units: dict[int, tuple[GradView, AutoUnits]] = {}
-        self._kept: GradView | None = None
-        self._before: list[Tensor] = []
+        self._views: dict[int, _Known] = {}
         self._sizes: Tensor | None = None
+        self._is_taken: Tensor | None = None
 
     # -- what it is attached to ------------------------------------------------------------------
     def check_optimizer(self, optimizer: Optimizer) -> None:
@@ -94,7 +116,7 @@ class Auto(UnitClipper):
         self._optimizer = optimizer
         self._has_model = model is not None
         self._norms = followers(model)
-        self._units.clear()
+        self._views.clear()
 
     @property
     def bounds_updates(self) -> bool:
@@ -102,11 +124,16 @@ class Auto(UnitClipper):
             return self.side == 'update'
         return self._optimizer is not None and not is_proportional(self._optimizer)
 
-    def _units_of(self, view: GradView) -> AutoUnits:
-        known = self._units.get(id(view))
-        if known is None or known[0] is not view:
-            if len(self._units) >= 16:
-                self._units.clear()
+    def _known(self, view: GradView) -> _Known:
+        """What is known of a view; found out again when the groups of the optimizer change."""
+        optimizer = self._optimizer
+        if optimizer is None:
+            raise ClipConfigError('clip_grad: Auto has to be attached to an optimizer')
+        known = self._views.get(id(view))
+        # Optimizer.load_state_dict puts new dicts in place of the groups.
+        if known is None or known.view is not view or not known.is_of(optimizer.param_groups):
+            if len(self._views) >= 16:
+                self._views.clear()
             if not (self._has_model or self._has_warned):
                 self._has_warned = True
                 warnings.warn(
@@ -114,17 +141,22 @@ class Auto(UnitClipper):
                     'norm layer followed it: pass it (attach(optimizer, clip_grad, model=model))',
                     stacklevel=2,
                 )
+            groups = [group for group in optimizer.param_groups for _ in group['params']]
+            groups = [groups[position] for position in view.positions]
             norms = [self._norms.get(id(info.module)) for info in view.infos]
-            units = AutoUnits(view, self._groups_of(view), norms)
-            known = self._units[id(view)] = view, units
-        known[1].refresh()
-        return known[1]
+            owners = [info.param for info in view.infos]
+            known = self._views[id(view)] = _Known(
+                view,
+                list(optimizer.param_groups),
+                AutoUnits(view, groups, norms),
+                movement_of(optimizer, owners, groups),
+            )
+        return known
 
-    def _groups_of(self, view: GradView) -> list[dict[str, Any]]:
-        if self._optimizer is None:
-            raise ClipConfigError('clip_grad: Auto has to be attached to an optimizer')
-        groups = [group for group in self._optimizer.param_groups for _ in group['params']]
-        return [groups[position] for position in view.positions]
+    def _units_of(self, view: GradView) -> AutoUnits:
+        units = self._known(view).units
+        units.refresh()
+        return units
 
     # -- the gradient's side ---------------------------------------------------------------------
     def decide(self, norms: Tensor, weights: Tensor, view: GradView) -> tuple[Tensor, Tensor]:
@@ -155,26 +187,28 @@ class Auto(UnitClipper):
         if not self.bounds_updates:
             return super().clip(view, measure, finite)
         self._sizes = self._units_of(view).sizes(view.backend.unit_weights())
-        self._keep(view)
+        self._is_taken = finite.flag
+        self._known(view).movement.start(view.params)
         return Outcome(None, measure.norm, math.inf, 0.0, max(view.backend.unit_count, 1))
 
-    def _keep(self, view: GradView) -> None:
-        """Copy the weights, into the memory of the last copy."""
-        params = view.params
-        if self._kept is not view:
-            self._kept = view
-            self._before = [torch.empty_like(param) for param in params]
-        torch._foreach_copy_(self._before, params)
-
-    def after_step(self, view: GradView) -> None:
+    def after_step(self, view: GradView) -> Update | None:
         """Take back what the step moved beyond the bound."""
         if not self.bounds_updates or self._sizes is None:
-            return
+            return None
         sizes, self._sizes = self._sizes, None
-        moved = view.backend.change_norms(self._before).double()
+        movement = self._known(view).movement
+        moved = view.backend.change_norms(movement).double()
+        if self._is_taken is not None:
+            # The kernel of a fused optimizer may have passed over the step; its state then tells of
+            # the last step that was taken.
+            moved = torch.where(self._is_taken.to(moved.device), moved, 0.0)
         steps = moved / _OF_ONE_UPDATE
-        coefs, _ = self._bounded(steps, sizes, self._units_of(view), view, moved)
-        view.backend.shorten_change(self._before, coefs)
+        coefs, bounds = self._bounded(steps, sizes, self._units_of(view), view, moved)
+        view.backend.shorten_change(movement, coefs)
+        totals = view.backend.unit_totals
+        total = totals(moved, bounds, coefs < 1)[0]
+        kept, bound, clipped, parts = totals(moved * coefs, bounds, coefs < 1)
+        return Update(coefs, total, kept, bound, clipped, max(parts, 1))
 
 
 def is_proportional(optimizer: Optimizer) -> bool:

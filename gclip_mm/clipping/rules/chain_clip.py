@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..base import Clipper, Finite, Measure, Outcome
+from ..base import Clipper, Finite, Measure, Outcome, Update
 from ..checks import ClipConfigError
 from ..config.parse import COMMON_KEYS, ClipConfig, parse_clip_grad
 from ..config.registry import CLIPPERS
@@ -102,9 +102,9 @@ class ChainClip(Clipper):
     def bounds_updates(self) -> bool:
         return any(clip.bounds_updates for clip in self.clips)
 
-    def after_step(self, view: GradView) -> None:
-        for clip in self.clips:
-            clip.after_step(view)
+    def after_step(self, view: GradView) -> Update | None:
+        updates = [clip.after_step(view) for clip in self.clips]
+        return next((update for update in reversed(updates) if update is not None), None)
 
     def measure(self, view: GradView) -> Measure:
         return self.clips[0].measure(view)

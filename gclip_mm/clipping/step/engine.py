@@ -23,10 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..base import Clipper, Finite, Measure, Outcome
+from ..base import Finite, Measure, Outcome
 from ..checks import ClipConfigError
 from ..config.parse import ClipConfig, parse_clip_grad
-from ..gradients.view import GradView
 from ..host import host
 from ..kernels import can_run_on
 from .buffers import BufferKeeper
@@ -42,7 +41,7 @@ from .optimizer import (
     clipped_around,
 )
 from .parameters import ParameterBook, RoutedView
-from .record import make_record, record_to_dict, summarize, total_norm
+from .record import add_update, make_record, record_to_dict, summarize, total_norm
 from .state import dump_state, load_state
 
 #: How many steps of one iteration can be told apart afterwards.
@@ -124,8 +123,8 @@ class GradClipEngine:
         self._side = OptimizerSide(optimizer)
         self._buffers: BufferKeeper | None = None
         self._norm_type = self.config.outer.norm_type
-        # Rules that bound the update of the step under way, and the parameters of each.
-        self._updated: list[tuple[Clipper, GradView]] = []
+        # The views of the step under way, if a rule bounds its update.
+        self._updated: list[RoutedView] = []
         # Set by clip_now(): the gradients are clipped already, and whether the step is to be taken.
         self._early: bool | None = None
         self._check_epochs()
@@ -283,9 +282,15 @@ class GradClipEngine:
     @torch.no_grad()
     def end_step(self) -> None:
         """The optimizer has taken the step."""
-        updated, self._updated = self._updated, []
-        for clipper, view in updated:
-            clipper.after_step(view)
+        parts, self._updated = self._updated, []
+        ruled = [part for part in parts if part.clipper is not None]
+        for part in ruled:
+            update = part.clipper.after_step(part.view)  # type: ignore[union-attr]
+            if update is None or self.last_record is None:
+                continue
+            add_update(self.last_record, part, update, sum(p.view.elements for p in ruled))
+            for observer in self.observers:
+                observer.after_update(part, update)
 
     def step_withheld(self) -> None:
         """A GradScaler found an infinite gradient and did not call the optimizer."""
@@ -459,11 +464,8 @@ class GradClipEngine:
         if flag is not None and self.config.nonfinite == 'skip':
             self._side.skip_where((~flag).to(torch.float32))
         self._after_clip(step, outcomes)
-        self._updated = [
-            (part.clipper, part.view)
-            for part in step.views
-            if part.clipper is not None and part.clipper.bounds_updates
-        ]
+        if any(part.clipper and part.clipper.bounds_updates for part in step.views):
+            self._updated = step.views
         return outcomes
 
     def _apply(self, step: _Step, part: RoutedView, coef: Tensor) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..base import CoefClipper, Measure, Outcome
+from ..base import CoefClipper, Measure, Outcome, Update
 from .parameters import RoutedView
 
 
 class StepObserver:
     """Base class for read-only step callbacks (``GradClipEngine.observers``).
 
-    Every method is optional. The three calls of a step come in the order below, under
+    Every method is optional. The calls of a step come in the order below, under
     ``torch.no_grad()``. An observer that reads a tensor's value makes the host wait for the device.
     A step skipped for a non-finite gradient has no ``after_clip``. A step that a loss scaler
     skipped has ``on_record`` alone.
@@ -45,6 +45,16 @@ class StepObserver:
 
     def on_record(self, record: Tensor) -> None:
         """The record (6,) of the step (:mod:`gclip_mm.clipping.step.record`)."""
+
+    def after_update(self, part: RoutedView, update: Update) -> None:
+        """The optimizer has stepped, and a rule that bounds the update has shortened it.
+
+        Comes after :meth:`on_record`. The record holds the update's numbers by now.
+
+        Args:
+            part: the view of the rule; its gradients are released.
+            update: what the rule did.
+        """
 
 
 def parameter_norms(part: RoutedView, measure: Measure, scale: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import Measure, Outcome
+from ..base import Measure, Outcome, Update
 from ..gradients.norms import combine, quiet
 from ..host import host
 from .parameters import RoutedView
@@ -21,6 +21,7 @@ LOG_KEYS = (
     'clip_fraction',
     'nonfinite',
 )
+_COEF, _THRESHOLD, _FRACTION = map(LOG_KEYS.index, ('clip_coef', 'clip_threshold', 'clip_fraction'))
 
 
 def make_record(device: torch.device, *values: Tensor | float) -> Tensor:
@@ -44,6 +45,26 @@ def pack_on_device(device: torch.device, *values: Tensor | float) -> Tensor:
         for v in values
     ]
     return torch.stack(parts)
+
+
+def add_update(record: Tensor, part: RoutedView, update: Update, elements: int) -> None:
+    """Add to the record of a step, in place, what a rule did to the update.
+
+    Args:
+        record: (6,) the record.
+        part: the view of the rule.
+        update: what it did.
+        elements: number of weights that any rule governs in this step.
+    """
+    where = record.device
+    if part.view.elements == elements:
+        kept = torch.where(update.moved > 0, update.kept / update.moved, 1.0)
+        record[_COEF] *= kept.to(where)
+    if part.route.selector is None:
+        # The route without a condition, which takes the rest, is the outer rule.
+        record[_THRESHOLD] = update.threshold.to(where)
+    share = part.view.elements / (update.parts * max(elements, 1))
+    record[_FRACTION] += (update.clipped * share).to(where)
 
 
 def record_to_dict(record: Tensor) -> dict[str, float]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gclip_mm.clipping import ClipConfigError, attach, parse_clip_grad
+from gclip_mm.clipping.gradients.movement import CopiedMovement, StateMovement, movement_of
 from gclip_mm.clipping.gradients.norm_layers import followers, is_live
 from gclip_mm.clipping.rules.auto import is_proportional
 from tests.clipping.cases import equal
@@ -213,6 +214,70 @@ def test_update_of_other_optimizers_is_bounded(name):
         assert total <= 0.1 * TOTAL * (1 + 1e-4)
 
 
+#: The movement of these follows from their state.
+BY_STATE = {
+    'AdamW': lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.3),
+    'AdamW fused': lambda params: torch.optim.AdamW(params, lr=0.1, fused=True, amsgrad=True),
+    'Adam': lambda params: torch.optim.Adam(params, lr=0.1, weight_decay=0.3),
+    'Adam maximize': lambda params: torch.optim.Adam(params, lr=0.1, maximize=True, amsgrad=True),
+    'Adam one by one': lambda params: torch.optim.Adam(params, lr=0.1, foreach=False),
+    'Adamax': lambda params: torch.optim.Adamax(params, lr=0.1, weight_decay=0.3),
+}
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('name', BY_STATE)
+def test_movement_from_the_state_equals_the_difference_to_a_copy(name, dtype):
+    net = make_net().to(dtype)
+    params = list(net.parameters())
+    optimizer = BY_STATE[name](params)
+    movement = movement_of(optimizer, params, [optimizer.param_groups[0]] * len(params))
+    assert isinstance(movement, StateMovement)
+    copied = CopiedMovement()
+    places = list(range(len(params)))
+    for step in range(4):
+        for param in params:
+            param.grad = torch.randn_like(param) * 10.0**step
+        for each in (movement, copied):
+            each.start(params)
+        optimizer.step()
+        found, expected = movement.of(places), copied.of(places)
+        for i in places:
+            exact = dtype == torch.float64
+            tolerance = dict(rtol=1e-9, atol=1e-12) if exact else dict(rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(found[i], expected[i], **tolerance)
+            torch.testing.assert_close(movement.old(i, found[i]), copied.old(i, expected[i]))
+
+
+@pytest.mark.parametrize('kind', [torch.optim.Adam, torch.optim.AdamW])
+def test_class_with_a_step_of_its_own_is_copied(kind):
+    class Mine(kind):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    params = list(make_net().parameters())
+    optimizer = Mine(params, lr=0.1)
+    groups = [optimizer.param_groups[0]] * len(params)
+    assert isinstance(movement_of(optimizer, params, groups), CopiedMovement)
+
+
+@pytest.mark.parametrize('name', ['AdamW', 'RAdam'])
+def test_stats_tell_of_the_update(name):
+    net = make_net()
+    optimizer = ADAPTIVE[name](net.parameters(), 1.0)
+    handle = attach(optimizer, AUTO, model=net)
+    before = [p.detach().clone() for p in net.parameters()]
+    backward(net)
+    optimizer.step()
+    stats = handle.stats()
+    assert stats['clip_fraction'] == 1.0
+    moved = [p.detach() - b for p, b in zip(net.parameters(), before, strict=True)]
+    norm = float(torch.cat([m.flatten().double() for m in moved]).norm())
+    assert norm == pytest.approx(min(norm, stats['clip_threshold']), rel=1e-4)
+    assert 0 < stats['clip_coef'] < 1
+    assert stats['grad_norm_post'] == stats['grad_norm']
+
+
 @pytest.mark.parametrize('name', ADAPTIVE)
 def test_small_updates_are_bit_identical_to_no_clipping(name):
     nets = [make_net(), make_net()]
@@ -277,6 +342,19 @@ def test_auto_clips_without_a_model_and_after_a_deepcopy():
         backward(model, 1e3, seed=5)
         opt.step()
     assert equal(dict(net.state_dict()), dict(twin.state_dict()))
+
+
+@pytest.mark.parametrize('side', ['gradient', 'update'])
+def test_rate_of_a_loaded_state_counts(side):
+    net = make_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-9)
+    state = torch.optim.SGD(net.parameters(), lr=1e3).state_dict()
+    handle = attach(optimizer, dict(type='Auto', side=side), model=net)
+    for expected in (False, True):
+        backward(net, 1e3)
+        optimizer.step()
+        assert (handle.stats()['clip_fraction'] > 0) == expected
+        optimizer.load_state_dict(state)
 
 
 def test_group_added_later_is_bounded_by_its_own_rate():
