@@ -13,6 +13,7 @@ RULES |= {
     'inf norm': dict(type='NormClip', max_norm=0.05, norm_type='inf'),
     '3-norm': dict(type='NormClip', max_norm=0.1, norm_type=3),
     'AGC everywhere': dict(type='AGC', clip_factor=1e-3),
+    'Auto update': dict(type='Auto', side='update'),
     'carry': dict(type='NormClip', max_norm=0.3, carry=True),
     'carry in a chain': dict(
         type='ChainClip',
@@ -32,6 +33,9 @@ RULES |= {
 def optimizers(how: str, rule: dict) -> list[str]:
     if rule['type'] == 'GradientStabilizer':
         return ['adamw']
+    if rule['type'] == 'Auto':
+        # Bounds the gradient; the update, from the state; the update, from a copy.
+        return ['sgd', 'adamw'] if rule.get('side') is None else ['sgd']
     # torch itself refuses to fuse a step over DTensors and plain tensors.
     fuses = how not in ('zero', 'mixed') and rule['type'] in ('NormClip', 'AGC', 'ValueClip')
     return ['sgd', 'adamw_fused'] if fuses else ['sgd']
@@ -39,8 +43,21 @@ def optimizers(how: str, rule: dict) -> list[str]:
 
 #: Fewer rules suffice where every rank has whole gradients (ddp, zero), and where plain parameters
 #: are mixed with sharded ones.
-FEWER = {'ddp': {*CLIPPERS, 'routes', 'carry'}, 'zero': set(CLIPPERS)}
-FEWER['mixed'] = {'NormClip', 'inf norm', 'AGC', 'ValueClip', 'AdaGC', 'carry', 'routes'}
+FEWER = {
+    'ddp': {*CLIPPERS, 'Auto update', 'routes', 'carry'},
+    'zero': {*CLIPPERS, 'Auto update'},
+}
+FEWER['mixed'] = {
+    'NormClip',
+    'inf norm',
+    'AGC',
+    'Auto',
+    'Auto update',
+    'ValueClip',
+    'AdaGC',
+    'carry',
+    'routes',
+}
 
 CASES = {
     f'{how} {name} {optimizer}': dict(

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..host import host
 from ..kernels import HostTensors, MultiTensor, Units, UnitTensors, can_run_on, can_take
 from .backend import Backend, Ranges, ShardedBackend
+from .movement import Movement
 from .names import ParamInfo
 from .norms import combine
 from .sharding import Sharding
@@ -217,7 +218,7 @@ class KernelBackend(Backend):
         return super().unit_weights() if self._weights is None else self._weights
 
     def scale_units(self, coefs: Tensor) -> None:
-        units = self._units_used
+        units = self._units_used or self._unit_kernels()
         if units is None or not (units.has_scaled or units.has(self.grads)):
             super().scale_units(coefs)
             return
@@ -226,6 +227,22 @@ class KernelBackend(Backend):
             layout, grad = self.layouts[i], self.grads[i]
             layout.split(grad).mul_(coefs[where].view(layout.shape(grad)))
         mark_written(self.grads)
+
+    # -- the update of a step --------------------------------------------------------------------
+    @cached_property
+    def _parts_of_update(self) -> UpdateParts:
+        return UpdateParts(self._infos, self._slots, self._shared, self.unit_owner)
+
+    def change_norms(self, movement: Movement) -> Tensor:
+        return self._parts_of_update.norms(movement)
+
+    def shorten_change(self, movement: Movement, coefs: Tensor) -> None:
+        params = [param.detach() for param in self.params]
+        self._parts_of_update.shorten(movement, coefs, params)
+        values = host(coefs)
+        if values is not None and not values.all():
+            # An infinite movement times 0 is NaN: put the old weights back.
+            super().shorten_change(movement, torch.where(coefs == 0, 0.0, 1.0))
 
     # -- elements --------------------------------------------------------------------------------
     def element_norms(
@@ -266,6 +283,106 @@ class KernelBackend(Backend):
             mark_written(self.grads)
             return combine(posts), counts.sum()
         return super().edit(ranges)
+
+
+class UpdateParts:
+    """The parameters of a view in groups whose movement fits into a small scratch memory.
+
+    Args:
+        infos: the N parameters.
+        slots: their places among all parameters of the route.
+        units: the units of all parameters of the route, or None.
+        owner: (U,) which of the N parameters each unit belongs to.
+    """
+
+    def __init__(
+        self, infos: list[ParamInfo], slots: list[int], units: RouteUnits | None, owner: Tensor
+    ) -> None:
+        numels = [info.param.numel() for info in infos]
+        groups = _grouped(numels, _SCRATCH[owner.device.type == 'cpu'])
+        self._parts = [
+            (
+                places,
+                KernelBackend([infos[i] for i in places], [slots[i] for i in places], units),
+            )
+            for places in groups
+        ]
+        # What was measured is kept until it is shortened, if it is small.
+        self._is_small = sum(numels) <= _KEPT
+        self._deltas: dict[int, list[Tensor]] = {}
+        owners = [
+            torch.tensor(places, device=owner.device)[backend.unit_owner]
+            for places, backend in self._parts
+        ]
+        self._sizes = list(map(len, owners))
+        # The groups have their units in an order of their own.
+        ours = torch.argsort(torch.cat(owners), stable=True)
+        theirs = torch.argsort(owner, stable=True)
+        self._to_parts = torch.empty_like(ours)
+        self._to_parts[ours] = theirs
+        self._from_parts = torch.empty_like(ours)
+        self._from_parts[theirs] = ours
+
+    def norms(self, movement: Movement) -> Tensor:
+        """How far the last step has moved the units, (U,)."""
+        norms = []
+        for k, (places, backend) in enumerate(self._parts):
+            deltas = movement.of(places)
+            backend.load(deltas, False)
+            norms.append(backend.unit_norms()[1].double())
+            backend.load([], False)
+            if self._is_small:
+                self._deltas[k] = deltas
+        return torch.cat(norms)[self._from_parts]
+
+    def shorten(self, movement: Movement, coefs: Tensor, params: list[Tensor]) -> None:
+        """Keep of each unit's movement the share ``coefs`` (U,), in place."""
+        shares = torch.split(coefs[self._to_parts], self._sizes)
+        for k, ((places, backend), share) in enumerate(zip(self._parts, shares, strict=True)):
+            deltas = self._deltas.pop(k, None)
+            values = host(share)
+            if values is not None and (values == 1).all():
+                continue
+            deltas = movement.of(places) if deltas is None else deltas
+            news, olds = [params[i] for i in places], movement.copies(places)
+            if olds is None:
+                _scale_units(backend, deltas, 1 - share)
+                torch._foreach_sub_(news, deltas)
+                continue
+            # From the copy: a movement much larger than the weights has lost their last digits.
+            is_cut = (share < 1).to(share.dtype)
+            olds = [old.clone() for old in olds]
+            _scale_units(backend, news, 1 - is_cut)
+            _scale_units(backend, olds, is_cut)
+            _scale_units(backend, deltas, is_cut * share)
+            torch._foreach_add_(olds, deltas)
+            torch._foreach_add_(news, olds)
+
+
+def _scale_units(backend: KernelBackend, tensors: list[Tensor], coefs: Tensor) -> None:
+    """Multiply the units of tensors, shaped as the parameters, by ``coefs`` (U,)."""
+    backend.load(tensors, False)
+    backend.scale_units(coefs)
+    backend.load([], False)
+
+
+#: Elements of a group: what stays in the cache of a core, or what keeps launches few.
+_SCRATCH = {True: 1 << 17, False: 1 << 23}
+#: Elements of all parameters up to which their movement is computed once.
+_KEPT = 1 << 22
+
+
+def _grouped(sizes: list[int], most: int) -> list[list[int]]:
+    """Indices of tensors in groups of at most so many elements, or of one tensor."""
+    groups: list[list[int]] = []
+    total = 0
+    for i, size in enumerate(sizes):
+        if not groups or total + size > most:
+            groups.append([])
+            total = 0
+        groups[-1].append(i)
+        total += size
+    return groups
 
 
 def mark_written(tensors: list[Tensor]) -> None:

@@ -33,6 +33,9 @@ class Movement(Protocol):
     def old(self, i: int, delta: Tensor) -> Tensor:
         """Parameter ``i`` as it was before the step, given its movement."""
 
+    def copies(self, chosen: list[int]) -> list[Tensor] | None:
+        """The chosen parameters before the step, which must not be changed; None if not kept."""
+
 
 class CopiedMovement:
     """Compares the parameters with a copy of them."""
@@ -57,6 +60,10 @@ class CopiedMovement:
     def old(self, i: int, delta: Tensor) -> Tensor:
         """The copy."""
         return self._copies[i]
+
+    def copies(self, chosen: list[int]) -> list[Tensor]:
+        """The copies."""
+        return [self._copies[i] for i in chosen]
 
 
 class StateMovement:
@@ -104,6 +111,9 @@ class StateMovement:
         """The parameter less its movement."""
         return self._params[i] - delta
 
+    def copies(self, chosen: list[int]) -> None:
+        """Not kept."""
+
 
 def movement_of(
     optimizer: Optimizer, owners: list[Tensor], groups: list[dict[str, Any]]
@@ -136,12 +146,13 @@ def _adam(group: dict[str, Any], news: list[Tensor], states: list[dict[str, Any]
     """``-lr * m_hat / (sqrt(v_hat) + eps)``: arXiv 1412.6980, algorithm 1."""
     first, second = group['betas']
     name = 'max_exp_avg_sq' if group['amsgrad'] else 'exp_avg_sq'
+    ones, roots = _corrections(first, states), _corrections(second, states, root=True)
+    # m / one / (sqrt(v) / root + eps) = m * (root / one) / (sqrt(v) + root * eps)
     sizes = list(torch._foreach_sqrt(_local(states, name)))
-    torch._foreach_div_(sizes, _corrections(second, states, root=True))
-    torch._foreach_add_(sizes, group['eps'])
-    torch._foreach_mul_(sizes, _corrections(first, states))
+    torch._foreach_add_(sizes, [root * group['eps'] for root in roots])
     deltas = list(torch._foreach_div(_local(states, 'exp_avg'), sizes))
-    torch._foreach_mul_(deltas, -group['lr'])
+    pairs = zip(roots, ones, strict=True)
+    torch._foreach_mul_(deltas, [root / one * -group['lr'] for root, one in pairs])
     return deltas
 
 
@@ -183,14 +194,20 @@ def _with_decay(group: dict[str, Any], news: list[Tensor], deltas: list[Tensor])
 def _corrections(beta: float, states: list[dict[str, Any]], root: bool = False) -> list[Any]:
     """``1 - beta ** step`` of each parameter, or its root; tensors where the step is one."""
     steps = [state['step'] for state in states]
+    # A count of 0: a fused optimizer has passed over its first step.
     if all(not isinstance(step, Tensor) or step.device.type == 'cpu' for step in steps):
-        # tolist() reads host memory without issuing a device read, as float() would.
-        counts = [step.tolist() if isinstance(step, Tensor) else step for step in steps]
-        powers = [1 - beta**count for count in counts]
+        counts: list[int] = [_host_count(step) for step in steps]
+        powers: list[Any] = [1 - beta ** max(count, 1) for count in counts]
         return [math.sqrt(power) for power in powers] if root else powers
     # On the device (capturable, fused): the host need not know the count.
-    values = [1 - torch.pow(beta, step) for step in steps]
-    return [value.sqrt() for value in values] if root else values
+    powers = [1 - torch.pow(torch.full_like(step, beta), step.clamp(min=1)) for step in steps]
+    return [power.sqrt() for power in powers] if root else powers
+
+
+def _host_count(step: Any) -> int:
+    # tolist() reads host memory without issuing a device read, as int() would.
+    count: float = step.tolist() if isinstance(step, Tensor) else step
+    return int(count)
 
 
 def _local(states: Iterable[dict[str, Any]], name: str) -> list[Tensor]:

