@@ -161,6 +161,26 @@ def read_scalars(work_dir: str | Path) -> Scalars:
     return Scalars(train, val)
 
 
+def read_rows(work_dir: str | Path, name: str) -> list[dict[str, Any]]:
+    """The rows, each with a ``step``, of a file that a hook writes beside ``scalars.json``.
+
+    A resumed run is joined to the run that it continues.
+
+    Args:
+        work_dir: the work_dir of a run, or one of its timestamp folders.
+        name: name of the file.
+
+    Returns:
+        list: empty if there is no such file.
+    """
+    joined: list[dict[str, Any]] = []
+    for file in (file.with_name(name) for file in _scalar_files(Path(work_dir))):
+        rows = _rows(file) if file.exists() else []
+        if rows:
+            joined = [row for row in joined if row['step'] < rows[0]['step']] + rows
+    return joined
+
+
 def _is_training(row: dict[str, Any]) -> bool:
     """Whether a row is of training: only such a row has a learning rate."""
     return any(key.split('.')[-1] in ('lr', 'base_lr') for key in row)

@@ -7,8 +7,9 @@ import math
 import sys
 from pathlib import Path
 
-from ..analysis.pictures.backend import plt
+from ..analysis.pictures.backend import Figure, plt
 from ..analysis.pictures.clipping import draw, run_names
+from ..analysis.pictures.modules import draw_modules, read_modules
 from ..analysis.run_files import RunFilesError, Scalars, read_scalars
 from .arguments import new_parser
 
@@ -19,7 +20,10 @@ Four panels over the iterations: the loss, and from where the run is lost; the g
 and after clipping against the threshold; the share of clipped units; and the steps whose gradient
 was not finite. MMEngine logs the norms and the loss as means over log_processor.window_size steps,
 and the other numbers for the logged step. A non-finite step between two log lines therefore shows
-in the mean norm only, which is not finite for as long as the step is in the window."""
+in the mean norm only, which is not finite for as long as the step is in the window.
+
+With --modules, what GClipMonitorHook has written in one run: the share of clipped units of each
+module over the iterations, and the units that were held back most often."""
 
 
 def parse_args(argv: list[str] | None = None, prog: str = 'gclip plot') -> argparse.Namespace:
@@ -44,7 +48,12 @@ def parse_args(argv: list[str] | None = None, prog: str = 'gclip plot') -> argpa
     parser.add_argument(
         '--smooth', type=int, default=1, help='running median over this many log lines (1: none)'
     )
+    parser.add_argument(
+        '--modules', action='store_true', help='draw the modules of one run instead'
+    )
     args = parser.parse_args(argv)
+    if args.modules and len(args.runs) > 1:
+        parser.error(f'--modules draws one run, got {len(args.runs)}')
     if args.names and len(args.names) != len(args.runs):
         parser.error(f'--names has {len(args.names)} names for {len(args.runs)} runs')
     if args.smooth < 1:
@@ -72,18 +81,37 @@ def read_runs(paths: list[Path], names: list[str]) -> dict[str, Scalars]:
     return runs
 
 
+def _save(figure: Figure, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+def _plot_modules(args: argparse.Namespace, prog: str) -> int:
+    try:
+        log = read_modules(args.runs[0])
+    except RunFilesError as error:
+        print(f'{prog}: error: {error}', file=sys.stderr)
+        return 1
+    _save(draw_modules(log, args.title), args.out)
+    print(f'{len(log.steps)} measured steps, {len(log.modules)} modules')
+    for name, kept, count in log.ranked[:5]:
+        print(f'  {name}: kept {kept:.2g} (median) in {count} steps')
+    print(f'Saved {args.out}')
+    return 0
+
+
 def main(argv: list[str] | None = None, prog: str = 'gclip plot') -> int:
     """Run the command; returns the exit code."""
     args = parse_args(argv, prog)
+    if args.modules:
+        return _plot_modules(args, prog)
     try:
         runs = read_runs(args.runs, args.names or run_names(args.runs))
     except RunFilesError as error:
         print(f'{prog}: error: {error}', file=sys.stderr)
         return 1
-    figure = draw(runs, args.title, args.smooth)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=120)
-    plt.close(figure)
+    _save(draw(runs, args.title, args.smooth), args.out)
     for name, scalars in runs.items():
         steps, lost = [row['step'] for row in scalars.train], scalars.lost_from()
         end = '' if lost is None else f'; lost from {lost} on'

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
 from gclip_mm.analysis.pictures.clipping import COLORS, draw
+from gclip_mm.analysis.pictures.modules import read_modules
 from gclip_mm.analysis.run_files import Scalars, read_scalars
 from gclip_mm.cli import plot as tool
 from tests.analysis.run_logs import LEFT_OUT, clipped_rows, lines, write_scalars
@@ -109,3 +111,32 @@ def test_invalid_arguments_are_rejected(capsys, arguments, message):
     with pytest.raises(SystemExit):
         tool.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_modules_of_a_resumed_run(tmp_path, capsys):
+    for k, steps in enumerate(((10, 20, 30), (30, 40))):
+        folder = tmp_path / f'2024010{k}' / 'vis_data'
+        write_scalars(folder, clipped_rows(steps))
+        for name in ('module_scalars.json', 'clipped_units.json'):
+            rows = []
+            for step in steps:
+                share = {'module_clip_fraction.neck': k / 2, 'module_clip_fraction.head': 1.0}
+                units = [['head.weight', 3, 0.25], ['neck.weight', 1, 0.5]][: 2 - k]
+                row = dict(share) if name.startswith('module') else dict(units=units)
+                rows.append(json.dumps({**row, 'step': step}))
+            (folder / name).write_text('\n'.join(rows))
+    log = read_modules(tmp_path)
+    assert log.steps == [10, 20, 30, 40] and log.modules == ['neck', 'head']
+    assert log.shares.tolist() == [[0, 0, 0.5, 0.5], [1, 1, 1, 1]]
+    assert log.ranked == [('head.weight[3]', 0.25, 4), ('neck.weight[1]', 0.5, 2)]
+    out = tmp_path / 'x.png'
+    assert tool.main([str(tmp_path), '--modules', '--out', str(out)]) == 0
+    assert 'head.weight[3]: kept 0.25 (median) in 4 steps' in capsys.readouterr().out
+    assert out.stat().st_size > 10_000
+
+
+def test_modules_of_a_run_without_a_monitor(killed_run, tmp_path, capsys):
+    assert tool.main([str(killed_run), '--modules', '--out', str(tmp_path / 'x.png')]) == 1
+    assert "custom_hooks=[dict(type='GClipMonitorHook')]" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool.main([str(killed_run), str(killed_run), '--modules'])

@@ -206,7 +206,7 @@ def _corrections(beta: float, states: list[dict[str, Any]], root: bool = False) 
 
 def _host_count(step: Any) -> int:
     # tolist() reads host memory without issuing a device read, as int() would.
-    count: float = step.tolist() if isinstance(step, Tensor) else step
+    count: Any = step.tolist() if isinstance(step, Tensor) else step
     return int(count)
 
 

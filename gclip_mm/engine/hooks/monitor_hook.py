@@ -26,8 +26,9 @@ from ..telemetry.module_probe import ModuleProbe, ModuleStats, UnitNorms, cut_na
 from ..telemetry.observing import iterations_of_a_step, observe, refuse_sharded, wrapper_members
 from .keys import reject_unknown_keys
 
-#: File of the local backend that gets the numbers.
+#: Files of the local backend: the numbers, and the units that were held back most.
 SCALARS = 'module_scalars.json'
+UNITS = 'clipped_units.json'
 
 
 @HOOKS.register_module()
@@ -48,11 +49,16 @@ class GClipMonitorHook(Hook):
     * ``module_grad_norm.<module>``: norm of its gradient before clipping;
     * ``module_update_ratio.<module>``: norm of the step's change over the norm of the weights;
     * ``module_clip_fraction.<module>``: share of its units (output filters, rows, whole vectors)
-      whose gradient was made smaller;
+      whose gradient was made smaller, or whose movement, where the rule bounds updates;
+    * ``module_clip_coef.<module>``: the smallest share that one of its units kept;
     * ``loss_interval_grad_norm.q<k>`` and ``loss_interval_end.q<k>``: the steps since the last
       report, sorted by loss into ``loss_intervals`` groups of equal size: mean gradient norm of
       each group, and the largest loss in it. If only the last group has a high norm, hard or
       mislabelled samples cause the large gradients, not the state of training.
+
+    The units that were held back most go to ``clipped_units.json`` beside ``scalars.json``, a line
+    for each measured step: ``[parameter, unit, share kept]``, one unit of each parameter. ``gclip
+    plot WORK_DIR --modules`` draws both.
 
     Every ``histogram_interval`` iterations the hook also writes histograms of the units' gradient
     norms (``unit_grad_norm``) and of their ratio to the weights (``unit_grad_to_weight``, which
@@ -162,6 +168,8 @@ class GClipMonitorHook(Hook):
             scalars.update(loss_interval_scalars(*probe.take_history(), self.loss_intervals))
         scalars = {f'{prefix}{k}': v for k, v in scalars.items() if math.isfinite(v)}
         _write(runner.visualizer, scalars, step)
+        held = [[f'{prefix}{name}', unit, kept] for name, unit, kept in stats.held]
+        _write_held(runner.visualizer, held, step)
         if wants_units:
             for title, values in unit_quantities(units, self.depth).items():
                 publish(runner.visualizer, f'{prefix}{title}', log_histograms(values), step)
@@ -179,10 +187,21 @@ def _write(visualizer: Visualizer, scalars: dict[str, float], step: int) -> None
         if not isinstance(backend, LocalVisBackend):
             backend.add_scalars(dict(scalars), step=step)
             continue
-        # Reading the property creates the folder.
-        folder = Path(backend.experiment._save_dir)
-        with (folder / SCALARS).open('a') as file:
-            file.write(json.dumps({**scalars, 'step': step}) + '\n')
+        _append(backend, SCALARS, {**scalars, 'step': step})
+
+
+def _write_held(visualizer: Visualizer, units: list[list[Any]], step: int) -> None:
+    """Write the units that were held back most; only the local backend has a place for them."""
+    for backend in visualizer._vis_backends.values():
+        if isinstance(backend, LocalVisBackend):
+            _append(backend, UNITS, {'step': step, 'units': units})
+
+
+def _append(backend: LocalVisBackend, name: str, row: dict[str, Any]) -> None:
+    # Reading the property creates the folder.
+    folder = Path(backend.experiment._save_dir)
+    with (folder / name).open('a') as file:
+        file.write(json.dumps(row) + '\n')
 
 
 class _Probe(ModuleProbe):
@@ -239,6 +258,7 @@ def module_scalars(stats: ModuleStats) -> dict[str, float]:
         if stats.weight[i] > 0:
             scalars[f'module_update_ratio.{name}'] = float(stats.update[i] / stats.weight[i])
         scalars[f'module_clip_fraction.{name}'] = float(stats.clipped[i] / stats.units[i])
+        scalars[f'module_clip_coef.{name}'] = float(stats.kept[i])
     return scalars
 
 

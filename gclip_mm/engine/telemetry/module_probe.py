@@ -9,13 +9,31 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...clipping.base import Measure, Outcome
+from ...clipping.base import Measure, Outcome, Update
 from ...clipping.gradients.names import ParamInfo, describe_params
 from ...clipping.step.observers import StepObserver, parameter_norms
 from ...clipping.step.parameters import RoutedView
 
 # A unit counts as clipped when its norm shrank by more than rounding.
 _SHRUNK = 1 - 1e-5
+
+
+#: How many of the units that were held back most are reported.
+MOST_HELD = 10
+
+
+class HeldUnit(NamedTuple):
+    """A unit that clipping has held back.
+
+    Attributes:
+        name: name of its parameter.
+        unit: its index among the units of the parameter.
+        kept: share of its gradient, or of its movement, that was kept.
+    """
+
+    name: str
+    unit: int
+    kept: float
 
 
 class ModuleStats(NamedTuple):
@@ -28,6 +46,9 @@ class ModuleStats(NamedTuple):
         update: (M,) float64, norm of the change of its weights in the step.
         clipped: (M,) float64, number of its clipped units.
         units: (M,) float64, number of its units (:mod:`gclip_mm.clipping.gradients.units`).
+        kept: (M,) float64, the smallest share of its gradient, or of its movement where the rule
+            bounds updates, that a unit kept; 1 where nothing was clipped.
+        held: the units that were held back most, one of each parameter, the smallest share first.
     """
 
     names: list[str]
@@ -36,6 +57,8 @@ class ModuleStats(NamedTuple):
     update: np.ndarray
     clipped: np.ndarray
     units: np.ndarray
+    kept: np.ndarray
+    held: tuple[HeldUnit, ...] = ()
 
     def grouped(self, depth: int) -> ModuleStats:
         """The measurements of modules joined by the first ``depth`` parts of their names."""
@@ -48,7 +71,10 @@ class ModuleStats(NamedTuple):
 
         squares = (np.sqrt(add(x.astype(float) ** 2)) for x in self[1:4])
         grad, weight, update = squares
-        return ModuleStats(names, grad, weight, update, add(self.clipped), add(self.units))
+        kept = np.ones(len(names))
+        np.minimum.at(kept, index, self.kept)
+        counts = add(self.clipped), add(self.units)
+        return ModuleStats(names, grad, weight, update, *counts, kept, self.held)
 
 
 class UnitNorms(NamedTuple):
@@ -90,6 +116,8 @@ class ModuleProbe(StepObserver):
         self._before: list[Tensor] = []
         self._units: dict[int, Tensor] = {}
         self._weight_units: dict[int, Tensor] = {}
+        # By index of the parameter: the shares (U,) that its units kept.
+        self._kept: dict[int, Tensor] = {}
         self._clipped: list[Tensor] | None = None
 
     # -- around the clipping ---------------------------------------------------------------------
@@ -119,7 +147,7 @@ class ModuleProbe(StepObserver):
                 self._weight_units[i] = info.layout.norms(info.param.detach())
 
     def after_clip(self, views: list[RoutedView], outcomes: list[Outcome | None]) -> None:
-        """Count the clipped units."""
+        """Count the clipped units, and measure what each unit kept of its gradient."""
         if not self.armed or self._norms is None:
             return
         clipped = [self._norms.new_zeros(()) for _ in self._infos]
@@ -129,10 +157,25 @@ class ModuleProbe(StepObserver):
                 before = self._units[i]
                 if coef is not None:
                     # If the coefficient is folded into the optimizer, the gradient is unchanged.
+                    kept = coef.to(before.device).expand(before.numel())
                     clipped[i] = (coef < 1) * before.numel()
                 else:
-                    clipped[i] = (info.layout.norms(grad) < before * _SHRUNK).sum()
+                    after = info.layout.norms(grad)
+                    kept = torch.where(before > 0, after / before, 1.0).flatten()
+                    clipped[i] = (after < before * _SHRUNK).sum()
+                self._kept[i] = kept.double().clamp(max=1.0)
         self._clipped = clipped
+
+    def after_update(self, part: RoutedView, update: Update) -> None:
+        """Count the units whose movement was shortened, and measure what they kept of it."""
+        if not self.armed or self._clipped is None:
+            return
+        view = part.view
+        order = torch.argsort(view.backend.unit_owner, stable=True)
+        shares = torch.split(update.coefs[order.to(update.coefs.device)], view.backend.unit_sizes)
+        for i, share in zip(view.positions, shares, strict=True):
+            self._clipped[i] = (share < _SHRUNK).sum()
+            self._kept[i] = share.double()
 
     # -- after the step --------------------------------------------------------------------------
     @property
@@ -161,9 +204,18 @@ class ModuleProbe(StepObserver):
         sums = torch.zeros(4, len(self._modules), dtype=torch.float64, device=device)
         rows = torch.stack([self._norms.square(), weight.square(), update.square(), clipped])
         sums.index_add_(1, self._index.to(device), rows)
-        grad2, weight2, update2, clipped_units = sums.cpu().numpy()
+        places = [i for i, kept in self._kept.items() if kept.numel()]
+        least = [self._kept[i].min(0) for i in places]
+        numbers = [value.to(device, torch.float64) for pair in least for value in pair]
+        # One copy for everything.
+        found = torch.cat([sums.flatten(), *(number.view(1) for number in numbers)]).cpu().numpy()
+        grad2, weight2, update2, clipped_units = found[: sums.numel()].reshape(sums.shape)
+        pairs = found[sums.numel() :].reshape(-1, 2)
+        index = self._index.cpu().numpy()
+        kept = np.ones(len(self._modules))
+        np.minimum.at(kept, index[places], pairs[:, 0])
         units = np.bincount(
-            self._index.cpu().numpy(),
+            index,
             [np.prod(info.layout.shape(info.param), dtype=float) for info in self._infos],
             len(self._modules),
         )
@@ -174,11 +226,22 @@ class ModuleProbe(StepObserver):
             np.sqrt(update2),
             clipped_units,
             units,
+            kept,
+            self._held(places, pairs),
         )
         norms = self._unit_norms() if with_units else {}
         self.armed = False
         self._forget()
         return stats, norms
+
+    def _held(self, places: list[int], pairs: np.ndarray) -> tuple[HeldUnit, ...]:
+        """The units that kept least, given the smallest share and its unit for each parameter."""
+        found = [
+            HeldUnit(self._infos[i].name, int(unit), float(kept))
+            for i, (kept, unit) in zip(places, pairs, strict=True)
+            if kept < _SHRUNK
+        ]
+        return tuple(sorted(found, key=lambda held: held.kept)[:MOST_HELD])
 
     def _unit_norms(self) -> dict[str, UnitNorms]:
         scale: Tensor | float = 1.0 if self._scale is None else self._scale

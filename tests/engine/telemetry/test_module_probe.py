@@ -106,6 +106,42 @@ def test_agc_clips_the_units_above_its_bound():
     assert stats.clipped.tolist() == list(expected.values())
 
 
+@pytest.mark.parametrize('optimizer', [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad])
+def test_units_held_back_most_are_named(optimizer):
+    """SGD: shares of the gradient. AdamW, Adagrad: shares of the movement that Auto has left."""
+    by_update = optimizer is not torch.optim.SGD
+    net, probe, grads, before = watched_step(dict(type='Auto'), optimizer=optimizer, lr=1.0)
+    twin = Net()
+    twin.load_state_dict(before)
+    for name, param in twin.named_parameters():
+        param.grad = grads.get(name)
+    optimizer(twin.parameters(), lr=1.0).step()
+    shares = {}
+    for name, param in net.named_parameters():
+        if name not in grads:
+            continue
+        if by_update:
+            now = param.detach() - before[name]
+            then = twin.get_parameter(name).detach() - before[name]
+        else:
+            now, then = param.grad, grads[name]
+        dims = 1 if param.ndim > 1 else 0
+        shares[name] = (now.double().norm(dim=dims) / then.double().norm(dim=dims)).view(-1)
+    stats, _ = probe.read()
+    expected = sorted(shares, key=lambda name: float(shares[name].min()))
+    assert {held.name for held in stats.held} == set(expected)
+    kept = [held.kept for held in stats.held]
+    assert kept == sorted(kept)
+    for held in stats.held:
+        least = pytest.approx(float(shares[held.name].min()), rel=1e-3)
+        assert held.kept == least and float(shares[held.name][held.unit]) == least
+    heads = [float(v.min()) for n, v in shares.items() if n.startswith('head')]
+    assert stats.kept[NAMES.index('head')] == pytest.approx(min(heads), rel=1e-3)
+    assert stats.kept[NAMES.index('unused')] == 1
+    over = sum(int((v < 1 - 1e-5).sum()) for v in shares.values())
+    assert stats.clipped.sum() == over > 0
+
+
 def test_exempt_module_is_not_clipped():
     stats, _ = watched_step(dict(type='NormClip', max_norm=0.1, exclude=['head']))[1].read()
     assert stats.clipped[NAMES.index('head')] == 0
