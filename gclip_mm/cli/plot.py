@@ -22,8 +22,8 @@ and the other numbers for the logged step. A non-finite step between two log lin
 in the mean norm only, which is not finite for as long as the step is in the window."""
 
 
-def parse_args(argv: list[str] | None = None, prog: str = 'gclip plot') -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip plot') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog, DESCRIPTION, 'gclip plot work_dirs/agc work_dirs/norm --out clipping.png'
     )
@@ -44,6 +44,12 @@ def parse_args(argv: list[str] | None = None, prog: str = 'gclip plot') -> argpa
     parser.add_argument(
         '--smooth', type=int, default=1, help='running median over this many log lines (1: none)'
     )
+    return parser
+
+
+def parse_args(argv: list[str] | None = None, prog: str = 'gclip plot') -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     if args.names and len(args.names) != len(args.runs):
         parser.error(f'--names has {len(args.names)} names for {len(args.runs)} runs')
