@@ -22,11 +22,10 @@ extensions = [
     'sphinx.ext.viewcode',
     'sphinx_copybutton',
     'commands',
+    'new_pages',
     'repository_links',
 ]
 exclude_patterns = ['_build']
-# A pattern of the index may wait for a page that is still to come.
-suppress_warnings = ['toc.empty_glob']
 
 myst_heading_anchors = 3
 # Dollar signs and braces of configs are text.

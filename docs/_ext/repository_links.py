@@ -1,4 +1,4 @@
-"""Sphinx extension: relative links of Markdown pages to files outside of docs/ lead to the repository.
+"""Sphinx extension: relative links of pages to files outside of docs/ lead to the repository.
 
 The pages are read on GitHub too, where such links work as they are.
 """
