@@ -13,6 +13,7 @@ from gclip_mm.version import __version__  # noqa: E402
 
 project = 'gclip_mm'
 author = 'The gclip_mm authors'
+copyright = f'{author}; Apache-2.0'
 version = release = __version__
 
 extensions = [
@@ -56,3 +57,14 @@ html_theme_options = {
     'source_branch': 'main',
     'source_directory': 'docs/',
 }
+
+
+def setup(app):
+    """On the page of the rules, show the classes, whose arguments are the keys, and no methods."""
+
+    def skip(app, what, name, obj, skip, options):
+        if app.env.docname == 'reference/rules' and not isinstance(obj, type):
+            return True
+        return None
+
+    app.connect('autodoc-skip-member', skip)
