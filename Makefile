@@ -74,7 +74,7 @@ $(DOCS)/.done: requirements/docs.txt | setup
 # From scratch, because a page that did not change repeats no warning.
 docs: setup $(DOCS)/.done
 	rm -rf docs/_build
-	PYTHONPATH=$(CURDIR)/$(DOCS) $(RUN) -m sphinx -b html -q -W --keep-going $(ARGS) docs docs/_build/html
+	PYTHONPATH=$(CURDIR)/$(DOCS) $(RUN) -m sphinx -b html -q -W --keep-going docs docs/_build/html
 	$(PY) docs/_ext/check_links.py docs/_build/html
 	@echo 'The site is docs/_build/html/index.html'
 
