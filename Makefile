@@ -15,13 +15,14 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train test test-optimizers lint format clean
+.PHONY: help setup train test test-optimizers docs lint format clean
 
 help:
 	@echo 'make train   train the quickstart detector, evaluate it and draw its report'
 	@echo '             (CONFIG=..., WORK_DIR=..., ARGS="--resume" or any other flag of tools/train.py)'
 	@echo 'make test    make lint, then the whole test suite (ARGS="-k resume" or any flag of pytest)'
 	@echo 'make test-optimizers   skipping and clipping over some 300 third-party optimizers'
+	@echo 'make docs    build the documentation into docs/_build/html'
 	@echo 'make lint    ruff check, ruff format --check and mypy'
 	@echo 'make format  apply the fixes and the format of ruff'
 	@echo 'make setup   only build $(VENV)'
@@ -62,5 +63,20 @@ test-optimizers: setup $(OPTIMIZERS)/.done
 	PYTHONPATH=$(CURDIR)/$(OPTIMIZERS) $(RUN) -m pytest -n 0 -q tests/optimizers $(ARGS)
 	PYTHONPATH=$(CURDIR)/$(OPTIMIZERS) $(RUN) -m tests.optimizers.table
 
+DOCS := $(VENV)/docs
+
+$(DOCS)/.done: requirements/docs.txt | setup
+	rm -rf $(DOCS)
+	$(PY) -m pip --disable-pip-version-check --no-input install --no-deps --no-compile --quiet \
+		--target $(DOCS) -r requirements/docs.txt
+	touch $@
+
+# From scratch, because a page that did not change repeats no warning.
+docs: setup $(DOCS)/.done
+	rm -rf docs/_build
+	PYTHONPATH=$(CURDIR)/$(DOCS) $(RUN) -m sphinx -b html -q -W --keep-going docs docs/_build/html
+	$(PY) docs/_ext/check_links.py docs/_build/html
+	@echo 'The site is docs/_build/html/index.html'
+
 clean:
-	rm -rf .venv .venv-onedl .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
+	rm -rf docs/_build .venv .venv-onedl .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

@@ -18,8 +18,8 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # run from a checkout without installation
 
-import gclip_mm  # noqa: E402
-from gclip_mm.datasets.digits import load_digits  # noqa: E402
+import gclip_mm
+from gclip_mm.datasets.digits import load_digits
 
 
 def build_network() -> nn.Sequential:

@@ -5,6 +5,6 @@ import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
-import torch  # noqa: E402  reads the variable when it is imported
+import torch
 
 torch.set_num_threads(1)

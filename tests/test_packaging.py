@@ -101,6 +101,15 @@ def test_installed_package_finds_recipes_and_configs(wheel, tmp_path):
     assert rule == 'AGC' and path.startswith(str(tmp_path / 'site' / 'gclip_mm' / '.mim'))
 
 
+def test_the_project_has_addresses(pyproject):
+    assert {'Homepage', 'Documentation', 'Issues', 'Changelog'} <= set(pyproject['project']['urls'])
+
+
+def test_pre_commit_runs_the_pinned_ruff(pins):
+    text = (ROOT / '.pre-commit-config.yaml').read_text()
+    assert f'rev: v{pins["ruff"]["3.12"]} ' in text
+
+
 # -- PyTorch alone ---------------------------------------------------------------------------------
 
 
@@ -164,8 +173,12 @@ print(round(moved.item(), 4), hasattr(gclip_mm, 'GClipOptimWrapper'))
 @pytest.fixture(scope='module')
 def pins() -> dict[str, dict[str, str]]:
     """Package name -> Python version -> pinned version."""
+    return read_pins('constraints.txt')
+
+
+def read_pins(file: str) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
-    for pin in requirements((ROOT / 'requirements' / 'constraints.txt').read_text()):
+    for pin in requirements((ROOT / 'requirements' / file).read_text()):
         (specifier,) = pin.specifier
         assert specifier.operator == '==', pin
         for python in PYTHONS:
@@ -196,6 +209,8 @@ def test_pins_satisfy_the_requirements_of_the_package(pins, pyproject):
     asked = list(project['dependencies'])
     for extra in project['optional-dependencies'].values():
         asked += [line for line in extra if not line.startswith('gclip-mm')]
+    # What `make docs` installs beside the environment has pins of its own.
+    pins = read_pins('docs.txt') | pins
     for requirement in map(Requirement, asked):
         for python, version in pins[canonicalize_name(requirement.name)].items():
             assert requirement.specifier.contains(version), (requirement, python)

@@ -31,6 +31,7 @@ COMMANDS = {
     'benchmark': 'time the rules against other implementations',
     'cost': 'estimate the cost of clipping on many GPUs',
     'check': 'put a recipe on every stock MMDetection config',
+    'completion': 'print the completion script of a shell',
 }
 
 EXAMPLE = 'example:\n  gclip train mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --clip agc'

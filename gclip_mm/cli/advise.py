@@ -34,8 +34,8 @@ TITLES = {'value': 'Value', 'norm': 'Norm', 'agc': 'AGC', 'zclip': 'ZClip'}
 OF = {'value': 'elements', 'norm': 'steps', 'agc': 'units', 'zclip': 'steps, by max_norm'}
 
 
-def parse_args(argv: list[str] | None = None, prog: str = 'gclip advise') -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip advise') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog,
         DESCRIPTION,
@@ -60,6 +60,12 @@ def parse_args(argv: list[str] | None = None, prog: str = 'gclip advise') -> arg
     parser.add_argument('--out', type=Path, help='folder (work_dirs/advise/<config name>)')
     add_json(parser)
     add_cfg_options(parser)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None, prog: str = 'gclip advise') -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     for name in ('lr', 'record_lr', 'reach'):
         value = getattr(args, name)

@@ -74,8 +74,8 @@ def print_table(rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
         print(line)
 
 
-def parse_args(argv: list[str] | None = None, prog: str = 'gclip benchmark') -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip benchmark') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog,
         DESCRIPTION,
@@ -97,6 +97,12 @@ def parse_args(argv: list[str] | None = None, prog: str = 'gclip benchmark') -> 
     parser.add_argument('--threads', type=int, help='CPU threads (default: what torch takes)')
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
     parser.add_argument('--out', type=Path, help='write OUT.csv and OUT.json')
+    return parser
+
+
+def parse_args(argv: list[str] | None = None, prog: str = 'gclip benchmark') -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     if args.tensors and args.gradients == 'model':
         parser.error('--gradients model needs a model: leave --tensors out')

@@ -72,8 +72,8 @@ def report(recipe: str, rows: list[tuple[str, str]]) -> Iterator[str]:
     yield from (f'| `{name}` | {outcome} |' for name, outcome in rows if outcome != 'clips')
 
 
-def parse_args(argv: list[str] | None = None, prog: str = 'gclip check') -> argparse.Namespace:
-    """Parse the arguments."""
+def build_parser(prog: str = 'gclip check') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog,
         'Put a clipping recipe on every stock config of the installed MMDetection, and report '
@@ -84,6 +84,12 @@ def parse_args(argv: list[str] | None = None, prog: str = 'gclip check') -> argp
     parser.add_argument('--clip', default='agc', help='the recipe (default: agc)')
     parser.add_argument('--family', default='**', help='only this folder of mmdet configs')
     parser.add_argument('--out', type=Path, help='write a Markdown page instead of printing it')
+    return parser
+
+
+def parse_args(argv: list[str] | None = None, prog: str = 'gclip check') -> argparse.Namespace:
+    """Parse the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     if not stock_configs(args.family):
         parser.error(f'no stock config in {args.family!r}')

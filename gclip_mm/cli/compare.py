@@ -19,8 +19,8 @@ def named_run(text: str) -> tuple[str, Path]:
     return label, Path(path)
 
 
-def parse_args(argv: list[str] | None = None, prog: str = 'gclip compare') -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip compare') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog,
         'Draw runs of the same data set side by side.',
@@ -44,6 +44,12 @@ def parse_args(argv: list[str] | None = None, prog: str = 'gclip compare') -> ar
     )
     parser.add_argument('--device', default='cpu', help='cpu, cuda:0, ... (%(default)s)')
     add_json(parser)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None, prog: str = 'gclip compare') -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     if not 2 <= len(args.runs) <= len(COLORS):
         parser.error(f'give --run two to {len(COLORS)} times, got {len(args.runs)}')

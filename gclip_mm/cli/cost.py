@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from ..analysis.benchmark.cost_model import MODELS, Hardware, check_table, table
@@ -18,8 +19,8 @@ which are assumptions and can be set. Prints the table of docs/scaling.md."""
 SHOWN = ['NormClip', 'AdaGC', 'AGC', 'ValueClip', 'SpikeClip']
 
 
-def main(argv: list[str] | None = None, prog: str = 'gclip cost') -> int:
-    """Run the command; returns the exit code."""
+def build_parser(prog: str = 'gclip cost') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog,
         DESCRIPTION,
@@ -69,6 +70,12 @@ def main(argv: list[str] | None = None, prog: str = 'gclip cost') -> int:
         metavar='CSV',
         help='instead: the bytes of each rule beside the times that `gclip benchmark` measured',
     )
+    return parser
+
+
+def main(argv: list[str] | None = None, prog: str = 'gclip cost') -> int:
+    """Run the command; returns the exit code."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     if args.check is not None:
         if not args.check.is_file():

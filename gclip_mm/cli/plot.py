@@ -26,8 +26,8 @@ With --modules, what GClipMonitorHook has written in one run: the share of clipp
 module over the iterations, and the units that were held back most often."""
 
 
-def parse_args(argv: list[str] | None = None, prog: str = 'gclip plot') -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip plot') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog, DESCRIPTION, 'gclip plot work_dirs/agc work_dirs/norm --out clipping.png'
     )
@@ -51,6 +51,12 @@ def parse_args(argv: list[str] | None = None, prog: str = 'gclip plot') -> argpa
     parser.add_argument(
         '--modules', action='store_true', help='draw the modules of one run instead'
     )
+    return parser
+
+
+def parse_args(argv: list[str] | None = None, prog: str = 'gclip plot') -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     if args.modules and len(args.runs) > 1:
         parser.error(f'--modules draws one run, got {len(args.runs)}')

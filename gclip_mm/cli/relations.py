@@ -110,8 +110,8 @@ def count_table(dataset: Any, indices: Sequence[int]) -> str:
     return '\n'.join(f'{names[label]:<{width}} {counts[label]:>9}' for label in rows)
 
 
-def parse_args(argv: list[str] | None = None, prog: str = 'gclip relations') -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip relations') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog,
         DESCRIPTION,
@@ -145,6 +145,12 @@ def parse_args(argv: list[str] | None = None, prog: str = 'gclip relations') -> 
         '--max-relations', type=int, default=20, help='most relations in a picture (default: 20)'
     )
     add_cfg_options(parser)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None, prog: str = 'gclip relations') -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     if args.num < 1 or args.max_relations < 0:
         parser.error('--num must be at least 1 and --max-relations at least 0')

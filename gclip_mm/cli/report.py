@@ -25,8 +25,8 @@ the gradient norm before and after clipping; then prints the paths of log, check
 pictures."""
 
 
-def parse_args(argv: list[str] | None = None, prog: str = 'gclip report') -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip report') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(prog, DESCRIPTION, 'gclip report work_dirs/quickstart')
     parser.add_argument('work_dir', type=Path, help='work_dir of the run')
     parser.add_argument('--config', type=Path, help='default: the one saved in the work_dir')
@@ -38,6 +38,12 @@ def parse_args(argv: list[str] | None = None, prog: str = 'gclip report') -> arg
     )
     parser.add_argument('--device', default='cpu', help='cpu, cuda:0, ... (%(default)s)')
     add_json(parser)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None, prog: str = 'gclip report') -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     if args.num_images < 1:
         parser.error(f'--num-images must be at least 1, got {args.num_images}')

@@ -21,8 +21,8 @@ from .launch import check_clipping
 COLUMNS = ('parameter', 'module', 'shape', 'units', 'rule', 'threshold', 'route')
 
 
-def parse_args(argv: list[str] | None = None, prog: str = 'gclip routes') -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip routes') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog,
         'Print which clipping rule governs which parameter of a config. Nothing is trained.',
@@ -41,6 +41,12 @@ def parse_args(argv: list[str] | None = None, prog: str = 'gclip routes') -> arg
     parser.add_argument('--csv', type=Path, help='also write the list to this file')
     add_json(parser)
     add_cfg_options(parser)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None, prog: str = 'gclip routes') -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     try:
         re.compile(args.match or '')

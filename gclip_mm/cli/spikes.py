@@ -25,8 +25,8 @@ the image that is in spike after spike, and for what is marked in red. The boxes
 training data set of the config, on the image file itself, before any augmentation."""
 
 
-def parse_args(argv: list[str] | None = None, prog: str = 'gclip spikes') -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip spikes') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog, DESCRIPTION, 'gclip spikes configs/bccd/faster-rcnn_tiny_bccd.py work_dirs/bccd'
     )
@@ -42,6 +42,12 @@ def parse_args(argv: list[str] | None = None, prog: str = 'gclip spikes') -> arg
     )
     add_json(parser)
     add_cfg_options(parser)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None, prog: str = 'gclip spikes') -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     for name in ('limit', 'list'):
         if getattr(args, name) < 1:

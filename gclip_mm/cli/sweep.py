@@ -41,8 +41,8 @@ that `gclip advise` suggests for each learning rate, from one short recording; o
 what is given inline, and all with --tune recipe, keep the numbers that they have."""
 
 
-def parse_args(argv: list[str] | None = None, prog: str = 'gclip sweep') -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip sweep') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog,
         DESCRIPTION,
@@ -93,6 +93,12 @@ def parse_args(argv: list[str] | None = None, prog: str = 'gclip sweep') -> argp
     )
     add_json(parser)
     add_cfg_options(parser)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None, prog: str = 'gclip sweep') -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     if any(not 0 < lr < float('inf') for lr in args.lr):
         parser.error(f'--lr must be above 0, got {args.lr}')

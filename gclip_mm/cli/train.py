@@ -11,6 +11,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..clipping import ClipConfigError
+from ..engine import GClipSpikeHook
 from ..engine.apply_clip import load_clipped
 from ..engine.checkpoints.resume import ResumeError, find_resumable
 from ..engine.configs import LaunchError
@@ -52,6 +53,12 @@ def build_parser(prog: str = 'gclip train') -> argparse.ArgumentParser:
         'still be given by --cfg-options, and keeps the rest',
     )
     parser.add_argument(
+        '--spikes',
+        action='store_true',
+        help='record the images of each step whose loss or gradient is an outlier or not finite, '
+        'for `gclip spikes` (adds GClipSpikeHook)',
+    )
+    parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
         help="scale the learning rate by batch size, from the config's auto_scale_lr",
@@ -77,6 +84,8 @@ def configure(args: argparse.Namespace) -> Config:
     check_clipping(cfg)
     if args.amp:
         use_amp(cfg)
+    if args.spikes:
+        record_spikes(cfg)
     if args.auto_scale_lr:
         settings = cfg.get('auto_scale_lr', {})
         if 'enable' not in settings or 'base_batch_size' not in settings:
@@ -94,6 +103,13 @@ def configure(args: argparse.Namespace) -> Config:
         if cfg.load_from and '://' not in cfg.load_from and not os.path.exists(cfg.load_from):
             raise LaunchError(f'--resume: checkpoint {cfg.load_from!r} is not there')
     return cfg
+
+
+def record_spikes(cfg: Config) -> None:
+    """Add :class:`~gclip_mm.engine.GClipSpikeHook` to the hooks of a config that has none."""
+    hooks = cfg.get('custom_hooks') or []
+    if not any(hook['type'] in ('GClipSpikeHook', GClipSpikeHook) for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type='GClipSpikeHook')]
 
 
 def train(args: argparse.Namespace) -> None:

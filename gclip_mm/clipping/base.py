@@ -6,14 +6,14 @@ then checks whether the step is finite, because a non-finite step must not updat
 
 Most rules are one of four kinds. A kind implements both calls, and the rule only decides:
 
-=====================  ==================  ===========================================
-kind                   the rule reads      the rule returns
-=====================  ==================  ===========================================
+=======================  ==================  ===========================================
+kind                     the rule reads      the rule returns
+=======================  ==================  ===========================================
 :class:`GlobalClipper`   the total norm      one coefficient
 :class:`TensorClipper`   a norm a tensor     a coefficient a tensor
 :class:`UnitClipper`     a norm a unit       a coefficient a unit
 :class:`ElementClipper`  a norm a tensor     a range for the elements of each tensor
-=====================  ==================  ===========================================
+=======================  ==================  ===========================================
 
 The backend of the view (:mod:`gclip_mm.clipping.gradients.backend`) chooses the kernel, writes the
 gradients and tells autograd.

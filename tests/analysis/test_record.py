@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -38,7 +40,7 @@ def test_recording_lowers_a_rate_that_blows_up(toy_config):
     recording = record_gradients(toy(toy_config, lr=20.0), 30, progress=said.append)
     rates = [rate for rate, _ in recording.failed] + [recording.lr]
     assert len(rates) > 1 and rates[0] == 20.0
-    assert all(later == earlier / 4 for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later == earlier / 4 for earlier, later in itertools.pairwise(rates))
     assert all('loss rose' in why or 'not finite' in why for _, why in recording.failed)
     assert any('trying 5' in text for text in said)
     assert recording.stats.norm.max() < 1e4, 'nothing of the failed runs is left'

@@ -13,7 +13,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
-import gclip_mm  # noqa: F401  registers what the configs name
+import gclip_mm
 from gclip_mm.clipping.gradients.names import describe_params
 from gclip_mm.engine.configs import find_config
 from tests.configs.tiny import (

@@ -251,7 +251,8 @@ def batch(
     size: int, count: int = 2, proposals: bool = False, masks: bool = False
 ) -> dict[str, Any]:
     """Input of ``model.train_step``: ShapeScenes pictures with boxes and labels, on request also
-    with proposals and masks."""
+    with proposals and masks.
+    """
     pairs = [_picture(index, size) for index in range(count)]
     data = copy.deepcopy(dict(inputs=[p[0] for p in pairs], data_samples=[p[1] for p in pairs]))
     if not masks:

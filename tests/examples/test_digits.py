@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 pytest.importorskip('sklearn', reason='scikit-learn ships the digits')
 
-from gclip_mm.datasets.digits import load_digits  # noqa: E402
+from gclip_mm.datasets.digits import load_digits
 
 ROOT = Path(__file__).parents[2]
 

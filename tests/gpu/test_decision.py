@@ -6,4 +6,4 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip('needs a CUDA GPU', allow_module_level=True)
 
-from tests.clipping.kernels.decision_checks import *  # noqa: E402, F403
+from tests.clipping.kernels.decision_checks import *  # noqa: F403

@@ -25,7 +25,11 @@ def synchronize(device: torch.device) -> None:
 
 
 def time_in_turn(
-    steps: dict[str, Step], prepare: Callable[[], None], device: torch.device, rounds: int
+    steps: dict[str, Step],
+    prepare: Callable[[], None],
+    device: torch.device,
+    rounds: int,
+    progress: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Run every step once in each round, in rotating order, so that drift affects all alike.
 
@@ -34,6 +38,7 @@ def time_in_turn(
         prepare: called before each run, not timed.
         device: is synchronized before the clock is read.
         rounds: number of timed rounds; two more run first.
+        progress: called after each of the ``rounds + 2`` rounds, not timed.
 
     Returns:
         Seconds of each round, by name.
@@ -53,6 +58,7 @@ def time_in_turn(
                 synchronize(device)
                 if round_ >= 0:
                     times[name].append(time.perf_counter() - start)
+            progress()
     finally:
         gc.enable()
     return times

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from mmengine.utils import ProgressBar
 from torch import nn
 
 from ...clipping import CLIPPERS, attach
@@ -110,8 +111,14 @@ def measure_all(
     with warnings.catch_warnings():
         # The optimizers of all rows step the same parameters, in turn.
         warnings.filterwarnings('ignore', message='in .* iterations the parameters of')
-        times = time_in_turn(steps, prepare, place, rounds)
-        rows = [_row(name, step, prepare, place, times, grads) for name, step in steps.items()]
+        # The rows count memory and reads in one more run of each step.
+        bar = ProgressBar(rounds + 2 + len(steps), file=sys.stderr)
+        times = time_in_turn(steps, prepare, place, rounds, bar.update)
+        rows = []
+        for name, step in steps.items():
+            rows.append(_row(name, step, prepare, place, times, grads))
+            bar.update()
+        print(file=sys.stderr)
     about = {
         'parameters': f'{tensors} tensors of {numel}' if tensors else config,
         'tensors': len(params),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ def detections(
     from mmengine.config import Config
     from mmengine.dataset import pseudo_collate
     from mmengine.registry import init_default_scope
+    from mmengine.utils import track_iter_progress
 
     cfg = Config.fromfile(str(config))
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -117,8 +119,9 @@ def detections(
     model = init_detector(cfg, str(checkpoint), palette='none', device=device)
     count = min(num_images, len(dataset))
     images, samples = [], []
-    for index in np.linspace(0, len(dataset) - 1, count).round().astype(int):
-        batch = pseudo_collate([dataset[int(index)]])
+    indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+    for index in track_iter_progress(indices, file=sys.stderr):
+        batch = pseudo_collate([dataset[index]])
         with torch.no_grad():
             samples += [sample.cpu() for sample in model.test_step(batch)]
         images.append(mmcv.imread(samples[-1].img_path, channel_order='rgb'))

@@ -181,10 +181,8 @@ def new_writer(split: str, classes: list[str], predicates: list[str]) -> SceneGr
     return SceneGraphWriter(classes, predicates, info=info)
 
 
-def parse_args(
-    argv: list[str] | None = None, prog: str = 'gclip convert openimages'
-) -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip convert openimages') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog,
         DESCRIPTION,
@@ -220,6 +218,14 @@ def parse_args(
             help='what precedes the name of an image, such as "{split}/" for a folder a split',
         )
         sub.add_argument('--overwrite', action='store_true', help='replace files that are there')
+    return parser
+
+
+def parse_args(
+    argv: list[str] | None = None, prog: str = 'gclip convert openimages'
+) -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     args.vrd = _splits(parser, args.vrd)
     return args

@@ -177,7 +177,7 @@ def write_proposals(
     with partial.open('ab') as stream:
         jobs = [(i, options) for i, key in zip(images, keys, strict=True) if key not in found]
         bar = tqdm(total=len(images), initial=len(found), desc=label, unit='image')
-        with bar, _pool(min(workers, max(len(jobs), 1))) as mapped:
+        with bar, _Pool(min(workers, max(len(jobs), 1))) as mapped:
             for key, proposals in mapped(_search, jobs):
                 found[key] = proposals
                 pickle.dump((key, proposals), stream)
@@ -191,7 +191,7 @@ def write_proposals(
     return result
 
 
-class _pool:
+class _Pool:
     """``imap_unordered`` of a pool of processes, or plain ``map`` for a single one."""
 
     def __init__(self, workers: int) -> None:

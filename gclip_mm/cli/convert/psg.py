@@ -86,10 +86,8 @@ def image_boxes(image: Mapping[str, Any], num_things: int) -> tuple[np.ndarray, 
     return np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64)
 
 
-def parse_args(
-    argv: list[str] | None = None, prog: str = 'gclip convert psg'
-) -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip convert psg') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog,
         DESCRIPTION,
@@ -98,7 +96,14 @@ def parse_args(
     parser.add_argument('--psg', type=Path, required=True, help='psg.json')
     parser.add_argument('--out', type=Path, required=True, help='folder to write to')
     parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_args(
+    argv: list[str] | None = None, prog: str = 'gclip convert psg'
+) -> argparse.Namespace:
+    """Parse and check the arguments."""
+    return build_parser(prog).parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -221,10 +221,8 @@ def check_image(folder: Path, image: dict) -> None:
         image['width'], image['height'] = file.size
 
 
-def parse_args(
-    argv: list[str] | None = None, prog: str = 'gclip convert vg150'
-) -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip convert vg150') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog,
         DESCRIPTION,
@@ -253,6 +251,14 @@ def parse_args(
         'left without any, as Neural Motifs trains',
     )
     parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
+    return parser
+
+
+def parse_args(
+    argv: list[str] | None = None, prog: str = 'gclip convert vg150'
+) -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     if args.num_val < 0:
         parser.error(f'--num-val must not be negative, got {args.num_val}')

@@ -114,10 +114,8 @@ class Schedule:
                 )
             whole = key in ('T_max', 'step_size')
             check_number(f'schedule {key}', value, low=1 if whole else 0, integer=whole)
-        if (
-            kind == 'linear'
-            and end is None
-            or (kind == 'cosine' and end is None and 'T_max' not in kwargs)
+        if (kind == 'linear' and end is None) or (
+            kind == 'cosine' and end is None and 'T_max' not in kwargs
         ):
             raise ClipConfigError(f"clip_grad: schedule {kind!r} needs the key 'end'")
         self.kind = kind

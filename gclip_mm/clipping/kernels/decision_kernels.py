@@ -87,7 +87,7 @@ def norm_clip(
     HAS_INF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # rules/norm_clip.py, ``NormClip.decide``, computes the same formula.
+    """Compute the same formula as ``NormClip.decide`` in rules/norm_clip.py."""
     norm, finite = _total(norms, count, order, scale, scaler_inf, KIND, HAS_SCALE, HAS_INF, BLOCK)
     most, least = number(max_norm), number(min_norm)
     coef = most / (norm + 1e-6)
@@ -121,7 +121,7 @@ def zclip(
     BLOCK: tl.constexpr,
     MODE: tl.constexpr,
 ):
-    # rules/zclip.py, ``ZClip.decide``, computes the same formula.
+    """Compute the same formula as ``ZClip.decide`` in rules/zclip.py."""
     steps, m, v = tl.load(seen), tl.load(mean), tl.load(var)
     norm, finite = _total(norms, count, order, scale, scaler_inf, KIND, HAS_SCALE, HAS_INF, BLOCK)
     a, z, bound = number(alpha), number(z_threshold), number(max_norm)
@@ -184,7 +184,7 @@ def autoclip(
     HAS_INF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # rules/autoclip.py, ``AutoClip.decide``, computes the same formula.
+    """Compute the same formula as ``AutoClip.decide`` in rules/autoclip.py."""
     steps = tl.load(seen)
     norm, finite = _total(norms, count, order, scale, scaler_inf, KIND, HAS_SCALE, HAS_INF, BLOCK)
     # A NaN with the sign bit set would not sort last.

@@ -13,6 +13,7 @@ from .sampling import SPLITS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the arguments."""
     default = ShapeScenesParams()
     parser = argparse.ArgumentParser(
         prog='python -m gclip_mm.datasets.shape_scenes',
@@ -55,6 +56,7 @@ def _summary(out: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Draw the pictures; returns the exit code."""
     args = parse_args(argv)
     try:
         width, height = args.size

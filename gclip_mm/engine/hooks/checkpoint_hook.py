@@ -29,7 +29,7 @@ class GClipCheckpointHook(CheckpointHook):
       (:func:`gclip_mm.engine.checkpoints.resume.find_resumable`).
 
     Args:
-        *args, **kwargs: those of :class:`mmengine.hooks.CheckpointHook`. ``backend_args`` or
+        args, kwargs: those of :class:`mmengine.hooks.CheckpointHook`. ``backend_args`` or
             ``file_client_args`` select another file backend, which must make its own writes safe.
 
     Raises:

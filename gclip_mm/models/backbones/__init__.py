@@ -1,3 +1,5 @@
+"""Backbones."""
+
 from .vgg import VGG, SlimSSDVGG
 
 __all__ = ['VGG', 'SlimSSDVGG']

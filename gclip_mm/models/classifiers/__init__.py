@@ -1,3 +1,5 @@
+"""A small classifier, and its accuracy as a metric."""
+
 from .accuracy import Accuracy
 from .small_cnn import SmallCNN
 

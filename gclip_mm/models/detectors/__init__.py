@@ -1,3 +1,5 @@
+"""Detectors."""
+
 from .rcnn import RCNN
 
 __all__ = ['RCNN']

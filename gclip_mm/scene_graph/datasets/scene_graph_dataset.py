@@ -54,7 +54,7 @@ class SceneGraphDataset(CocoDataset):
         filter_cfg (dict, optional): ``filter_empty_gt`` and ``min_size`` as for ``CocoDataset``,
             and ``filter_empty_relations``: skip images without relations. Applies to training only,
             as in MMDetection.
-        *args, **kwargs: As for :class:`mmdet.datasets.CocoDataset`.
+        args, kwargs: As for :class:`mmdet.datasets.CocoDataset`.
 
     Raises:
         ValueError: The file does not have this format; the message names file and entry.

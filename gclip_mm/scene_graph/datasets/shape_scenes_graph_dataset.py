@@ -15,7 +15,7 @@ class ShapeScenesGraphDataset(SceneGraphDataset, ShapeScenesDataset):
     """ShapeScenes as a scene-graph data set; the pictures are generated on first use.
 
     Args:
-        *args, **kwargs: As for :class:`gclip_mm.datasets.ShapeScenesDataset`, and ``filter_cfg``
+        args, kwargs: As for :class:`gclip_mm.datasets.ShapeScenesDataset`, and ``filter_cfg``
             as for :class:`SceneGraphDataset`.
 
     Example:

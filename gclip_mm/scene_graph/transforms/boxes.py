@@ -26,7 +26,7 @@ class SceneGraphBoxes(HorizontalBoxes):
     :class:`~gclip_mm.scene_graph.transforms.PackSceneGraphInputs` or the concatenation raises.
 
     Args:
-        *args, **kwargs: As for ``HorizontalBoxes``.
+        args, kwargs: As for ``HorizontalBoxes``.
         graph (RelationGraph, optional): Relations among these boxes.
     """
 

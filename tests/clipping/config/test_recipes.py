@@ -10,10 +10,10 @@ from gclip_mm.clipping import CLIPPERS, parse_clip_grad
 
 pytest.importorskip('mmengine')
 
-from mmengine.config import Config  # noqa: E402
-from mmengine.optim import build_optim_wrapper  # noqa: E402
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 
-import gclip_mm  # noqa: E402, F401
+import gclip_mm  # noqa: F401
 
 FOLDER = Path(__file__).parents[3] / 'configs' / '_base_' / 'clip'
 RECIPES = sorted(FOLDER.glob('*.py'))

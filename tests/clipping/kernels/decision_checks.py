@@ -25,18 +25,18 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 pytest.importorskip('triton', reason='the kernels need Triton')
 
-from gclip_mm import NonFiniteGradientError, attach  # noqa: E402
-from gclip_mm.clipping.kernels import (  # noqa: E402
+from gclip_mm import NonFiniteGradientError, attach
+from gclip_mm.clipping.kernels import (
     decision,
     decision_kernels,
     multi_tensor_kernels,
     orders,
 )
-from gclip_mm.clipping.rules.norm_clip import NormClip  # noqa: E402
-from gclip_mm.clipping.step.observers import StepObserver  # noqa: E402
+from gclip_mm.clipping.rules.norm_clip import NormClip
+from gclip_mm.clipping.step.observers import StepObserver
 
-from ..step.test_fold import Reads, like_gpu  # noqa: E402
-from .kernel_checks import (  # noqa: E402
+from ..step.test_fold import Reads, like_gpu
+from .kernel_checks import (
     DEVICE,
     INTERPRETED,
     ORDERS,

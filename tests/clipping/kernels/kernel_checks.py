@@ -28,16 +28,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip('triton', reason='the kernels need Triton')
 
-from gclip_mm import attach  # noqa: E402
-from gclip_mm.clipping import kernels  # noqa: E402
-from gclip_mm.clipping.kernels import (  # noqa: E402
+from gclip_mm import attach
+from gclip_mm.clipping import kernels
+from gclip_mm.clipping.kernels import (
     MultiTensor,
     Units,
     multi_tensor,
     multi_tensor_kernels,
 )
 
-from ..cases import Probe, on_device  # noqa: E402
+from ..cases import Probe, on_device
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DEVICE = torch.device('cpu' if INTERPRETED else 'cuda')

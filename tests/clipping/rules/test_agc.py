@@ -34,7 +34,8 @@ def clip(params, model=None, **kwargs):
 
 def unit_rows(array):
     """The units of a parameter without a module, by the definition of NFNets: one unit if the
-    parameter is a vector after removing axes of size 1, else one per index of the first axis."""
+    parameter is a vector after removing axes of size 1, else one per index of the first axis.
+    """
     if np.squeeze(array).ndim <= 1:
         return [(...,)]
     return [(i,) for i in range(array.shape[0])]

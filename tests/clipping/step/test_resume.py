@@ -12,10 +12,10 @@ from tests.clipping.cases import CASES, equal, make_optimizer
 
 pytest.importorskip('mmengine')
 
-from mmengine.logging import MessageHub  # noqa: E402
-from mmengine.optim import OptimWrapper  # noqa: E402
+from mmengine.logging import MessageHub
+from mmengine.optim import OptimWrapper
 
-from gclip_mm.engine import GClipHook, GClipOptimWrapper  # noqa: E402
+from gclip_mm.engine import GClipHook, GClipOptimWrapper
 
 STEPS = 50
 

@@ -27,7 +27,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[3])]
 import mmengine.config.config as config_module  # noqa: E402
 import mmengine.fileio.backends.local_backend as stock_backend  # noqa: E402
 import torch  # noqa: E402
-import torch._dynamo  # noqa: E402, F401  the optimizers import it, which takes a second
+import torch._dynamo  # noqa: E402  the optimizers import it, which takes a second
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 from toy_task import as_it_is, toy_config  # noqa: E402

@@ -118,7 +118,7 @@ def test_convention_of_data_set_applies_and_options_override_it():
 
 
 def test_box_map_equals_coco_metric():
-    samples, predictions, _ = make_samples()
+    samples, _, _ = make_samples()
     samples[2].ignored_instances = samples[2].gt_instances[:1]
     samples[2].gt_instances = samples[2].gt_instances[1:]
     samples[2].gt_relations = InstanceData(
@@ -185,7 +185,7 @@ def test_scene_accuracy_is_reported_for_labelled_images():
 
 
 def test_classwise_reports_recall_of_each_predicate():
-    samples, predictions, truths = make_samples()
+    samples, _, _ = make_samples()
     result = evaluate(samples, classwise=True)
     terms = [result[f'sg/{name}_R@50'] for name in META['predicates']]
     assert np.nanmean(terms) == pytest.approx(result['sg/mR@50'])

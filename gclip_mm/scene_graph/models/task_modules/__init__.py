@@ -8,10 +8,10 @@ __all__ = [
     'PairSampler',
     'all_pairs',
     'box_geometry',
+    'candidate_pairs',
     'match_objects',
     'pair_geometry',
     'pair_masks',
     'refined_nms',
-    'candidate_pairs',
     'union_boxes',
 ]

@@ -22,7 +22,7 @@ def refined_nms(boxes: Tensor, probs: Tensor, iou_thr: float) -> tuple[Tensor, T
         ``keep`` (K,) int64 ascending, indices of the boxes that survive in some class; ``labels``
         and ``scores`` (K,) of these boxes.
     """
-    num_boxes, num_classes = probs.shape
+    num_boxes = probs.shape[0]
     if num_boxes == 0:
         empty = torch.zeros(0, dtype=torch.int64, device=boxes.device)
         return empty, empty, probs.new_zeros(0)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 from gclip_mm.clipping import CLIPPERS, attach
 from tests.clipping.cases import equal
+from tests.docs.blocks import ROOT, blocks
 
-PAGE = Path(__file__).resolve().parents[1] / 'docs' / 'adding_a_rule.md'
-BLOCKS = re.findall(r'```python\n(.*?)```', PAGE.read_text(), re.S)
+PAGE = ROOT / 'docs' / 'adding_a_rule.md'
+BLOCKS = [b.text for b in blocks(PAGE) if b.language == 'python' and not b.parse_only]
 RULES = re.findall(r'^class (\w+Clip)\(', '\n'.join(BLOCKS), re.M)
 
 
