@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from ..clipping.checks import ClipConfigError, check_number
 from ..clipping.step.engine import GradClipEngine
 from .guard import Guard
-from .numbers import Numbers
+from .events import Numbers
 from .rule import read_rule
 
 #: Key of the clipping state in ``optimizer.state_dict()``; the wrappers for MMEngine use it too.
@@ -29,7 +29,7 @@ def clip(
 
     The state of the rule is part of ``optimizer.state_dict()``, which every Detectron2 script
     checkpoints. The numbers of a step go to the current event storage, as ``gclip/grad_norm`` and
-    so on (:class:`~gclip_mm.detectron2.numbers.Numbers`).
+    so on (:class:`~gclip_mm.detectron2.events.Numbers`).
 
     If the rule has ``max_consecutive_skips`` (and the policy ``nonfinite='skip'``, the default), a
     non-finite loss and an RPN that raises ``FloatingPointError`` leave the step out instead of

@@ -137,7 +137,7 @@ class Setting:
 
     def _at_start(self, trainer: Any) -> None:
         check_trainer(trainer)
-        engine = GradClipEngine.on(getattr(trainer, 'optimizer', None))
+        engine = GradClipEngine.on(trainer.optimizer)
         if engine is not None:
             self._clips = True
             _logger.info('Gradients are clipped: %s', engine.config.raw)
