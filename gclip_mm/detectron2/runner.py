@@ -70,8 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _importable(name: str) -> str:
-    """A module name as it is; the path of a file made absolute, for ranks in any folder."""
-    return str(Path(name).resolve()) if name.endswith('.py') else name
+    """A module name as it is; the path of a file made absolute, for ranks in any folder.
+
+    Raises:
+        ClipConfigError: there is no such file.
+    """
+    if not name.endswith('.py'):
+        return name
+    if not Path(name).is_file():
+        raise ClipConfigError(f'--import: there is no file {name!r}')
+    return str(Path(name).resolve())
 
 
 class Setting:
@@ -194,8 +202,7 @@ def _import(name: str) -> None:
         importlib.import_module(name)
         return
     spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-    if spec is None or spec.loader is None or not Path(name).is_file():
-        raise FileNotFoundError(f'--import: there is no file {name!r}')
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
