@@ -29,24 +29,27 @@ RULE = 'type=NormClip,max_norm=0.05'
 @pytest.fixture
 def run(monkeypatch):
     """Run a script in this process; what the runner changes is put back afterwards."""
-    for cls, name in (
-        (SimpleTrainer, '__init__'),
-        (DefaultTrainer, '__init__'),
-        (TrainerBase, 'before_train'),
-    ):
-        monkeypatch.setattr(cls, name, getattr(cls, name))
-    for module in (detectron2.engine, sys.modules['detectron2.engine.launch']):
-        monkeypatch.setattr(module, 'launch', module.launch)
-    monkeypatch.setattr(sys, 'path', list(sys.path))
-    monkeypatch.setattr(sys, 'argv', list(sys.argv))
 
     def call(*arguments, script='default_net.py'):
         flags = arguments[: arguments.index('--')] if '--' in arguments else arguments
         rest = arguments[len(flags) + 1 :]
-        main([*map(str, flags), str(SCRIPTS / script), *map(str, rest)])
+        with monkeypatch.context() as patch:
+            for cls, name in (
+                (SimpleTrainer, '__init__'),
+                (DefaultTrainer, '__init__'),
+                (TrainerBase, 'before_train'),
+            ):
+                patch.setattr(cls, name, getattr(cls, name))
+            for module in (detectron2.engine, sys.modules['detectron2.engine.launch']):
+                patch.setattr(module, 'launch', module.launch)
+            patch.setattr(sys, 'path', list(sys.path))
+            patch.setattr(sys, 'argv', list(sys.argv))
+            try:
+                main([*map(str, flags), str(SCRIPTS / script), *map(str, rest)])
+            finally:
+                detectron2.config.defaults._C.SOLVER.pop('GCLIP', None)
 
-    yield call
-    detectron2.config.defaults._C.SOLVER.pop('GCLIP', None)
+    return call
 
 
 def expected(folder, rule=RULE):
@@ -77,13 +80,9 @@ def test_script_is_clipped(run, tmp_path, how):
 
 def test_yaml_sets_the_rule(run, tmp_path):
     (tmp_path / 'rule.yaml').write_text(f'SOLVER:\n  GCLIP: {RULE}\n')
-    # The script has no --config-file of its own: the key is there for merge_from_file as well.
-    from gclip_mm.detectron2 import add_gclip_config
-
-    cfg = make_cfg(tmp_path / 'run')
-    add_gclip_config(cfg)
-    cfg.merge_from_file(str(tmp_path / 'rule.yaml'))
-    assert cfg.SOLVER.GCLIP == RULE
+    output = tmp_path / 'run'
+    run('--', '--config-file', tmp_path / 'rule.yaml', 'OUTPUT_DIR', output)
+    assert same(torch.load(output / 'weights.pt'), expected(tmp_path / 'a'))
 
 
 def test_without_a_rule_nothing_is_clipped_and_a_warning_says_so(run, tmp_path, warned):

@@ -7,7 +7,10 @@ from tests.detectron2.toy import Trainer, make_cfg, weights
 
 
 def main(args):
-    cfg = make_cfg('', 6, *args.opts)
+    cfg = make_cfg('', 6)
+    if args.config_file:
+        cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
     cfg.freeze()
     default_setup(cfg, args)
     trainer = Trainer(cfg)
