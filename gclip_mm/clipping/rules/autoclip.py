@@ -141,7 +141,7 @@ class AutoClip(GlobalClipper):
         if history is not None and len(history) != self.window:
             raise ValueError(
                 f'the AutoClip history in the checkpoint has window={len(history)}, this run has '
-                f'window={self.window}: resume with the window of the checkpoint, or use load_from '
-                'instead of resume to start the rule from scratch'
+                f'window={self.window}: resume with the window of the checkpoint, or load '
+                'only the weights to start the rule from scratch'
             )
         super().load_state_dict(state, params)

@@ -122,8 +122,8 @@ def _check_rules(router: Router, saved: list[dict[str, Any]]) -> None:
     if rule_of != saved_rules:
         raise ValueError(
             f'the checkpoint was made with the clipping rules {saved_rules}, this run has '
-            f'{rule_of}. Resume with the same clip_grad, or use load_from instead of resume to '
-            'start the rule from scratch'
+            f'{rule_of}. Resume with the same clip_grad, or load only the weights to start the '
+            'rule from scratch'
         )
 
 

@@ -42,8 +42,7 @@ def clippable(thing: object) -> Optimizer:
     """
     if not isinstance(thing, Optimizer):
         raise ClipConfigError(
-            f'clipping needs a torch.optim.Optimizer, got {type(thing).__name__}. '
-            + (_give_inner(thing) or _OTHER_ENGINES)
+            f'clipping needs a torch.optim.Optimizer, got {type(thing).__name__}' + _advice(thing)
         )
     inner = inner_optimizers(thing)
     if has_hooks(thing):
@@ -72,17 +71,15 @@ def clippable(thing: object) -> Optimizer:
     )
 
 
-_OTHER_ENGINES = (
-    'An engine with an optimizer of its own (DeepSpeed, ColossalAI) clips by its own setting, such '
-    'as gradient_clipping in the DeepSpeed config'
-)
-
-
-def _give_inner(thing: object) -> str:
+def _advice(thing: object) -> str:
+    """What to do with an object that is no optimizer; an empty string if that is not known."""
     if type(thing).__module__.split('.')[0] in _FOREIGN_ENGINES:
-        return ''
+        return (
+            '. An engine with an optimizer of its own (DeepSpeed, ColossalAI) clips by its own '
+            'setting, such as gradient_clipping in the DeepSpeed config'
+        )
     names = [f'.{attribute}' for attribute in inner_optimizers(thing)]
-    return f'Give the optimizer within it: {" or ".join(names)}' if names else ''
+    return f'. Give the optimizer within it: {" or ".join(names)}' if names else ''
 
 
 def has_hooks(optimizer: Optimizer) -> bool:
