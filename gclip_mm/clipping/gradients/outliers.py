@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ...compat import foreach_copy_
 from ..host import host, np
 from .norms import finish_norms, tensor_norms
 from .pieces import chunk_size, pieces
@@ -184,7 +185,7 @@ class OutlierEdit:
         hit = np.flatnonzero(found).tolist()
         self._changed += [indices[j] for j in hit]
         news = new.split(sizes)
-        torch._foreach_copy_([grads[j] for j in hit], [news[j].view(grads[j].shape) for j in hit])
+        foreach_copy_([grads[j] for j in hit], [news[j].view(grads[j].shape) for j in hit])
 
     def _edit_rows(self, line: Tensor, rows: Tensor, inner: float) -> float:
         """Change the rows of a tensor whose norm does not exclude an element outside the range."""

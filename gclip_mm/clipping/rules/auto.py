@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...compat import foreach_copy_
 from ..base import Finite, Measure, Outcome, UnitClipper
 from ..checks import ClipConfigError, check_choice, check_number
 from ..config.registry import CLIPPERS
@@ -164,7 +165,7 @@ class Auto(UnitClipper):
         if self._kept is not view:
             self._kept = view
             self._before = [torch.empty_like(param) for param in params]
-        torch._foreach_copy_(self._before, params)
+        foreach_copy_(self._before, params)
 
     def after_step(self, view: GradView) -> None:
         """Take back what the step moved beyond the bound."""

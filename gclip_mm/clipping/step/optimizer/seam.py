@@ -10,7 +10,6 @@ attaching) still reaches the hook; the gradients are hidden from such a step.
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 import types
 import warnings
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ....compat import untraced
 from ...checks import ClipConfigError
 from .bystander import Bystander
 from .inspection import clippable, has_hooks, hook_steps, inner_optimizers, runs_hooks
@@ -349,7 +349,4 @@ _REASON = (
 
 def _untraced(function: Callable[..., Any], recursive: bool = True) -> Any:
     """The function, called by compiled code without being traced."""
-    disable: Any = torch.compiler.disable
-    # Before torch 2.8 it took no reason.
-    options = {'reason': _REASON} if 'reason' in inspect.signature(disable).parameters else {}
-    return disable(function, recursive=recursive, **options)
+    return untraced(function, recursive, _REASON)
