@@ -142,6 +142,18 @@ is_compiling: Callable[[], bool] = (
 )
 
 
+if TORCH >= (2, 1):
+    aminmax: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.aminmax
+else:
+
+    def aminmax(tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """``torch.aminmax``, which takes float16 on a CPU since torch 2.1."""
+        if tensor.dtype != torch.float16:
+            return torch.aminmax(tensor)
+        low, high = torch.aminmax(tensor.float())
+        return low.half(), high.half()
+
+
 def untraced(function: Callable[..., Any], recursive: bool, reason: str) -> Any:
     """The function, called by compiled code without being traced.
 
@@ -151,8 +163,13 @@ def untraced(function: Callable[..., Any], recursive: bool, reason: str) -> Any:
         reason: shown by torch where it matters.
     """
     if not hasattr(torch, 'compiler'):
-        # torch 2.0, whose compiler does not trace the step of an optimizer.
-        return function
+        # torch 2.0, whose compiler does not trace the step of an optimizer. As below, the result
+        # is a function, which takes attributes; a bound method does not.
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        return call
     disable: Any = torch.compiler.disable
     # Before torch 2.8 it took no reason.
     options = {'reason': reason} if 'reason' in inspect.signature(disable).parameters else {}
@@ -203,7 +220,7 @@ def lacks_fused(optimizer: str, device: str) -> bool:
     """
     if optimizer not in _FUSED_ON_GPU:
         return False
-    return optimizer not in _FUSED_ON_CPU if device == 'cpu' else TORCH < _FUSED_ON_GPU[optimizer]
+    return optimizer not in _FUSED_ON_CPU if device == 'cpu' else _FUSED_ON_GPU[optimizer] > TORCH
 
 
 # -- NumPy ---------------------------------------------------------------------------------------

@@ -28,11 +28,16 @@ class Lacking(NamedTuple):
 
 
 FEATURES = [
-    Lacking((2, 4), 'fused optimizers on a CPU', r"RuntimeError: `fused=True` requires all"),
+    Lacking((2, 4), 'fused optimizers on a CPU', r'RuntimeError: `fused=True` requires all'),
     Lacking((2, 3), 'a fused SGD', r"TypeError: SGD\.__init__\(\) got an unexpected .* 'fused'"),
+    Lacking((2, 4), 'a fused Adagrad', r"TypeError: Adagrad\.__init__\(\) got an .* 'fused'"),
     Lacking((2, 3), 'a loss scaler on a CPU', r"module 'torch\.amp' has no attribute 'GradScaler'"),
     Lacking((2, 3), 'a loss scaler on a CPU', r"name 'GradScaler' from 'torch\.amp'"),
     Lacking((2, 3), 'float16 autocast on a CPU', r"dtype 'float16' on a CPU needs PyTorch 2\.3"),
+    Lacking((2, 1), 'FSDP on a CPU', r'RuntimeError: Found no NVIDIA driver'),
+    Lacking((2, 1), 'parametrizations.weight_norm', r"parametrizations' has no .* 'weight_norm'"),
+    Lacking((2, 1), 'float16 kernels on a CPU', r"RuntimeError: .* not implemented for 'Half'"),
+    Lacking((2, 2), 'compiled optimizer steps', r'Unsupported: inline in skipfiles: .*\.step'),
     Lacking((2, 1), 'torch.compiler', r"module 'torch' has no attribute 'compiler'"),
 ]
 

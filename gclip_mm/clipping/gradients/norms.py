@@ -17,7 +17,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from ...compat import foreach_norm
+from ...compat import aminmax, foreach_norm
 from ..host import host, np
 from .rows import WIDE, RowNorms, row_norms
 
@@ -101,7 +101,7 @@ def _largest(tensor: Tensor) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(tensor, math.inf, dtype=dtype)
         return norm
     # torch's norm of order inf is ten times as slow.
-    low, high = torch.aminmax(tensor)
+    low, high = aminmax(tensor)
     return torch.maximum(-low, high).abs_().to(dtype)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ...compat import foreach_copy_
+from ...compat import aminmax, foreach_copy_
 from ..host import host, np
 from .norms import finish_norms, tensor_norms
 from .pieces import chunk_size, pieces
@@ -227,7 +227,7 @@ class OutlierEdit:
     def _has_outliers(self, piece: Tensor) -> bool:
         if not piece.numel():
             return False
-        bottom, top = torch.aminmax(piece)
+        bottom, top = aminmax(piece)
         # Negated, so that NaN counts as outside.
         return not (bottom.tolist() >= self._low and top.tolist() <= self._high)
 

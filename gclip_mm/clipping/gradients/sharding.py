@@ -226,14 +226,18 @@ def gather(part: Tensor, param: Tensor) -> Tensor:
     """
     if not is_dtensor(param):
         return part
-    whole: Tensor = dtensor_class().from_local(
-        part,
-        param.device_mesh,
-        param.placements,
-        run_check=False,
-        shape=param.shape,
-        stride=param.stride(),
-    ).full_tensor()
+    whole: Tensor = (
+        dtensor_class()
+        .from_local(
+            part,
+            param.device_mesh,
+            param.placements,
+            run_check=False,
+            shape=param.shape,
+            stride=param.stride(),
+        )
+        .full_tensor()
+    )
     return whole
 
 

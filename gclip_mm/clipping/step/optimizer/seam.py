@@ -23,7 +23,15 @@ from torch.optim import Optimizer
 from ....compat import untraced
 from ...checks import ClipConfigError
 from .bystander import Bystander
-from .inspection import clippable, has_hooks, hook_steps, inner_optimizers, runs_hooks
+from .inspection import (
+    HOOKS_RUNNER,
+    clippable,
+    has_hooks,
+    hook_steps,
+    inner_optimizers,
+    is_hooked,
+    runs_hooks,
+)
 from .rollback import Rollback
 from .scaler import watch_scalers
 
@@ -88,7 +96,7 @@ class StepSeam:
         hook_steps(self._optimizer)
         # Whether its step may change gradients and hand them to the step of a parent class.
         steps = [vars(cls).get('step') for cls in type(self._optimizer).__mro__]
-        self._has_parent_step = sum(hasattr(step, 'hooked') for step in steps) > 1
+        self._has_parent_step = sum(map(is_hooked, steps)) > 1
         # torch.compile traces the hooks, and the traced step would not see attributes that they set
         # on the optimizer.
         before, after = (_untraced(f) for f in (self._before_step, self._after_step))
@@ -324,19 +332,16 @@ def is_nested(optimizer: Optimizer) -> bool:
     because a step that raises never reports that it is over.
     """
     steps = [vars(cls).get('step') for cls in type(optimizer).__mro__]
-    if sum(hasattr(step, 'hooked') for step in steps) < 2:
+    if sum(map(is_hooked, steps)) < 2:
         return False
     calls = 0
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is _HOOKS_RUNNER and frame.f_locals['args'][0] is optimizer:
+        if frame.f_code is HOOKS_RUNNER and frame.f_locals['args'][0] is optimizer:
             calls += 1
         frame = frame.f_back
     return calls > 1
 
-
-# The function that runs the hooks, with the optimizer as its first argument; one for all classes.
-_HOOKS_RUNNER = Optimizer.profile_hook_step(lambda self: None).__code__
 
 #: How many gradients of each group are looked at.
 _LOOKED_AT = 2
