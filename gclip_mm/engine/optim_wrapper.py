@@ -13,7 +13,6 @@ from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.optim import Optimizer
 
@@ -21,6 +20,7 @@ from ..clipping.checks import ClipConfigError
 from ..clipping.config.registry import CLIPPERS
 from ..clipping.gradients.sharding import is_spread_flat
 from ..clipping.step.engine import GradClipEngine
+from ..compat import SCALES_ON_CPU, GradScaler, scaler_options
 from .hub import HubClock, drop_records, record_log
 from .left_out import BufferSync
 from .resumed import keep_kernel_settings
@@ -230,6 +230,7 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
     Args:
         loss_scale: ``'dynamic'``, a number, or a dict of arguments of ``torch.amp.GradScaler``.
         dtype: ``'float16'`` or ``'bfloat16'``; None: the device's default (bfloat16 on a CPU).
+            On a CPU float16 and the loss scale need PyTorch 2.3; before, only bfloat16 without one.
         use_fsdp: use FSDP's ``ShardedGradScaler``.
         **kwargs: arguments of :class:`GClipOptimWrapper`.
 
@@ -280,8 +281,8 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
         use_fsdp: bool,
     ) -> None:
         self._scale_update_param = None
-        scaler_class: type[GradScaler] = ShardedGradScaler if use_fsdp else GradScaler
-        options: dict[str, Any] = {'device': 'cpu'}
+        scaler_class: Any = ShardedGradScaler if use_fsdp else GradScaler
+        options = scaler_options(scaler_class, 'cpu')
         if isinstance(loss_scale, dict):
             options.update(loss_scale)
         elif isinstance(loss_scale, float):
@@ -291,7 +292,6 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
             raise TypeError(
                 f'loss_scale must be of type float, dict, or "dynamic", but got {loss_scale}'
             )
-        self.loss_scaler = scaler_class(**options)
         if isinstance(dtype, str):
             if dtype not in self.valid_dtypes:
                 raise ValueError(f'dtype should be any of {self.valid_dtypes}, got {dtype!r}')
@@ -299,6 +299,15 @@ class GClipAmpOptimWrapper(_ClippingMixin, AmpOptimWrapper):
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise TypeError(f'dtype should be None, a name or a torch.dtype, got {dtype!r}')
         self.cast_dtype = dtype
+        if not SCALES_ON_CPU:
+            if dtype == torch.float16:
+                raise ValueError(
+                    f"dtype 'float16' on a CPU needs PyTorch 2.3 or later, this is "
+                    f"{torch.__version__}: use 'bfloat16', which needs no loss scale"
+                )
+            # bfloat16 has the range of float32, so that nothing is lost.
+            options['enabled'] = False
+        self.loss_scaler = scaler_class(**options)
 
     def _step_optimizer(self, **kwargs: Any) -> None:
         try:

@@ -24,7 +24,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..clipping.step.engine import GradClipEngine
-from ..compat import is_usable, loads_weights_only, numpy_multiarray
+from ..compat import LOADS_WEIGHTS_ONLY, is_usable, numpy_multiarray
 from .hub import line_of_log, note_losses
 from .left_out import HeldAverage
 from .optim_wrapper import STATE_KEY
@@ -82,7 +82,7 @@ def allow_mmengine_checkpoints() -> None:
     scalars, and config dicts. Files written under NumPy 1 and under NumPy 2 are read by either. On
     older PyTorch this does nothing.
     """
-    if not loads_weights_only():
+    if not LOADS_WEIGHTS_ONLY:
         return
     multiarray = numpy_multiarray()
     allowed: list[Any] = [
@@ -104,7 +104,7 @@ def allow_sharded_checkpoints() -> None:
 
     See :func:`allow_mmengine_checkpoints`. The classes hold tensors, shapes and ranks.
     """
-    if not loads_weights_only():
+    if not LOADS_WEIGHTS_ONLY:
         return
     from torch.distributed._shard.metadata import ShardMetadata
     from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata

@@ -20,12 +20,12 @@ from tests.detectron2.source import SOURCE
 if SOURCE is None:
     pytest.skip('needs the source of Detectron2', allow_module_level=True)
 
-import cv2  # noqa: E402
-from detectron2.config import get_cfg  # noqa: E402
-from detectron2.engine import SimpleTrainer  # noqa: E402
-from detectron2.modeling import build_model  # noqa: E402
-from detectron2.solver import build_optimizer  # noqa: E402
-from detectron2.structures import Boxes, Instances  # noqa: E402
+import cv2
+from detectron2.config import get_cfg
+from detectron2.engine import SimpleTrainer
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
+from detectron2.structures import Boxes, Instances
 
 ROOT = Path(__file__).resolve().parents[2]
 RULE = 'type=AGC,clip_factor=0.01,max_consecutive_skips=3'

@@ -85,7 +85,7 @@ def test_state_is_resumed_from_a_checkpoint(callback, tmp_path):
     _, trainer = train([callback(RULE)], tmp_path, max_steps=4, enable_checkpointing=False)
     trainer.save_checkpoint(tmp_path / 'half.ckpt')
     second = callback(RULE)
-    module, _ = train([second], tmp_path, ckpt_path=tmp_path / 'half.ckpt')
+    train([second], tmp_path, ckpt_path=tmp_path / 'half.ckpt')
     assert second.saved['steps'] == 4 and second.clip.state_dict()['steps'] == 8
 
 

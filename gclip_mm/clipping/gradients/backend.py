@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...compat import foreach_scale_
 from ..host import host, np
 from .movement import Movement
 from .names import ParamInfo
@@ -115,7 +116,7 @@ class Backend:
         if has_half(grads) or any(grad.device != coef.device for grad in grads):
             scale_each(grads, [coef] * len(grads))
         else:
-            torch._foreach_mul_(grads, coef)
+            foreach_scale_(grads, coef)
 
     def scale(self, coefs: Tensor) -> None:
         """Multiply each gradient in place by its coefficient; coefs has shape (N,).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from functools import cached_property
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...compat import mark_written
 from ..host import host
 from ..kernels import HostTensors, MultiTensor, Units, UnitTensors, can_run_on, can_take
 from .backend import Backend, Ranges, ShardedBackend
@@ -19,11 +19,6 @@ from .norms import combine
 from .sharding import Sharding
 from .unit_plan import UnitLimits, unit_order
 from .units import UnitLayout
-
-# Before torch 2.5, increment_version accepted only one tensor.
-_MARKS_SEVERAL = 'Iterable' in str(
-    inspect.signature(torch.autograd.graph.increment_version).parameters['tensor'].annotation
-)
 
 
 class RouteUnits:
@@ -383,12 +378,3 @@ def _grouped(sizes: list[int], most: int) -> list[list[int]]:
         groups[-1].append(i)
         total += size
     return groups
-
-
-def mark_written(tensors: list[Tensor]) -> None:
-    """Tell autograd that kernels changed tensors in place, as torch's operations do."""
-    if _MARKS_SEVERAL:
-        torch.autograd.graph.increment_version(tensors)
-    else:
-        for tensor in tensors:
-            torch.autograd.graph.increment_version(tensor)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ...compat import foreach_copy_
 from .sharding import to_local
 
 #: Given a group, the N parameters after the step and the state of each: what was added to each.
@@ -50,7 +51,7 @@ class CopiedMovement:
         shapes = [copy.shape for copy in self._copies]
         if shapes != [param.shape for param in params]:
             self._copies = [torch.empty_like(param) for param in self._params]
-        torch._foreach_copy_(self._copies, self._params)
+        foreach_copy_(self._copies, self._params)
 
     def of(self, chosen: list[int]) -> list[Tensor]:
         """The difference to the copy."""

@@ -17,6 +17,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from ...compat import aminmax, foreach_norm
 from ..host import host, np
 from .rows import WIDE, RowNorms, row_norms
 
@@ -74,7 +75,7 @@ def _each_norm(tensors: list[Tensor], p: float) -> Sequence[Tensor]:
         # Without a dtype torch's result is bit-identical to clip_grad_norm_.
         if first.dtype == dtype:
             return torch._foreach_norm(tensors, p)
-        return torch._foreach_norm(tensors, p, dtype=dtype)
+        return foreach_norm(tensors, p, dtype=dtype)
     else:
         norms = [torch.linalg.vector_norm(t, p, dtype=accumulate_dtype(t)) for t in tensors]
     widest = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
@@ -100,7 +101,7 @@ def _largest(tensor: Tensor) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(tensor, math.inf, dtype=dtype)
         return norm
     # torch's norm of order inf is ten times as slow.
-    low, high = torch.aminmax(tensor)
+    low, high = aminmax(tensor)
     return torch.maximum(-low, high).abs_().to(dtype)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ...compat import aminmax, foreach_copy_
 from ..host import host, np
 from .norms import finish_norms, tensor_norms
 from .pieces import chunk_size, pieces
@@ -184,7 +185,7 @@ class OutlierEdit:
         hit = np.flatnonzero(found).tolist()
         self._changed += [indices[j] for j in hit]
         news = new.split(sizes)
-        torch._foreach_copy_([grads[j] for j in hit], [news[j].view(grads[j].shape) for j in hit])
+        foreach_copy_([grads[j] for j in hit], [news[j].view(grads[j].shape) for j in hit])
 
     def _edit_rows(self, line: Tensor, rows: Tensor, inner: float) -> float:
         """Change the rows of a tensor whose norm does not exclude an element outside the range."""
@@ -226,7 +227,7 @@ class OutlierEdit:
     def _has_outliers(self, piece: Tensor) -> bool:
         if not piece.numel():
             return False
-        bottom, top = torch.aminmax(piece)
+        bottom, top = aminmax(piece)
         # Negated, so that NaN counts as outside.
         return not (bottom.tolist() >= self._low and top.tolist() <= self._high)
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ...compat import dtensor_class, flat_handle
 from ..checks import ClipConfigError
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def flat_param_groups(model: nn.Module | None) -> dict[int, FlatShard]:
 
     found = {}
     for module in FullyShardedDataParallel.fsdp_modules(model):
-        handle = module._handle
+        handle = flat_handle(module)
         if handle is not None:
             # NO_SHARD does not shard; FSDP always selects it for a single process.
             is_spread = handle.uses_sharded_strategy and handle.process_group.size() > 1
@@ -212,9 +213,10 @@ def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether this is a ``torch.distributed.tensor.DTensor``."""
     if type(tensor) in (Tensor, nn.Parameter) or not dist.is_available():
         return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
+    kind = dtensor_class()
+    if kind is None and type(tensor).__name__ == 'DTensor':
+        raise ClipConfigError('clip_grad: clipping DTensors needs PyTorch 2.4 or later')
+    return kind is not None and isinstance(tensor, kind)
 
 
 def gather(part: Tensor, param: Tensor) -> Tensor:
@@ -224,16 +226,19 @@ def gather(part: Tensor, param: Tensor) -> Tensor:
     """
     if not is_dtensor(param):
         return part
-    from torch.distributed.tensor import DTensor
-
-    return DTensor.from_local(
-        part,
-        param.device_mesh,
-        param.placements,
-        run_check=False,
-        shape=param.shape,
-        stride=param.stride(),
-    ).full_tensor()
+    whole: Tensor = (
+        dtensor_class()
+        .from_local(
+            part,
+            param.device_mesh,
+            param.placements,
+            run_check=False,
+            shape=param.shape,
+            stride=param.stride(),
+        )
+        .full_tensor()
+    )
+    return whole
 
 
 def scatter(whole: Tensor, param: Tensor) -> Tensor:

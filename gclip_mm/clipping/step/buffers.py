@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...compat import foreach_copy_
 from ..gradients.sharding import to_local
 
 
@@ -59,7 +60,7 @@ class BufferKeeper:
         """The step is taken: what the buffers are is what to go back to."""
         if self._find():
             for group in self._groups:
-                torch._foreach_copy_(group.saved, group.buffers)
+                foreach_copy_(group.saved, group.buffers)
         else:
             self._rebuild()
 
@@ -67,7 +68,7 @@ class BufferKeeper:
         """The step is left out."""
         if self._find():
             for group in self._groups:
-                torch._foreach_copy_(group.buffers, group.saved)
+                foreach_copy_(group.buffers, group.saved)
             return
         # The model was moved or rebuilt since the last step.
         former = {
@@ -96,7 +97,7 @@ class BufferKeeper:
             for group in self._groups:
                 now = torch.cat([buffer.reshape(-1) for buffer in group.buffers])
                 torch.where((skipped == 0).to(now.device), now, group.flat, out=group.flat)
-                torch._foreach_copy_(group.buffers, group.saved)
+                foreach_copy_(group.buffers, group.saved)
 
     def _current(self) -> list[Tensor | None]:
         return [owner.get(name) for owner, name in self._places]

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...compat import foreach_scale_
 from ..base import Finite, Measure, Outcome
 from ..checks import ClipConfigError
 from ..config.parse import ClipConfig, parse_clip_grad
@@ -377,7 +378,7 @@ class GradClipEngine:
     def _unscale_or_keep(self, step: _Step) -> None:
         """Unscale, unless the one coefficient of a global rule takes the loss scale along."""
         if step.scale is not None and not (step.folds and step.views[0].is_global):
-            torch._foreach_mul_(step.grads, 1.0 / step.scale)
+            foreach_scale_(step.grads, 1.0 / step.scale)
             self._side.divide_by(None)
             step.scale = None
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from mmengine.logging import print_log
 
+from ...compat import LOAD_MAPPED
+
 
 class ResumeError(RuntimeError):
     """There are checkpoints, but no readable one."""
@@ -41,7 +43,7 @@ def check_checkpoint(path: str | Path) -> str | None:
                 bad = archive.testzip()
             if bad is not None:
                 return f'its record {bad} is damaged'
-        torch.load(path, map_location='cpu', weights_only=True, mmap=is_zip or None)
+        torch.load(path, map_location='cpu', weights_only=True, **(LOAD_MAPPED if is_zip else {}))
     except pickle.UnpicklingError as error:
         # A complete file may hold classes that are not on the allow-list of torch.load.
         return None if is_zip and 'weights_only' in str(error).lower() else _first_line(error)
@@ -131,7 +133,7 @@ def _has_optimizer(path: Path) -> bool:
     if path.is_dir():
         return True
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True, **LOAD_MAPPED)
     except Exception:  # a complete file of another kind
         return False
     return isinstance(checkpoint, dict) and 'optimizer' in checkpoint and 'meta' in checkpoint

@@ -12,11 +12,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ....compat import is_compiling
 from .inspection import inner_optimizers
 
 #: Iterations in a row before the warning.
@@ -168,7 +168,7 @@ def _unwatch(bystander: Bystander) -> None:
 
 def _notice(optimizer: Optimizer, *_: Any) -> None:
     # Compiled steps of other optimizers are traced through here; leave nothing in their graphs.
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return
     groups = optimizer.param_groups
     hooks = optimizer._optimizer_step_pre_hooks.values()

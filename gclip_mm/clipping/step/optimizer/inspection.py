@@ -107,6 +107,23 @@ def _parameter_ids(optimizer: Optimizer) -> list[int]:
 
 
 # -- steps ---------------------------------------------------------------------------------------
+#: The function that runs the hooks, with the optimizer as its first argument; one for all classes.
+HOOKS_RUNNER = Optimizer.profile_hook_step(lambda self: None).__code__
+
+
+def is_hooked(step: Any) -> bool:
+    """Whether a step function of a class runs the step hooks.
+
+    torch marks such a function as ``hooked``. The mark alone does not say it: before torch 2.3
+    torch.compile takes the function that runs the hooks away and leaves the mark.
+    """
+    if not hasattr(step, 'hooked'):
+        return False
+    while step is not None and getattr(step, '__code__', None) is not HOOKS_RUNNER:
+        step = getattr(step, '__wrapped__', None)
+    return step is not None
+
+
 def hook_steps(optimizer: Optimizer) -> None:
     """Have every ``step`` along the class hierarchy run the step hooks.
 
@@ -119,7 +136,7 @@ def hook_steps(optimizer: Optimizer) -> None:
     for cls in type(optimizer).__mro__:
         step = vars(cls).get('step')
         is_parent = cls is not Optimizer and issubclass(cls, Optimizer)
-        if is_parent and isinstance(step, types.FunctionType) and not hasattr(step, 'hooked'):
+        if is_parent and isinstance(step, types.FunctionType) and not is_hooked(step):
             hooked: Any = Optimizer.profile_hook_step(step)
             hooked.hooked = True
             cls.step = hooked
@@ -134,7 +151,7 @@ def runs_hooks(step: Any, optimizer: Optimizer) -> bool:
     own = [vars(cls).get('step') for cls in type(optimizer).__mro__]
     while step is not None:
         step = getattr(step, '__func__', step)
-        if hasattr(step, 'hooked') and any(step is function for function in own):
+        if is_hooked(step) and any(step is function for function in own):
             return True
         module = getattr(step, '__globals__', {}).get('__name__', '')
         if module.split('.')[-1] not in _PASSING_ON:

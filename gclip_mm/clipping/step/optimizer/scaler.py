@@ -11,8 +11,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
+
+from ....compat import GradScaler
 
 
 def watch_scalers(seam_on: Callable[[Optimizer], Any]) -> None:
@@ -21,9 +22,7 @@ def watch_scalers(seam_on: Callable[[Optimizer], Any]) -> None:
     Args:
         seam_on: returns the seam of an optimizer, or None.
     """
-    # Before torch 2.3 the class for all devices was the one for CUDA.
-    scaler: Any = getattr(torch.amp, 'GradScaler', None) or torch.cuda.amp.GradScaler
-    stock = scaler._maybe_opt_step
+    stock = GradScaler._maybe_opt_step
     if hasattr(stock, 'seam_on'):
         return
 
@@ -35,4 +34,4 @@ def watch_scalers(seam_on: Callable[[Optimizer], Any]) -> None:
         return seam.under_scaler(lambda: stock(self, optimizer, *args, **kwargs))
 
     maybe_step.seam_on = seam_on  # type: ignore[attr-defined]
-    scaler._maybe_opt_step = maybe_step
+    GradScaler._maybe_opt_step = maybe_step

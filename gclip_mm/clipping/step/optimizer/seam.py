@@ -10,7 +10,6 @@ attaching) still reaches the hook; the gradients are hidden from such a step.
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 import types
 import warnings
@@ -21,10 +20,19 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ....compat import untraced
 from ...checks import ClipConfigError
 from .accelerator import watch_accelerator
 from .bystander import Bystander, is_clipped
-from .inspection import clippable, has_hooks, hook_steps, inner_optimizers, runs_hooks
+from .inspection import (
+    HOOKS_RUNNER,
+    clippable,
+    has_hooks,
+    hook_steps,
+    inner_optimizers,
+    is_hooked,
+    runs_hooks,
+)
 from .rollback import Rollback
 from .scaler import watch_scalers
 
@@ -89,7 +97,7 @@ class StepSeam:
         hook_steps(self._optimizer)
         # Whether its step may change gradients and hand them to the step of a parent class.
         steps = [vars(cls).get('step') for cls in type(self._optimizer).__mro__]
-        self._has_parent_step = sum(hasattr(step, 'hooked') for step in steps) > 1
+        self._has_parent_step = sum(map(is_hooked, steps)) > 1
         # torch.compile traces the hooks, and the traced step would not see attributes that they set
         # on the optimizer.
         before, after = (_untraced(f) for f in (self._before_step, self._after_step))
@@ -326,19 +334,16 @@ def is_nested(optimizer: Optimizer) -> bool:
     because a step that raises never reports that it is over.
     """
     steps = [vars(cls).get('step') for cls in type(optimizer).__mro__]
-    if sum(hasattr(step, 'hooked') for step in steps) < 2:
+    if sum(map(is_hooked, steps)) < 2:
         return False
     calls = 0
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is _HOOKS_RUNNER and frame.f_locals['args'][0] is optimizer:
+        if frame.f_code is HOOKS_RUNNER and frame.f_locals['args'][0] is optimizer:
             calls += 1
         frame = frame.f_back
     return calls > 1
 
-
-# The function that runs the hooks, with the optimizer as its first argument; one for all classes.
-_HOOKS_RUNNER = Optimizer.profile_hook_step(lambda self: None).__code__
 
 #: How many gradients of each group are looked at.
 _LOOKED_AT = 2
@@ -351,7 +356,4 @@ _REASON = (
 
 def _untraced(function: Callable[..., Any], recursive: bool = True) -> Any:
     """The function, called by compiled code without being traced."""
-    disable: Any = torch.compiler.disable
-    # Before torch 2.8 it took no reason.
-    options = {'reason': _REASON} if 'reason' in inspect.signature(disable).parameters else {}
-    return disable(function, recursive=recursive, **options)
+    return untraced(function, recursive, _REASON)
