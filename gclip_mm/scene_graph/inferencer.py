@@ -17,7 +17,7 @@ from mmengine.dataset import Compose
 from mmengine.structures import InstanceData
 from torch import nn
 
-from .models.detectors import SceneGraphRCNN
+from .models.detectors import SceneGraphDetector
 from .models.protocol import SceneGraphProtocol
 from .models.weights import check_weights
 from .visualization import SceneGraphVisualizer
@@ -48,7 +48,7 @@ class SceneGraphInferencer(DetInferencer):
         **kwargs: As for ``DetInferencer``.
 
     Raises:
-        ValueError: The model is not a SceneGraphRCNN, the checkpoint belongs to another model, or
+        ValueError: The model is not a SceneGraphDetector, the checkpoint belongs to another model, or
             the protocol is unknown.
 
     Example:
@@ -76,9 +76,9 @@ class SceneGraphInferencer(DetInferencer):
             raise ValueError(f'max_relations must be at least 1, got {max_relations}')
         wanted = None if protocol is None else SceneGraphProtocol.parse(protocol)
         super().__init__(model=model, weights=weights, device=device, **kwargs)
-        if not isinstance(self.model, SceneGraphRCNN):
+        if not isinstance(self.model, SceneGraphDetector):
             raise ValueError(
-                f'SceneGraphInferencer needs a SceneGraphRCNN, got {type(self.model).__name__}'
+                f'SceneGraphInferencer needs a SceneGraphDetector, got {type(self.model).__name__}'
             )
         if wanted is not None:
             self.model.protocol = self.model.relation_head.protocol = wanted
@@ -97,7 +97,7 @@ class SceneGraphInferencer(DetInferencer):
         return super().__call__(inputs, *args, **kwargs)
 
     def _load_weights_to_model(self, model: nn.Module, checkpoint: dict | None, cfg: Any) -> None:
-        if checkpoint is not None and isinstance(model, SceneGraphRCNN):
+        if checkpoint is not None and isinstance(model, SceneGraphDetector):
             check_weights(model, checkpoint)
         super()._load_weights_to_model(model, checkpoint, cfg)
 

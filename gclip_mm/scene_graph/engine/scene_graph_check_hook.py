@@ -13,7 +13,7 @@ from mmengine.runner import BaseLoop, Runner
 
 from ...engine.hooks.keys import reject_unknown_keys
 from ..evaluation.metric import SceneGraphMetric
-from ..models.detectors import SceneGraphRCNN
+from ..models.detectors import SceneGraphDetector
 from ..models.protocol import SceneGraphProtocol
 from ..models.weights import check_weights
 from .unwrapped_model import unwrapped_model
@@ -32,7 +32,7 @@ class SceneGraphCheckHook(Hook):
     metrics. Error messages name the config key to change.
 
     Raises:
-        ValueError: The model is not a SceneGraphRCNN; its number of classes, predicates or scenes
+        ValueError: The model is not a SceneGraphDetector; its number of classes, predicates or scenes
             differs from a data set; a data set has other names than the training set, or than the
             training set of the tested checkpoint; that checkpoint belongs to another model; the
             training set has no relation, or no scene although the model has a scene head; a metric
@@ -50,10 +50,10 @@ class SceneGraphCheckHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Check model, data sets and metrics."""
         model = unwrapped_model(runner)
-        if not isinstance(model, SceneGraphRCNN):
+        if not isinstance(model, SceneGraphDetector):
             raise ValueError(
                 f'SceneGraphCheckHook: the model is a {type(model).__name__}, not a '
-                'SceneGraphRCNN; remove the hook from custom_hooks'
+                'SceneGraphDetector; remove the hook from custom_hooks'
             )
         loops = _loops(runner)
         for where, loop in loops.items():
@@ -119,7 +119,7 @@ def check_names(meta: dict[str, Any], trained: dict[str, Any], where: str, known
             )
 
 
-def check_annotated(model: SceneGraphRCNN, dataset: Any) -> None:
+def check_annotated(model: SceneGraphDetector, dataset: Any) -> None:
     """Check that the training set has relations, and scenes if the model has a scene head.
 
     Raises:
@@ -147,7 +147,7 @@ def check_annotated(model: SceneGraphRCNN, dataset: Any) -> None:
     )
 
 
-def check_detector_learns(model: SceneGraphRCNN) -> None:
+def check_detector_learns(model: SceneGraphDetector) -> None:
     """Check that the heads of a required detector train if its backbone does.
 
     Raises:
@@ -162,7 +162,7 @@ def check_detector_learns(model: SceneGraphRCNN) -> None:
         )
 
 
-def check_sizes(model: SceneGraphRCNN, dataset: Any, where: str) -> None:
+def check_sizes(model: SceneGraphDetector, dataset: Any, where: str) -> None:
     """Check that the model's output sizes match the number of names in the data set.
 
     Raises:
@@ -178,9 +178,10 @@ def check_sizes(model: SceneGraphRCNN, dataset: Any, where: str) -> None:
             )
 
 
-def _sizes(model: SceneGraphRCNN) -> Iterator[tuple[str, str, int]]:
-    box_head = model.roi_head.bbox_head
-    yield 'classes', 'model.roi_head.bbox_head.num_classes', box_head.num_classes
+def _sizes(model: SceneGraphDetector) -> Iterator[tuple[str, str, int]]:
+    if model.adapter.class_count is not None:
+        key, count = model.adapter.class_count
+        yield 'classes', model.detector_key + key, count
     relations = model.relation_head
     yield 'classes', 'model.relation_head.num_classes', relations.num_classes
     yield 'predicates', 'model.relation_head.num_predicates', relations.num_predicates
@@ -222,7 +223,7 @@ def check_pictures(dataset: Any, where: str) -> None:
         )
 
 
-def check_protocol(model: SceneGraphRCNN, metric: Any) -> None:
+def check_protocol(model: SceneGraphDetector, metric: Any) -> None:
     """Check that a SceneGraphMetric has the protocol of the model.
 
     Raises:

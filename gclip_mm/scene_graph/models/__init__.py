@@ -1,4 +1,4 @@
-"""Scene-graph models based on MMDetection's two-stage detectors.
+"""Scene-graph models based on the detectors of MMDetection.
 
 Importing this package registers contexts, heads and detectors with MMDetection's ``MODELS`` and
 the pair sampler with its ``TASK_UTILS``.
@@ -12,7 +12,7 @@ from .contexts import (
     RNNContext,
     TransformerContext,
 )
-from .detectors import SceneGraphRCNN
+from .detectors import SceneGraphDetector, SceneGraphRCNN
 from .heads import FrequencyBias, RelationHead, SceneHead, UnionFeatures
 from .protocol import SceneGraphProtocol
 from .task_modules import PairSampler
@@ -26,6 +26,7 @@ __all__ = [
     'PairSampler',
     'RNNContext',
     'RelationHead',
+    'SceneGraphDetector',
     'SceneGraphProtocol',
     'SceneGraphRCNN',
     'SceneHead',

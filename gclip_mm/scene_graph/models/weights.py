@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from .detectors import SceneGraphDetector
+
 # Checkpoint weights that the model may lack: a config can disable the scene head.
 _OPTIONAL = 'scene_head.'
 
@@ -25,6 +27,8 @@ def check_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
     """
     state = checkpoint.get('state_dict', checkpoint)
     theirs = {key.removeprefix('module.'): value for key, value in state.items()}
+    if isinstance(model, SceneGraphDetector):
+        theirs = {new: theirs[key] for key, new in model.fitting_keys(theirs).items()}
     ours = model.state_dict()
     wrong = {key: 'is missing' for key in ours if key not in theirs}
     for key, value in theirs.items():

@@ -1,5 +1,6 @@
 """Scene-graph detectors."""
 
+from .scene_graph_detector import SceneGraphDetector
 from .scene_graph_rcnn import SceneGraphRCNN
 
-__all__ = ['SceneGraphRCNN']
+__all__ = ['SceneGraphDetector', 'SceneGraphRCNN']
