@@ -203,8 +203,9 @@ def add_row(writer: SceneGraphWriter, db: RoiDB, row: int, image: dict, overlapp
     boxes = slice(db.first_box[row], db.last_box[row] + 1)
     width, height = image['width'], image['height']
     # Clipped to the last pixel, as Scene-Graph-Benchmark does.
-    xyxy = db.boxes[boxes] * (max(width, height) / LONG_SIDE)
-    xyxy = np.clip(xyxy, 0, np.array([width, height, width, height]) - 1)
+    scaled = db.boxes[boxes] * (max(width, height) / LONG_SIDE)
+    xyxy = np.clip(scaled, 0, np.array([width, height, width, height]) - 1)
+    writer.repaired['boxes clipped to the image'] += int((xyxy != scaled).any(axis=1).sum())
     relations = np.zeros((0, 3), np.int64)
     if db.first_rel[row] >= 0:
         rels = slice(db.first_rel[row], db.last_rel[row] + 1)
