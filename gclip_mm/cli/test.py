@@ -8,6 +8,7 @@ import sys
 from copy import deepcopy
 
 from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -30,7 +31,9 @@ def build_parser(prog: str = 'gclip test') -> argparse.ArgumentParser:
     parser.add_argument(
         '--work-dir', help='where the metrics are saved (default: work_dirs/<config name>)'
     )
-    parser.add_argument('--out', help='dump the predictions to this .pkl file')
+    parser.add_argument(
+        '--out', help='dump the predictions to this .pkl file, scene graphs with their ground truth'
+    )
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument(
         '--show-dir', help='save the painted images here, below <work dir>/<timestamp>'
@@ -97,6 +100,19 @@ def configure(args: argparse.Namespace, prog: str = 'gclip test') -> Config:
     return cfg
 
 
+def dumper(evaluator: Evaluator, file: str) -> BaseMetric:
+    """The metric that writes predictions; those of scene graphs with their ground truth."""
+    from ..scene_graph.evaluation import SceneGraphMetric
+    from ..scene_graph.evaluation.dump import DumpSceneGraphs
+
+    for metric in evaluator.metrics:
+        if isinstance(metric, SceneGraphMetric):
+            return DumpSceneGraphs(metric, file)
+    from mmdet.evaluation import DumpDetResults
+
+    return DumpDetResults(out_file_path=file)
+
+
 def test(args: argparse.Namespace, prog: str = 'gclip test') -> None:
     """Evaluate with parsed arguments."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -106,9 +122,7 @@ def test(args: argparse.Namespace, prog: str = 'gclip test') -> None:
     with explain_missing_data(cfg):
         runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
         if args.out is not None:
-            from mmdet.evaluation import DumpDetResults
-
-            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+            runner.test_evaluator.metrics.append(dumper(runner.test_evaluator, args.out))
         runner.test()
     del runner
     close_distributed()

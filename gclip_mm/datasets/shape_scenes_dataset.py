@@ -26,8 +26,9 @@ class ShapeScenesDataset(CocoDataset):
             annotation file: ``dict(img='train/')`` for 'annotations/train.json'.
         params (dict, optional): Keyword arguments of
             :class:`~gclip_mm.datasets.shape_scenes.ShapeScenesParams`: ``num_train``,
-            ``num_val``, ``image_size`` (width, height) and ``seed``. The training and the
-            validation data set need the same values. Defaults to None, the default parameters.
+            ``num_val``, ``image_size`` (width, height), ``seed`` and ``long_tail``. The training
+            and the validation data set need the same values. Defaults to None, the default
+            parameters.
         **kwargs: As for :class:`mmdet.datasets.CocoDataset`.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import cv2
 import pytest
@@ -12,6 +13,8 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 import gclip_mm  # noqa: F401
+from gclip_mm.cli import main
+from gclip_mm.cli.test import dumper
 
 CONFIG = 'configs/scene_graph/shapescenes/rnn_sgdet_shapescenes.py'
 
@@ -37,6 +40,8 @@ def small(path, iters) -> Config:
     cfg.train_cfg.update(max_iters=iters, val_interval=iters)
     cfg.default_hooks.checkpoint.interval = 2
     cfg.default_hooks.visualization.update(draw=True, interval=1)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        evaluator.convention = 'motifs'
     cfg.work_dir = f'{path}/work'
     cfg.experiment_name = f'scene_graph_{iters}'
     # MMEngine caches visualizers by name for the whole process, including their first folder.
@@ -44,7 +49,7 @@ def small(path, iters) -> Config:
     return cfg
 
 
-def test_train_validate_draw_and_resume(tmp_path):
+def test_train_validate_draw_and_resume(tmp_path, capsys):
     runner = Runner.from_cfg(small(tmp_path, 2))
     runner.train()
     numbers = runner.message_hub
@@ -73,6 +78,14 @@ def test_train_validate_draw_and_resume(tmp_path):
     cfg.default_hooks.visualization.test_out_dir = 'shown'
     cfg.experiment_name = 'scene_graph_test'
     tester = Runner.from_cfg(cfg)
+    file = str(tmp_path / 'out.pkl')
+    tester.test_evaluator.metrics.append(dumper(tester.test_evaluator, file))
     metrics = tester.test()
     assert metrics['sg/R@20'] == pytest.approx(numbers.get_scalar('val/sg/R@20').current())
     assert len(list((tmp_path / 'work').rglob('shown/*.jpg'))) == 3
+    capsys.readouterr()
+    assert main(['sg-eval', file, '--json']) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result['images'] == 3 and result['relations'] > 0
+    for key in ('R@20', 'mR@50', 'ngR@100'):
+        assert result['figures']['motifs'][key] == pytest.approx(metrics[f'sg/{key}'])

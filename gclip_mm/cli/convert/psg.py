@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
     content = read_psg(args.psg)
     things, stuff = content['thing_classes'], content['stuff_classes']
     test_ids = set(content['test_image_ids'])
-    # PSG's ids are COCO's image ids as text; tools for COCO want numbers.
+    # PSG has ids of its own, as text; COCO's are in `coco_image_id`. Tools for COCO want numbers.
     numeric = all(str(image['image_id']).isdecimal() for image in content['data'])
     writers = {
         split: SceneGraphWriter(

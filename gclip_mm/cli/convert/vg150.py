@@ -26,7 +26,8 @@ Reads the files of Xu et al. (arXiv 1701.02426), in the form that most scene-gra
 and writes train.json, val.json and test.json. The splits are the published ones (Zellers et al.,
 arXiv 1711.06640): images without relations are left out, then the first 5000 of the training
 split become the validation split; the test split has 26446 images. Relations that are annotated
-several times stay so.
+several times stay so. Boxes are those of the loader of Scene-Graph-Benchmark (arXiv 2002.11949), to
+the pixel.
 
 Needs h5py (pip install h5py)."""
 
@@ -55,7 +56,7 @@ class RoiDB:
     last_box: np.ndarray
     first_rel: np.ndarray
     last_rel: np.ndarray
-    boxes: np.ndarray  # (B, 4) centre x, centre y, width, height; the image's long side is 1024
+    boxes: np.ndarray  # (B, 4) xyxy; the image's long side is 1024
     labels: np.ndarray  # (B,) from 1
     relations: np.ndarray  # (R, 2) indices into all boxes of the file
     predicates: np.ndarray  # (R,) from 1
@@ -91,7 +92,7 @@ def read_h5(path: Path) -> RoiDB:
         last_box=last_box,
         first_rel=first_rel,
         last_rel=last_rel,
-        boxes=arrays[_BOX_KEYS[0]].astype(np.float64),
+        boxes=corners(arrays[_BOX_KEYS[0]]),
         labels=arrays['labels'].astype(np.int64).reshape(-1),
         relations=arrays['relationships'].astype(np.int64),
         predicates=arrays['predicates'].astype(np.int64).reshape(-1),
@@ -122,9 +123,22 @@ def read_h5(path: Path) -> RoiDB:
                 f'{path}: row {bad[0]} has img_to_first_{what}={first[bad[0]]}, '
                 f'img_to_last_{what}={last[bad[0]]}, but there are {total}'
             )
-    if (db.boxes[:, 2:] <= 0).any() or (db.boxes[:, :2] < 0).any():
+    centred = arrays[_BOX_KEYS[0]]
+    if (centred[:, 2:] <= 0).any() or (centred[:, :2] < 0).any():
         raise ValueError(f'{path}: a box has no area or a negative centre')
     return db
+
+
+def corners(boxes: np.ndarray) -> np.ndarray:
+    """Corners (N, 4) float64 of boxes (N, 4): centre x, centre y, width, height.
+
+    Scene-Graph-Benchmark and the code before it store the upper left corner in the array of the
+    file. Its integers truncate the half pixel of an odd size, which published tables include.
+    """
+    start = boxes[:, :2] - boxes[:, 2:] / 2
+    if np.issubdtype(boxes.dtype, np.integer):
+        start = np.trunc(start)
+    return np.hstack((start, start + boxes[:, 2:])).astype(np.float64)
 
 
 def read_names(path: Path) -> tuple[list[str], list[str]]:
@@ -187,22 +201,27 @@ def add_row(writer: SceneGraphWriter, db: RoiDB, row: int, image: dict, overlapp
         ValueError: If its relations leave its boxes, or a label is unknown.
     """
     boxes = slice(db.first_box[row], db.last_box[row] + 1)
-    centre, size = db.boxes[boxes, :2], db.boxes[boxes, 2:]
-    scale = max(image['width'], image['height']) / LONG_SIDE
-    xyxy = np.hstack((centre - size / 2, centre + size / 2)) * scale
+    width, height = image['width'], image['height']
+    # Clipped to the last pixel, as Scene-Graph-Benchmark does.
+    scaled = db.boxes[boxes] * (max(width, height) / LONG_SIDE)
+    xyxy = np.clip(scaled, 0, np.array([width, height, width, height]) - 1)
+    writer.repaired['boxes clipped to the image'] += int((xyxy != scaled).any(axis=1).sum())
     relations = np.zeros((0, 3), np.int64)
     if db.first_rel[row] >= 0:
         rels = slice(db.first_rel[row], db.last_rel[row] + 1)
         relations = np.column_stack((db.relations[rels] - boxes.start, db.predicates[rels] - 1))
     if overlapping and len(relations):
-        touching = box_iou(xyxy, xyxy)[relations[:, 0], relations[:, 1]] > 0
+        # At the scale of the file, before clipping, and with the last pixel: boxes overlap that
+        # share an edge.
+        stored = db.boxes[boxes]
+        touching = box_iou(stored, stored, True)[relations[:, 0], relations[:, 1]] > 0
         relations = relations[touching]
         if not len(relations):
             return
     writer.add_image(
         f'{image["image_id"]}.jpg',
-        image['width'],
-        image['height'],
+        width,
+        height,
         xyxy,
         db.labels[boxes] - 1,
         relations,

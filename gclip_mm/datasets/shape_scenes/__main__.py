@@ -35,6 +35,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='picture size in pixels',
     )
     parser.add_argument(
+        '--long-tail',
+        type=float,
+        default=default.long_tail,
+        metavar='RATIO',
+        help='annotate the first predicate RATIO times as often as the last',
+    )
+    parser.add_argument(
         '--overwrite',
         action='store_true',
         help='draw again if --out holds ShapeScenes with other options, or a damaged data set',
@@ -60,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         width, height = args.size
-        params = ShapeScenesParams(args.train, args.val, (width, height), args.seed)
+        params = ShapeScenesParams(args.train, args.val, (width, height), args.seed, args.long_tail)
         out = generate(args.out, params, overwrite=args.overwrite)
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -33,15 +34,20 @@ class ShapeScenesParams:
         num_val (int): Pictures in the validation split. Defaults to 200.
         image_size (tuple[int, int]): Width and height in pixels. Defaults to (160, 128).
         seed (int): Defaults to 0.
+        long_tail (float, optional): At least 1: how many times more often the first predicate of
+            ``LONG_TAIL_ORDER`` is annotated than the last, on top of ``ANNOTATED_SHARE``; those
+            between decrease geometrically. The pictures do not change. Defaults to None, no tail.
 
     Raises:
-        ValueError: A count below 1, a side outside [64, 2048] or a negative seed.
+        ValueError: A count below 1, a side outside [64, 2048], a negative seed or a
+            ``long_tail`` below 1.
     """
 
     num_train: int = 800
     num_val: int = 200
     image_size: tuple[int, int] = (160, 128)
     seed: int = 0
+    long_tail: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'image_size', tuple(self.image_size))
@@ -56,6 +62,9 @@ class ShapeScenesParams:
                 f'image_size must be (width, height), two integers in [{MIN_SIDE}, {MAX_SIDE}], '
                 f'got {self.image_size!r}'
             )
+
+        if self.long_tail is not None and not 1 <= self.long_tail < math.inf:
+            raise ValueError(f'long_tail must be None or at least 1, got {self.long_tail!r}')
 
     def count(self, split: str) -> int:
         return {'train': self.num_train, 'val': self.num_val}[split]
@@ -118,9 +127,10 @@ def generate(
 
 def _flags(out: Path, params: ShapeScenesParams) -> str:
     width, height = params.image_size
+    tail = '' if params.long_tail is None else f' --long-tail {params.long_tail}'
     return (
         f'--out {out} --seed {params.seed} --train {params.num_train} --val {params.num_val} '
-        f'--size {width} {height}'
+        f'--size {width} {height}{tail}'
     )
 
 
@@ -133,7 +143,10 @@ def _sha256(path: Path) -> str:
 
 
 def _recipe(params: ShapeScenesParams) -> dict[str, Any]:
-    return {'format': FORMAT, **asdict(params), 'image_size': list(params.image_size)}
+    recipe = {'format': FORMAT, **asdict(params), 'image_size': list(params.image_size)}
+    if params.long_tail is None:
+        del recipe['long_tail']  # as in data sets that were drawn before the key existed
+    return recipe
 
 
 def _mismatch(out: Path, params: ShapeScenesParams) -> str | None:
@@ -146,10 +159,11 @@ def _mismatch(out: Path, params: ShapeScenesParams) -> str | None:
     except (ValueError, KeyError, TypeError, NotADirectoryError):
         return f'has a damaged {MARKER}'
     wanted = _recipe(params)
-    differing = [key for key in wanted if found.get(key) != wanted[key]]
+    keys = dict.fromkeys((*wanted, *found))
+    differing = [key for key in keys if found.get(key) != wanted.get(key)]
     if differing:
         return 'holds ShapeScenes with ' + ', '.join(
-            f'{key}={found.get(key)} (requested: {wanted[key]})' for key in differing
+            f'{key}={found.get(key)} (requested: {wanted.get(key)})' for key in differing
         )
     for name, checksum in sums.items():
         if not (out / name).is_file() or _sha256(out / name) != checksum:
@@ -187,7 +201,7 @@ def _write_split(
     relations: list[dict[str, int]] = []
     width, height = params.image_size
     for image_id in numbers:
-        sample = draw_sample(params.seed, split, image_id, params.image_size)
+        sample = draw_sample(params.seed, split, image_id, params.image_size, params.long_tail)
         name = f'{image_id:06d}.jpg'
         path = folder / split / name
         quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]

@@ -52,6 +52,14 @@ ANNOTATED_SHARE = {
 }
 
 
+# Predicates from the head to the tail of a long-tailed set: one direction of each pair, then the
+# other one, so that rare predicates look like frequent ones.
+LONG_TAIL_ORDER = (
+    *('left of', 'above', 'larger than', 'in front of', 'same color as'),
+    *('right of', 'below', 'inside', 'behind', 'around'),
+)
+
+
 @dataclass(frozen=True)
 class Thing:
     """Inputs of a predicate: full box (x1, y1, x2, y2) in pixels, draw order, color."""
@@ -117,7 +125,23 @@ def predicate_between(subject: Thing, other: Thing) -> str | None:
     return None
 
 
-def annotate(things: list[Thing], rng: np.random.Generator) -> list[tuple[int, int, str]]:
+def annotated_shares(long_tail: float | None = None) -> dict[str, float]:
+    """Share of the true relations that is annotated, for each predicate.
+
+    Args:
+        long_tail: ``ANNOTATED_SHARE`` of the i-th of ``LONG_TAIL_ORDER`` is multiplied by
+            ``long_tail ** (-i / 9)``. None: it is not changed.
+    """
+    if long_tail is None:
+        return ANNOTATED_SHARE
+    last = len(LONG_TAIL_ORDER) - 1
+    factors = {name: long_tail ** (-i / last) for i, name in enumerate(LONG_TAIL_ORDER)}
+    return {name: share * factors[name] for name, share in ANNOTATED_SHARE.items()}
+
+
+def annotate(
+    things: list[Thing], rng: np.random.Generator, shares: dict[str, float] = ANNOTATED_SHARE
+) -> list[tuple[int, int, str]]:
     """Sample annotations from the true relations, incompletely like a human annotator.
 
     At most one of the two directions of a pair is annotated.
@@ -133,7 +157,7 @@ def annotate(things: list[Thing], rng: np.random.Generator) -> list[tuple[int, i
                 predicate = predicate_between(things[a], things[b])
                 if predicate is None:
                     continue
-                share = ANNOTATED_SHARE[predicate]
+                share = shares[predicate]
                 if draw < share:
                     relations.append((a, b, predicate))
                     break

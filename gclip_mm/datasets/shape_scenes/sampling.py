@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .layout import layout, mask_box, visible_masks
-from .relations import annotate
+from .relations import annotate, annotated_shares
 from .rendering import render
 from .vocabulary import CLASSES, PREDICATES, SCENES
 
@@ -43,10 +43,12 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     return {'size': [int(side) for side in mask.shape], 'counts': runs}
 
 
-def draw_sample(seed: int, split: str, index: int, size: tuple[int, int]) -> Sample:
+def draw_sample(
+    seed: int, split: str, index: int, size: tuple[int, int], long_tail: float | None = None
+) -> Sample:
     """Draw picture ``index`` of a split.
 
-    The sample depends on the four arguments alone and not on the size of the data set. A larger
+    The sample depends on the arguments alone and not on the size of the data set. A larger
     data set therefore begins with the pictures of a smaller one with the same seed.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
@@ -75,6 +77,8 @@ def draw_sample(seed: int, split: str, index: int, size: tuple[int, int]) -> Sam
         )
     relations = [
         (subject, other, PREDICATES.index(predicate))
-        for subject, other, predicate in annotate([placed[k].thing for k in order], rng)
+        for subject, other, predicate in annotate(
+            [placed[k].thing for k in order], rng, annotated_shares(long_tail)
+        )
     ]
     return Sample(render(placed, SCENES[scene], size, rng), scene, objects, relations)

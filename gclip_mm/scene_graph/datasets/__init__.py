@@ -18,7 +18,8 @@ __all__ = [
 ]
 
 if find_spec('mmdet') is not None:
+    from .predicate_resampling import PredicateResampling
     from .scene_graph_dataset import SceneGraphDataset
     from .shape_scenes_graph_dataset import ShapeScenesGraphDataset
 
-    __all__ += ['SceneGraphDataset', 'ShapeScenesGraphDataset']
+    __all__ += ['PredicateResampling', 'SceneGraphDataset', 'ShapeScenesGraphDataset']

@@ -81,6 +81,11 @@ class RelationIndex:
                     found.add((subject_label, object_label, predicate))
         return found
 
+    def predicate_counts(self) -> np.ndarray:
+        """(P,) int64: number of relations of each predicate."""
+        labels = [rows[:, 2] for rows in self._relations.values()] or [np.zeros(0, np.int64)]
+        return np.bincount(np.concatenate(labels), minlength=len(self.predicates))
+
     def _check_keys(self, content: Mapping[str, Any]) -> None:
         """Raise unless every list is present and every entry has its required keys."""
         for key, required in _KEYS.items():

@@ -45,7 +45,8 @@ class SceneGraphDataset(CocoDataset):
     sets them. Fewer names select a subset; predicates and scenes may be reordered. A relation is
     dropped if one of its boxes is: because its class is not selected, or because MMDetection
     considers the box invalid (outside the image, or thinner than a pixel). The number of dropped
-    relations is logged.
+    relations is logged. With ``test_mode``, invalid boxes stay: public evaluators count their
+    relations.
 
     Args:
         metainfo (dict, optional): ``classes``, ``predicates``, ``scenes`` and, for flips,
@@ -126,14 +127,28 @@ class SceneGraphDataset(CocoDataset):
         for annotation in raw_data_info['raw_ann_info']:
             # One at a time, because the parent does not report which annotations it drops.
             parsed = super().parse_data_info({'raw_img_info': image, 'raw_ann_info': [annotation]})
-            instances += [{**i, 'ann_id': annotation['id']} for i in parsed['instances']]
+            kept = parsed['instances'] or self._invalid_box(annotation)
+            instances += [{**i, 'ann_id': annotation['id']} for i in kept]
         relations = self._index.relations(image['img_id'])
-        kept = np.isin(relations[:, :2], [i['ann_id'] for i in instances]).all(axis=1)
-        self._dropped += int((~kept).sum())
+        whole = np.isin(relations[:, :2], [i['ann_id'] for i in instances]).all(axis=1)
+        self._dropped += int((~whole).sum())
         data_info['instances'] = instances
-        data_info['relations'] = relations[kept]
+        data_info['relations'] = relations[whole]
         data_info['scene_label'] = self._index.scene_of_image[image['img_id']]
         return data_info
+
+    def _invalid_box(self, annotation: dict) -> list[dict]:
+        """The instance of a box that MMDetection leaves out, in a test set."""
+        label = self.cat2label.get(annotation['category_id'])
+        if not self.test_mode or label is None or annotation.get('ignore', False):
+            return []
+        x, y, width, height = annotation['bbox']
+        box = [x, y, x + width, y + height]
+        crowd = int(bool(annotation.get('iscrowd', False)))
+        instance = dict(ignore_flag=crowd, bbox=box, bbox_label=label)
+        if annotation.get('segmentation'):
+            instance['mask'] = annotation['segmentation']
+        return [instance]
 
     def filter_data(self) -> list[dict]:
         data_list = super().filter_data()

@@ -159,7 +159,7 @@ class SceneGraphWriter:
                     iscrowd=int(crowd[i]) if crowd is not None else 0,
                 )
             )
-        self.repaired['boxes thinner than a pixel, which the loader drops'] += int(
+        self.repaired['boxes thinner than a pixel, which training drops'] += int(
             (sizes < 1).any(axis=1).sum()
         )
         return first

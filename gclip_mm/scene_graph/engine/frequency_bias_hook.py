@@ -1,7 +1,8 @@
-"""Hook that counts the relations of the training set for the frequency bias."""
+"""Hook that counts the relations of the training set for the modules that need the counts."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,37 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 
 from ...engine.hooks.keys import reject_unknown_keys
+from ..datasets.fingerprint import fingerprint_of
 from ..datasets.statistics import relation_statistics
-from ..models.heads.frequency_bias import FrequencyBias, load_counts, save_counts
+from ..models.heads.frequency_bias import (
+    load_counts,
+    load_fingerprint,
+    save_counts,
+)
 from .unwrapped_model import unwrapped_model
 
 
 @HOOKS.register_module()
 @reject_unknown_keys
 class FrequencyBiasHook(Hook):
-    """Sets the training-set counts in every :class:`FrequencyBias` of the model.
+    """Sets the training-set counts in every module of the model that needs them.
+
+    These have a method ``set_counts``: :class:`FrequencyBias`, :class:`LogitAdjustment` and
+    :class:`CountWeightedCrossEntropy`.
 
     Runs before checkpoints are loaded, so that the logits of a checkpoint take precedence. Does
     nothing in a run without training.
 
     Args:
-        file: Cache of the counts (``.npz``), read if it exists. None: count in every run; a
+        file: Cache of the counts (``.npz``), read if it exists. It holds a fingerprint of the
+            training set, and counts of another one are refused. None: count in every run; a
             hundred thousand images take less than a minute.
         only_overlapping: Count as unrelated only pairs whose boxes overlap, as Neural Motifs
             does. False matches a :class:`PairSampler`, which draws negatives from all pairs.
 
     Raises:
-        ValueError: The model has no FrequencyBias, or the counts have another shape than the model.
+        ValueError: The model has no such module; ``file`` has the counts of another training
+            set or of another ``only_overlapping``; or the counts have another shape than the model.
 
     Example:
         >>> custom_hooks = [dict(type='FrequencyBiasHook')]
@@ -49,27 +60,42 @@ class FrequencyBiasHook(Hook):
         """Set the counts if the run trains."""
         if not isinstance(runner._train_loop, BaseLoop):
             return
-        biases = [m for m in unwrapped_model(runner).modules() if isinstance(m, FrequencyBias)]
-        if not biases:
+        modules: Iterable[Any] = unwrapped_model(runner).modules()
+        counted = [module for module in modules if hasattr(module, 'set_counts')]
+        if not counted:
             raise ValueError(
-                'FrequencyBiasHook: the model has no FrequencyBias; remove the hook from '
-                'custom_hooks, or set model.relation_head.frequency_bias'
+                'FrequencyBiasHook: the model has no FrequencyBias, LogitAdjustment or '
+                'CountWeightedCrossEntropy; remove the hook from custom_hooks, or set '
+                'model.relation_head.frequency_bias'
             )
         counts = self._counts(runner)
-        for bias in biases:
-            bias.set_counts(*counts)
+        for module in counted:
+            module.set_counts(*counts)
 
     def _counts(self, runner: Runner) -> tuple[np.ndarray, np.ndarray]:
+        dataset = runner.train_dataloader.dataset
+        mark = None if self.file is None else self._fingerprint(dataset)
         if self.file is not None and self.file.is_file():
-            runner.logger.info(f'FrequencyBias: counts from {self.file}')
-            return load_counts(self.file)
+            known = load_fingerprint(self.file)
+            if known == mark:
+                runner.logger.info(f'FrequencyBias: counts from {self.file}')
+                return load_counts(self.file)
+            if known is not None:
+                raise ValueError(
+                    f'{self.file} holds the counts of another training set, of other names, or of '
+                    'another only_overlapping: delete it, or set another file in FrequencyBiasHook'
+                )
+            runner.logger.info(f'FrequencyBias: {self.file} does not say what it has counted')
         runner.logger.info('FrequencyBias: counting the relations of the training set')
-        counts = count_relations(runner.train_dataloader.dataset, self.only_overlapping)
+        counts = count_relations(dataset, self.only_overlapping)
         if self.file is not None:
             if is_main_process():
-                save_counts(self.file, *counts)
+                save_counts(self.file, *counts, fingerprint=mark)
             barrier()
         return counts
+
+    def _fingerprint(self, dataset: Any) -> str:
+        return fingerprint_of(dataset, only_overlapping=self.only_overlapping)
 
 
 def count_relations(dataset: Any, only_overlapping: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from ..evaluation.metric import SceneGraphMetric
 from ..models.detectors import SceneGraphDetector
 from ..models.protocol import SceneGraphProtocol
 from ..models.weights import check_weights
+from .run_checks import check_detector_loaded, check_finite, check_flips, check_max_objects
 from .unwrapped_model import unwrapped_model
 
 #: Number of pictures of each data set whose files are checked.
@@ -36,8 +37,9 @@ class SceneGraphCheckHook(Hook):
             differs from a data set; a data set has other names than the training set, or than the
             training set of the tested checkpoint; that checkpoint belongs to another model; the
             training set has no relation, or no scene although the model has a scene head; a metric
-            has another protocol; or a detector that has to find or classify objects is trained
-            without its losses.
+            has another protocol; a detector that has to find or classify objects is trained
+            without its losses; a frozen one has random weights; a flip of the pipeline would
+            invalidate predicates; or a model to evaluate has weights that are not finite.
         FileNotFoundError: Pictures of a data set do not exist.
 
     Example:
@@ -46,6 +48,9 @@ class SceneGraphCheckHook(Hook):
 
     # Has to run before FrequencyBiasHook, whose errors on wrong sizes are less specific.
     priority = 'HIGHEST'
+
+    def __init__(self) -> None:
+        self._loaded = False
 
     def before_run(self, runner: Runner) -> None:
         """Check model, data sets and metrics."""
@@ -59,6 +64,9 @@ class SceneGraphCheckHook(Hook):
         for where, loop in loops.items():
             check_sizes(model, loop.dataloader.dataset, where)
             check_pictures(loop.dataloader.dataset, where)
+            check_flips(loop.dataloader.dataset, where)
+            if where != 'train':
+                check_max_objects(model, loop.dataloader.dataset, where, runner.logger)
             for metric in getattr(getattr(loop, 'evaluator', None), 'metrics', ()):
                 check_protocol(model, metric)
         if 'train' in loops:
@@ -70,11 +78,25 @@ class SceneGraphCheckHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Check a checkpoint to test. One to train from may be of another data set."""
+        self._loaded = True
         loops, model = _loops(runner), unwrapped_model(runner)
         if 'train' not in loops:
             check_weights(model, checkpoint)
             meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
             _check_names(loops, meta, 'the training set of the checkpoint')
+
+    def before_train(self, runner: Runner) -> None:
+        """Check that a frozen detector is trained; checkpoints have been loaded by now."""
+        if not self._loaded:
+            check_detector_loaded(unwrapped_model(runner), runner.logger)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Check that the weights are finite."""
+        check_finite(unwrapped_model(runner))
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Check that the weights are finite."""
+        check_finite(unwrapped_model(runner))
 
 
 def _loops(runner: Runner) -> dict[str, BaseLoop]:

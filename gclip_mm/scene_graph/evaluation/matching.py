@@ -1,18 +1,20 @@
 """Matches the predicted triplets of one image with its ground-truth relations (pure NumPy).
 
 The recall metrics need only the rank at which each ground-truth relation is first hit: R@K, mean
-R@K, zero-shot R@K and A@K are counts of ``rank < K``, for every K. So each image is matched once,
-and only a few integers per ground-truth relation are kept and sent between processes.
+R@K, zero-shot R@K, A@K and phrase detection are counts of ``rank < K``, for every K. So each image
+is matched once, and only a few integers per ground-truth relation are kept and sent between
+processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..boxes import box_iou
+from ..boxes import box_iou, pair_unions
+from .options import RecallOptions
 
 #: Rank of a ground-truth relation that is not hit by any of the first ``max_k`` triplets.
 NO_HIT = np.iinfo(np.int32).max
@@ -21,16 +23,19 @@ NO_HIT = np.iinfo(np.int32).max
 class ImageMatch(NamedTuple):
     """Ranks at which the predictions of one image hit its R ground-truth relations.
 
+    A rank is 0-based and that of the first hit, or :data:`NO_HIT`. All are (R,) int32.
+
     Attributes:
         predicates: (R,) int64, predicate of each ground-truth relation.
         zero_shot: (R,) bool, whether its (subject class, object class, predicate) is one of the
             zero-shot triplets.
-        rank: (R,) int32, 0-based rank of the first hit under the graph constraint, or
-            :data:`NO_HIT`.
-        rank_ng: (R,) int32, the same without the graph constraint.
-        rank_pair: (R,) int32, the same under the graph constraint if only ground-truth pairs are
-            ranked (pair accuracy).
+        rank: Rank under the graph constraint.
+        rank_ng: The same without the graph constraint.
+        rank_pair, rank_pair_ng: The same for pair accuracy.
+        rank_phr, rank_phr_ng: The same for phrase detection; all :data:`NO_HIT` if
+            ``options.phrase`` is not set.
         has_pairs: Whether the image has a predicted pair.
+        num_predicates: Columns of the predicted scores, 0 without pairs.
     """
 
     predicates: np.ndarray
@@ -38,7 +43,15 @@ class ImageMatch(NamedTuple):
     rank: np.ndarray
     rank_ng: np.ndarray
     rank_pair: np.ndarray
+    rank_pair_ng: np.ndarray
+    rank_phr: np.ndarray
+    rank_phr_ng: np.ndarray
     has_pairs: bool
+    num_predicates: int
+
+
+#: Fields of :class:`ImageMatch` that hold ranks.
+RANKS = tuple(name for name in ImageMatch._fields if name.startswith('rank'))
 
 
 def top_indices(scores: np.ndarray, k: int) -> np.ndarray:
@@ -68,9 +81,8 @@ def match_image(
     max_k: int = 100,
     iou_thr: float = 0.5,
     num_predicates: int | None = None,
-    iou_plus_one: bool = False,
-    zero_shot_triplets: Collection[tuple[int, int, int]] | None = None,
-    predicates_per_pair: int | None = None,
+    zero_shot_triplets: Container[tuple[int, int, int]] | None = None,
+    options: RecallOptions | None = None,
     name: str = 'image',
 ) -> ImageMatch:
     """Rank the triplets of one image and find the first hit of each ground-truth relation.
@@ -80,7 +92,134 @@ def match_image(
 
     Args:
         max_k: Number of triplets to use.
+        options: Options of the recall; None: the defaults.
         name: Name of the image in error messages.
+
+    Raises:
+        ValueError: An array is missing, has a wrong shape, holds NaN or an index out of range.
+    """
+    options = options or RecallOptions()
+    arrays = check_graphs(prediction, ground_truth, num_predicates, name)
+    boxes, labels, scores, pairs, rel_scores, gt_boxes, gt_labels, relations = arrays
+    subjects, objects, predicates = relations.T
+    triplet_classes = zip(
+        gt_labels[subjects].tolist(), gt_labels[objects].tolist(), predicates.tolist(), strict=True
+    )
+    zero_shot = (
+        np.zeros(len(relations), bool)
+        if zero_shot_triplets is None
+        else np.fromiter((t in zero_shot_triplets for t in triplet_classes), bool, len(relations))
+    )
+    miss = np.full(len(relations), NO_HIT, np.int32)
+    has_pairs, width = len(pairs) > 0, rel_scores.shape[1] if len(pairs) else 0
+    if not len(pairs) or not len(relations):
+        ranks: dict[str, Any] = dict.fromkeys(RANKS, miss)
+        return ImageMatch(predicates, zero_shot, **ranks, has_pairs=has_pairs, num_predicates=width)
+
+    box_ok = box_iou(boxes, gt_boxes, options.iou_plus_one) >= iou_thr
+    box_ok &= labels[:, None] == gt_labels[None, :]
+    pair_scores = scores[pairs[:, 0]] * scores[pairs[:, 1]]
+
+    def boxes_match(rows: np.ndarray) -> np.ndarray:
+        return box_ok[pairs[rows, 0]][:, subjects] & box_ok[pairs[rows, 1]][:, objects]
+
+    def unions_match(rows: np.ndarray) -> np.ndarray:
+        same = labels[pairs[rows, 0], None] == gt_labels[None, subjects]
+        same &= labels[pairs[rows, 1], None] == gt_labels[None, objects]
+        unions = pair_unions(boxes, pairs[rows])
+        iou = box_iou(unions, pair_unions(gt_boxes, relations), options.iou_plus_one)
+        return same & (iou >= iou_thr)
+
+    def first_hits(
+        rows: np.ndarray,
+        predicted: np.ndarray,
+        match: Callable[[np.ndarray], np.ndarray] = boxes_match,
+        allowed: np.ndarray | None = None,
+    ) -> np.ndarray:
+        if not len(rows):
+            return miss
+        hits = match(rows)
+        hits &= predicted[:, None] == predicates[None, :]
+        if allowed is not None:
+            hits &= allowed[:, None]
+        return np.where(hits.any(0), hits.argmax(0), NO_HIT).astype(np.int32)
+
+    best = rel_scores.argmax(axis=1)
+    best_scores = pair_scores * rel_scores[np.arange(len(pairs)), best]
+    base = max(len(boxes), len(gt_boxes))
+    codes = pairs[:, 0] * base + pairs[:, 1]
+    annotated = np.isin(codes, subjects * base + objects)
+
+    def constrained(
+        rows: np.ndarray,
+        match: Callable[[np.ndarray], np.ndarray] = boxes_match,
+        allowed: np.ndarray | bool = True,
+    ) -> np.ndarray:
+        # A pair that is listed twice keeps both ranks, but only the first one can hit.
+        first_time = np.zeros(len(rows), bool)
+        first_time[np.unique(codes[rows], return_index=True)[1]] = True
+        return first_hits(rows, best[rows], match, first_time & allowed)
+
+    candidates, columns = _candidates(rel_scores, options.predicates_per_pair)
+    totals = pair_scores[:, None] * candidates
+
+    def unconstrained(among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pair and predicate of the best triplets of these pairs."""
+        flat = top_indices(totals[among].ravel(), max_k)
+        rows, cols = np.divmod(flat, candidates.shape[1])
+        rows = among[rows]
+        if options.min_score is not None:
+            kept = totals[rows, cols] > options.min_score
+            rows, cols = rows[kept], cols[kept]
+        return rows, cols if columns is None else columns[rows, cols]
+
+    top = top_indices(best_scores, max_k)
+    top_ng = unconstrained(np.arange(len(pairs)))
+    if options.pair_accuracy == 'filter':
+        gt_rows = np.flatnonzero(annotated)
+        rank_pair = constrained(gt_rows[top_indices(best_scores[gt_rows], max_k)])
+        rank_pair_ng = first_hits(*unconstrained(gt_rows))
+    else:
+        rank_pair = constrained(top, allowed=annotated[top])
+        rank_pair_ng = first_hits(*top_ng, allowed=annotated[top_ng[0]])
+    rank_phr = rank_phr_ng = miss
+    if options.phrase:
+        rank_phr = constrained(top, unions_match)
+        rank_phr_ng = first_hits(*top_ng, unions_match)
+    return ImageMatch(
+        predicates=predicates,
+        zero_shot=zero_shot,
+        rank=constrained(top),
+        rank_ng=first_hits(*top_ng),
+        rank_pair=rank_pair,
+        rank_pair_ng=rank_pair_ng,
+        rank_phr=rank_phr,
+        rank_phr_ng=rank_phr_ng,
+        has_pairs=has_pairs,
+        num_predicates=width,
+    )
+
+
+class GraphArrays(NamedTuple):
+    """Checked prediction (first five) and ground truth of an image, floats as float64."""
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    pairs: np.ndarray
+    rel_scores: np.ndarray
+    gt_boxes: np.ndarray
+    gt_labels: np.ndarray
+    relations: np.ndarray
+
+
+def check_graphs(
+    prediction: Mapping[str, np.ndarray],
+    ground_truth: Mapping[str, np.ndarray],
+    num_predicates: int | None,
+    name: str,
+) -> GraphArrays:
+    """Check and convert the arrays of an image.
 
     Raises:
         ValueError: An array is missing, has a wrong shape, holds NaN or an index out of range.
@@ -96,61 +235,18 @@ def match_image(
     if len(scores) != len(boxes):
         raise ValueError(f'{name}: prediction has {len(boxes)} bboxes but {len(scores)} scores')
     _check_range(pairs, len(boxes), f"{name}: prediction['pairs']")
+    return GraphArrays(boxes, labels, scores, pairs, rel_scores, gt_boxes, gt_labels, relations)
 
-    subjects, objects, predicates = relations.T
-    triplet_classes = zip(
-        gt_labels[subjects].tolist(), gt_labels[objects].tolist(), predicates.tolist(), strict=True
-    )
-    zero_shot = (
-        np.zeros(len(relations), bool)
-        if zero_shot_triplets is None
-        else np.fromiter((t in zero_shot_triplets for t in triplet_classes), bool, len(relations))
-    )
-    if not len(pairs) or not len(relations):
-        miss = np.full(len(relations), NO_HIT, np.int32)
-        return ImageMatch(predicates, zero_shot, miss, miss, miss, len(pairs) > 0)
 
-    box_ok = box_iou(boxes, gt_boxes, iou_plus_one) >= iou_thr
-    box_ok &= labels[:, None] == gt_labels[None, :]
-    pair_scores = scores[pairs[:, 0]] * scores[pairs[:, 1]]
-
-    def first_hits(
-        rows: np.ndarray, predicted: np.ndarray, allowed: np.ndarray | None = None
-    ) -> np.ndarray:
-        hits = box_ok[pairs[rows, 0]][:, subjects] & box_ok[pairs[rows, 1]][:, objects]
-        hits &= predicted[:, None] == predicates[None, :]
-        if allowed is not None:
-            hits &= allowed[:, None]
-        if not len(hits):
-            return np.full(len(relations), NO_HIT, np.int32)
-        return np.where(hits.any(0), hits.argmax(0), NO_HIT).astype(np.int32)
-
-    best = rel_scores.argmax(axis=1)
-    best_scores = pair_scores * rel_scores[np.arange(len(pairs)), best]
-    base = max(len(boxes), len(gt_boxes))
-    codes = pairs[:, 0] * base + pairs[:, 1]
-
-    def constrained(rows: np.ndarray) -> np.ndarray:
-        # A pair that is listed twice keeps both ranks, but only the first one can hit.
-        first_time = np.zeros(len(rows), bool)
-        first_time[np.unique(codes[rows], return_index=True)[1]] = True
-        return first_hits(rows, best[rows], first_time)
-
-    rank = constrained(top_indices(best_scores, max_k))
-    gt_rows = np.flatnonzero(np.isin(codes, subjects * base + objects))
-    rank_pair = constrained(gt_rows[top_indices(best_scores[gt_rows], max_k)])
-
-    if predicates_per_pair is not None and predicates_per_pair < rel_scores.shape[1]:
-        order = np.argsort(-rel_scores, axis=1, kind='stable')[:, :predicates_per_pair]
-        columns = np.sort(order, axis=1)
-        candidates = np.take_along_axis(rel_scores, columns, axis=1)
-    else:
-        columns = None
-        candidates = rel_scores
-    flat = top_indices((pair_scores[:, None] * candidates).ravel(), max_k)
-    rows, cols = np.divmod(flat, candidates.shape[1])
-    rank_ng = first_hits(rows, cols if columns is None else columns[rows, cols])
-    return ImageMatch(predicates, zero_shot, rank, rank_ng, rank_pair, True)
+def _candidates(
+    rel_scores: np.ndarray, per_pair: int | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scores (M, k) of the best predicates of each pair, and their labels; None for all."""
+    if per_pair is None or per_pair >= rel_scores.shape[1]:
+        return rel_scores, None
+    order = np.argsort(-rel_scores, axis=1, kind='stable')[:, :per_pair]
+    columns = np.sort(order, axis=1)
+    return np.take_along_axis(rel_scores, columns, axis=1), columns
 
 
 def _get(data: Mapping, key: str, where: str) -> Any:

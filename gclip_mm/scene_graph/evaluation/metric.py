@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
@@ -16,9 +17,12 @@ from terminaltables import AsciiTable
 from ..datasets.json_file import read_json
 from ..datasets.relation_index import RelationIndex
 from .matching import ImageMatch, match_image
-from .recall import CONVENTIONS, as_triplet_set, check_options, predicate_recall, summarize
+from .options import CONVENTIONS, OPTIONS, RecallOptions, check_ks
+from .predicate_groups import NAMED, predicate_groups
+from .recall import as_triplet_set, predicate_recall, summarize
 from .samples import ground_truth_of, prediction_of, to_numpy
 from .scene import scene_accuracy, scene_rank
+from .triplet_file import load_triplets
 
 PROTOCOLS = ('predcls', 'sgcls', 'sgdet')
 
@@ -45,28 +49,35 @@ class SceneGraphMetric(BaseMetric):
     Args:
         protocol: Protocol of the model: 'predcls', 'sgcls' or 'sgdet'. Pair accuracy is published
             for the first two only, and not reported for 'sgdet'.
-        convention: 'vg150', 'motifs', 'psg' or 'openimages'. None: the convention in the data
-            set's metainfo, or the defaults of ``scene_graph_recall`` if it has none.
+        convention: A name in :data:`~gclip_mm.scene_graph.evaluation.CONVENTIONS`. None: the
+            convention in the data set's metainfo, or the defaults of ``scene_graph_recall`` if it
+            has none.
         ks: Values of K in R@K.
         iou_thr: Minimum IoU of matching boxes.
-        iou_plus_one, empty_pred, average, predicates_per_pair: As for ``scene_graph_recall``; they
-            override the convention.
         zero_shot_triplets: (subject label, object label, predicate label) triplets that do not
-            occur in training.
-        train_ann_file: Annotation file of the training set, instead of ``zero_shot_triplets``: all
-            triplets that it does not contain are zero-shot.
+            occur in training, or a file with them: JSON, ``.npy``, or ``.pytorch`` of
+            Scene-Graph-Benchmark (:func:`~gclip_mm.scene_graph.evaluation.load_triplets`).
+        train_ann_file: Annotation file of the training set. Without ``zero_shot_triplets``, all
+            triplets that it does not contain are zero-shot. It is read before training.
+        predicate_groups: Also report the mean recall of groups of predicates: ``'thirds'``, head,
+            body and tail by the counts in ``train_ann_file``; ``'bgnn'``, the published groups of
+            VG150; or a dict of group name -> predicate names.
         box_metric: Report COCO mAP of the boxes. None: True except in PredCls, where boxes and
             labels are given.
         classwise: Log a table with the recall of each predicate and report it as
             ``<predicate>_R@K`` and ``<predicate>_ngR@K``.
         collect_device, prefix, collect_dir: As for :class:`mmengine.evaluator.BaseMetric`.
+        **options: Fields of :class:`~gclip_mm.scene_graph.evaluation.RecallOptions`, such as
+            ``absent='skip'``; they override the convention.
 
-    Returns by ``evaluate``: ``sg/R@K``, ``sg/mR@K``, ``sg/ngR@K``, ``sg/ngmR@K``, ``sg/A@K``,
-    ``sg/zR@K``, ``sg/ngzR@K``; ``sg/scene_top1``, ``sg/scene_top5`` if model and data have
-    scenes; ``sg/bbox_mAP``, ``sg/bbox_mAP_50`` and so on.
+    Returns by ``evaluate``: ``sg/R@K``, ``sg/mR@K``, ``sg/F1@K``, ``sg/ngR@K``, ``sg/ngmR@K``,
+    ``sg/A@K``, ``sg/ngA@K``, ``sg/zR@K``, ``sg/ngzR@K``, ``sg/head_mR@K``; in SGDet, with
+    ``phrase``, ``sg/phrR@K`` and so on; ``sg/scene_top1``, ``sg/scene_top5`` if model and data
+    have scenes; ``sg/bbox_mAP``, ``sg/bbox_mAP_50`` and so on.
 
     Raises:
         ValueError: An option is unknown, or a data sample lacks predictions or ground truth.
+        FileNotFoundError: ``train_ann_file`` or the file of triplets does not exist.
 
     Example:
         >>> val_evaluator = dict(type='SceneGraphMetric', protocol='predcls',
@@ -82,63 +93,84 @@ class SceneGraphMetric(BaseMetric):
         convention: str | None = None,
         ks: Sequence[int] = (20, 50, 100),
         iou_thr: float = 0.5,
-        iou_plus_one: bool | None = None,
-        empty_pred: str | None = None,
-        average: str | None = None,
-        predicates_per_pair: int | None = None,
-        zero_shot_triplets: Collection[tuple[int, int, int]] | None = None,
+        zero_shot_triplets: Collection[tuple[int, int, int]] | str | None = None,
         train_ann_file: str | None = None,
+        predicate_groups: str | Mapping[str, Sequence[str]] | None = None,
         box_metric: bool | None = None,
         classwise: bool = False,
         collect_device: str = 'cpu',
         prefix: str | None = None,
         collect_dir: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
         self.protocol = str(getattr(protocol, 'value', protocol)).lower()
         if self.protocol not in PROTOCOLS:
             raise ValueError(f'protocol must be one of {PROTOCOLS}, got {protocol!r}')
         self.convention = _checked_convention(convention)
-        given = dict(
-            iou_plus_one=iou_plus_one,
-            empty_pred=empty_pred,
-            average=average,
-            predicates_per_pair=predicates_per_pair,
-        )
-        self.overrides = {key: value for key, value in given.items() if value is not None}
-        self.ks = tuple(ks)
+        unknown = sorted(set(options) - set(OPTIONS))
+        if unknown:
+            raise ValueError(
+                f'SceneGraphMetric has no key {unknown[0]!r}; the keys of the recall are {OPTIONS}'
+            )
+        # As in a config that inherits another one, None stands for the convention's value.
+        self.overrides = {key: value for key, value in options.items() if value is not None}
+        self.ks = check_ks(ks, iou_thr)
         self.iou_thr = iou_thr
         self._options()  # validates now and not after the first epoch
-        if zero_shot_triplets is not None and train_ann_file is not None:
-            raise ValueError('set either zero_shot_triplets or train_ann_file, not both')
-        self.zero_shot: Any = as_triplet_set(zero_shot_triplets)
+        if isinstance(predicate_groups, str) and predicate_groups not in NAMED:
+            raise ValueError(
+                f'predicate_groups must be one of {NAMED} or a dict, got {predicate_groups!r}'
+            )
+        if predicate_groups == 'thirds' and train_ann_file is None:
+            raise ValueError("predicate_groups='thirds' needs train_ann_file, to count predicates")
+        self.predicate_groups = predicate_groups
+        self.zero_shot_file: str | None = None
+        if isinstance(zero_shot_triplets, str):
+            self.zero_shot_file, zero_shot_triplets = zero_shot_triplets, None
+        self._given_zero_shot = as_triplet_set(zero_shot_triplets)
         self.train_ann_file = train_ann_file
+        self._references = References(self._given_zero_shot, None, None)
         self.classwise = classwise
         self.box_metric = self.protocol != 'predcls' if box_metric is None else box_metric
         self._coco: Any = CocoMetric(metric='bbox', prefix='coco') if self.box_metric else None
 
-    def _options(self) -> dict[str, Any]:
-        """Keyword arguments of ``scene_graph_recall`` except ``ks`` and ``iou_thr``."""
+    @property
+    def dataset_meta(self) -> dict | None:
+        """Metainfo of the data set. MMEngine sets it before training, which reads all files."""
+        return self._dataset_meta
+
+    @dataset_meta.setter
+    def dataset_meta(self, meta: dict) -> None:
+        self._dataset_meta = meta
+        self._options()
+        self._references = self._read_references()
+
+    @property
+    def references(self) -> References:
+        """What is known of the training set."""
+        return self._references
+
+    def _options(self) -> RecallOptions:
         convention = self.convention
         if convention is None:
             convention = _checked_convention((self.dataset_meta or {}).get('convention'))
-        defaults = dict(
-            iou_plus_one=False, empty_pred='zero', average='image', predicates_per_pair=None
-        )
-        options = {**defaults, **CONVENTIONS.get(convention or '', {}), **self.overrides}
-        check_options(
-            self.ks,
-            self.iou_thr,
-            options['empty_pred'],
-            options['average'],
-            options['predicates_per_pair'],
-        )
-        return options
+        return RecallOptions(**{**CONVENTIONS.get(convention or '', {}), **self.overrides})
 
-    def _zero_shot(self) -> Any:
-        if self.zero_shot is None and self.train_ann_file is not None:
-            self.zero_shot = _Unseen(_triplets_of_file(self.train_ann_file, self.dataset_meta))
-        return self.zero_shot
+    def _read_references(self) -> References:
+        meta = self.dataset_meta or {}
+        zero_shot: Any = self._given_zero_shot
+        if self.zero_shot_file is not None:
+            names = (meta.get('classes') or (), meta.get('predicates') or ())
+            zero_shot = load_triplets(self.zero_shot_file, *names)
+        counts = None
+        if self.train_ann_file is not None:
+            seen, counts = _training_set(self.train_ann_file, meta)
+            zero_shot = Unseen(seen) if zero_shot is None else zero_shot
+        groups = None
+        if self.predicate_groups is not None and meta.get('predicates'):
+            groups = predicate_groups(self.predicate_groups, meta['predicates'], counts)
+        return References(zero_shot, counts, groups)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Match a batch.
@@ -158,9 +190,8 @@ class SceneGraphMetric(BaseMetric):
                 max_k=max(self.ks),
                 iou_thr=self.iou_thr,
                 num_predicates=len(names) if names else None,
-                iou_plus_one=options['iou_plus_one'],
-                zero_shot_triplets=self._zero_shot(),
-                predicates_per_pair=options['predicates_per_pair'],
+                zero_shot_triplets=self._references.zero_shot,
+                options=options,
                 name=name,
             )
             # MMEngine rebuilds nested results by type, which fails for a NamedTuple.
@@ -189,22 +220,30 @@ class SceneGraphMetric(BaseMetric):
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """Compute the metrics from the matched images."""
         logger = MMLogger.get_current_instance()
-        options = self._options()
-        shared = dict(empty_pred=options['empty_pred'], average=options['average'])
+        options, references = self._options(), self._references
         logger.info(
             f'Scene graphs: protocol={self.protocol}, iou_thr={self.iou_thr}, '
-            + ', '.join(f'{key}={value}' for key, value in options.items())
+            + ', '.join(f'{key}={getattr(options, key)}' for key in OPTIONS)
         )
         matches = [ImageMatch(**result['match']) for result in results]
-        metrics = summarize(matches, self.ks, zero_shot=self._zero_shot() is not None, **shared)
+        names = (self.dataset_meta or {}).get('predicates')
+        metrics = summarize(
+            matches,
+            self.ks,
+            options,
+            num_predicates=len(names) if names else None,
+            zero_shot=references.zero_shot is not None,
+            predicate_groups=references.groups,
+        )
         if not any(len(match.predicates) for match in matches):
             logger.warning(
                 f'none of the {len(results)} images has an annotated relation: recall is undefined'
             )
-        if self.protocol == 'sgdet':
-            metrics = {key: value for key, value in metrics.items() if not key.startswith('A@')}
+        # Pair accuracy needs given boxes, and phrases are published for detected ones.
+        hidden = ('A@', 'ngA@') if self.protocol == 'sgdet' else ('phr', 'ngphr')
+        metrics = {key: value for key, value in metrics.items() if not key.startswith(hidden)}
         if self.classwise:
-            metrics.update(self._classwise(matches, shared, logger))
+            metrics.update(self._classwise(matches, options, logger))
         ranks = [r['scene_rank'] for r in results if r['scene_rank'] is not None]
         if ranks:
             metrics.update(scene_accuracy(ranks))
@@ -222,12 +261,12 @@ class SceneGraphMetric(BaseMetric):
         return metrics
 
     def _classwise(
-        self, matches: list[ImageMatch], shared: dict, logger: MMLogger
+        self, matches: list[ImageMatch], options: RecallOptions, logger: MMLogger
     ) -> dict[str, float]:
         names = (self.dataset_meta or {}).get('predicates')
         if not names:
             raise ValueError('classwise=True needs predicate names in the metainfo')
-        recall = predicate_recall(matches, self.ks, len(names), **shared)
+        recall = predicate_recall(matches, self.ks, len(names), options)
         count = recall.pop('count')
         table = [['predicate', 'relations', *recall]]
         for i, name in enumerate(names):
@@ -240,14 +279,28 @@ class SceneGraphMetric(BaseMetric):
         }
 
 
-class _Unseen:
+class Unseen:
     """Complement of a set of triplets; supports ``in`` only."""
 
     def __init__(self, seen: set[tuple[int, int, int]]) -> None:
         self.seen = seen
 
-    def __contains__(self, triplet: tuple[int, int, int]) -> bool:
+    def __contains__(self, triplet: object) -> bool:
         return triplet not in self.seen
+
+
+class References(NamedTuple):
+    """What a metric knows of the training set.
+
+    Attributes:
+        zero_shot: The zero-shot triplets, a set or :class:`Unseen`; None: not reported.
+        counts: (P,) int64, relations of each predicate; None without training annotations.
+        groups: Group name -> predicate labels; None: not reported.
+    """
+
+    zero_shot: Any
+    counts: np.ndarray | None
+    groups: dict[str, list[int]] | None
 
 
 def _checked_convention(name: str | None) -> str | None:
@@ -256,8 +309,15 @@ def _checked_convention(name: str | None) -> str | None:
     return name
 
 
-def _triplets_of_file(ann_file: str, metainfo: dict | None) -> set[tuple[int, int, int]]:
-    """Triplets of an annotation file, with the labels of the metainfo."""
-    with get_local_path(ann_file) as path:
-        content = read_json(path, str(ann_file))
-    return RelationIndex(content, str(ann_file), metainfo or {}).triplets(content)
+def _training_set(ann_file: str, metainfo: dict) -> tuple[set[tuple[int, int, int]], np.ndarray]:
+    """Triplets and predicate counts of an annotation file, with the labels of the metainfo."""
+    try:
+        with get_local_path(ann_file) as path:
+            content = read_json(path, str(ann_file))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'train_ann_file={str(ann_file)!r} of the evaluator does not exist: convert the '
+            'training set, or set train_ann_file=None, without zero-shot recall'
+        ) from error
+    index = RelationIndex(content, str(ann_file), metainfo)
+    return index.triplets(content), index.predicate_counts()

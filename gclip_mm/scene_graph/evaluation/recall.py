@@ -1,4 +1,4 @@
-"""The recall family of scene-graph generation: R@K, mR@K, ngR@K, ngmR@K, A@K, zR@K (pure NumPy).
+"""The recall family of scene-graph generation (pure NumPy): R, mR, ngR, ngmR, A, zR, F1, phrR.
 
 Sources:
 
@@ -7,8 +7,11 @@ Sources:
 - Without the graph constraint (ng): Newell and Deng, arXiv 1706.07365; named by Zellers et al.,
   Neural Motifs, arXiv 1711.06640.
 - Mean R@K: Tang et al., VCTree, arXiv 1812.01880; Chen et al., KERN, arXiv 1903.03326.
+- F1@K: Zhang et al., Fine-Grained Scene Graph Generation with Data Transfer, arXiv 2203.11654.
+- Head, body and tail: Li et al., Bipartite Graph Network, arXiv 2104.00308.
 - Pair accuracy A@K: Zhang et al., Graphical Contrastive Losses, arXiv 1903.02728.
 - Zero-shot: Lu et al., arXiv 1608.00187; Tang et al., arXiv 2002.11949.
+- Phrase detection: Lu et al., arXiv 1608.00187.
 """
 
 from __future__ import annotations
@@ -18,26 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from .matching import ImageMatch, match_image
+from .matching import RANKS, ImageMatch, match_image
+from .options import CONVENTIONS, OPTIONS, RecallOptions, check_ks
 
-EMPTY_PRED = ('zero', 'skip')
-AVERAGE = ('image', 'pooled')
+__all__ = ['CONVENTIONS', 'as_triplet_set', 'predicate_recall', 'scene_graph_recall', 'summarize']
 
-#: Published conventions, as keyword arguments of :func:`scene_graph_recall`.
-#:
-#: - ``vg150``: the code behind most VG150 tables (Tang et al., arXiv 2002.11949).
-#: - ``motifs``: Neural Motifs and KERN. Differs for images without predictions.
-#: - ``psg``: OpenPSG (Yang et al., arXiv 2207.11247), evaluated on boxes.
-#: - ``openimages``: Open Images VRD (Zhang et al., arXiv 1903.02728): one pool of relations;
-#:   the two best predicates of a pair compete in ngR@K, which that literature calls R@50.
-CONVENTIONS: dict[str, dict[str, Any]] = {
-    'vg150': dict(iou_plus_one=True, empty_pred='skip', average='image'),
-    'motifs': dict(iou_plus_one=True, empty_pred='zero', average='image'),
-    'psg': dict(iou_plus_one=False, empty_pred='skip', average='image'),
-    'openimages': dict(
-        iou_plus_one=True, empty_pred='zero', average='pooled', predicates_per_pair=2
-    ),
-}
+Groups = Mapping[str, Sequence[int]]
 
 
 def scene_graph_recall(
@@ -47,11 +36,9 @@ def scene_graph_recall(
     iou_thr: float = 0.5,
     *,
     num_predicates: int | None = None,
-    iou_plus_one: bool = False,
-    empty_pred: str = 'zero',
-    average: str = 'image',
     zero_shot_triplets: Collection[tuple[int, int, int]] | None = None,
-    predicates_per_pair: int | None = None,
+    predicate_groups: Groups | None = None,
+    **options: Any,
 ) -> dict[str, float]:
     """Evaluate scene graphs, one prediction and one ground truth for each image.
 
@@ -76,13 +63,20 @@ def scene_graph_recall(
     - ``average='pooled'``: hits over relations of the whole set; ``mR@K`` is the mean over
       predicates of hits over relations of that predicate.
 
-    ``mR@K`` ignores predicates without ground truth in the counted images. A mean over an empty
-    set is NaN.
+    **Absent predicates.** ``mR@K`` divides by all ``num_predicates`` predicates, and one without
+    ground truth in the counted images has recall 0: every public evaluator does so
+    (``absent='zero'``). ``absent='skip'`` divides by the others only, and gives a larger figure
+    that cannot be compared with published ones. A mean over an empty set is NaN.
+
+    ``F1@K`` is the harmonic mean of ``R@K`` and ``mR@K``.
 
     **Pair accuracy** ``A@K`` ranks, among the predicted pairs, only those that are ground-truth
     pairs, and is pooled under both averages, as published. Ground-truth pairs are identified by
     index, so ``A@K`` is meaningful only if predicted box i is ground-truth box i, as in PredCls and
     SGCls.
+
+    **Phrase detection** ``phrR@K`` and so on: a triplet hits if its three classes are equal and
+    the box around subject and object has IoU >= ``iou_thr`` with the annotated one.
 
     Args:
         predictions: A dict per image with ``bboxes`` (N, 4) xyxy, ``labels`` (N,) int, ``scores``
@@ -93,20 +87,24 @@ def scene_graph_recall(
             (R, 3) int: index of the subject, index of the object, predicate, all 0-based.
         ks: Values of K in R@K.
         iou_thr: Minimum IoU (inclusive) of matching boxes.
-        num_predicates: P. None: taken from the data.
-        iou_plus_one: Compute widths and heights as ``x2 - x1 + 1``.
-        empty_pred: An image with relations but no predicted pair counts as 0 (``'zero'``) or is
-            ignored (``'skip'``).
-        average: ``'image'`` or ``'pooled'``, see above.
+        num_predicates: P. None: the number of columns of ``rel_scores``, and without any
+            prediction the largest label plus 1.
         zero_shot_triplets: Set of (subject class, object class, predicate) triplets that do not
             occur in training. Adds ``zR@K`` and ``ngzR@K``: recall of these relations only, over
             the images that have one.
-        predicates_per_pair: Number of predicates of a pair that compete without the graph
-            constraint. None: all.
+        predicate_groups: Name -> predicate labels, such as
+            ``dict(head=[0, 3], body=[1], tail=[2])``. Adds ``head_mR@K`` and so on: the mean
+            recall over the predicates of the group.
+        **options: Fields of :class:`~gclip_mm.scene_graph.evaluation.RecallOptions`
+            (``iou_plus_one``, ``empty_pred``, ``average``, ``absent``, ``pair_accuracy``,
+            ``predicates_per_pair``, ``min_score``, ``phrase``, ``ng_average``,
+            ``ng_empty_pred``), or a published convention, as in the example.
 
     Returns:
-        ``R@K``, ``mR@K``, ``ngR@K``, ``ngmR@K``, ``A@K`` for each K, ``zR@K`` and ``ngzR@K`` if
-        ``zero_shot_triplets`` is given; floats in [0, 1] or NaN.
+        ``R@K``, ``mR@K``, ``F1@K``, ``ngR@K``, ``ngmR@K``, ``A@K``, ``ngA@K`` for each K;
+        ``zR@K`` and ``ngzR@K`` if ``zero_shot_triplets`` is given; ``<group>_mR@K`` with
+        ``predicate_groups``; ``phrR@K``, ``phrmR@K``, ``ngphrR@K`` and ``ngphrmR@K`` with
+        ``phrase``. Floats in [0, 1] or NaN.
 
     Raises:
         ValueError: An option is unknown, the lists differ in length, or an array has a wrong
@@ -121,7 +119,8 @@ def scene_graph_recall(
         (0.0, 1.0)
         >>> result = scene_graph_recall([pred], [gt], **CONVENTIONS['vg150'])
     """
-    ks = check_options(ks, iou_thr, empty_pred, average, predicates_per_pair)
+    checked = _options(options)
+    ks = check_ks(ks, iou_thr)
     zero_shot = as_triplet_set(zero_shot_triplets)
     matches = []
     end: Any = object()
@@ -137,51 +136,116 @@ def scene_graph_recall(
                 max_k=max(ks),
                 iou_thr=iou_thr,
                 num_predicates=num_predicates,
-                iou_plus_one=iou_plus_one,
                 zero_shot_triplets=zero_shot,
-                predicates_per_pair=predicates_per_pair,
+                options=checked,
                 name=f'image {i}',
             )
         )
     if next(gts, end) is not end:
         raise ValueError(f'there are more ground_truths than predictions ({len(matches)})')
     return summarize(
-        matches, ks, empty_pred=empty_pred, average=average, zero_shot=zero_shot is not None
+        matches,
+        ks,
+        checked,
+        num_predicates=num_predicates,
+        zero_shot=zero_shot is not None,
+        predicate_groups=predicate_groups,
     )
+
+
+def _options(options: Mapping[str, Any]) -> RecallOptions:
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise ValueError(f'unknown option {unknown[0]!r}; the valid ones are {OPTIONS}')
+    return RecallOptions(**options)
 
 
 def summarize(
     matches: Sequence[ImageMatch],
     ks: Sequence[int],
+    options: RecallOptions | None = None,
     *,
-    empty_pred: str = 'zero',
-    average: str = 'image',
+    num_predicates: int | None = None,
     zero_shot: bool = False,
+    predicate_groups: Groups | None = None,
 ) -> dict[str, float]:
-    """Compute recall from matched images; arguments and result as in :func:`scene_graph_recall`."""
-    pool = _pool(matches, empty_pred)
+    """Compute recall from matched images; arguments and result as in :func:`scene_graph_recall`.
+
+    Raises:
+        ValueError: A group is empty or names a label that is not a predicate.
+    """
+    options = options or RecallOptions()
+    count = _num_predicates(matches, num_predicates)
+    groups = _checked_groups(predicate_groups or {}, count)
     result = {}
-    for prefix, rank in (('', pool['rank']), ('ng', pool['rank_ng'])):
+    for constraint, prefix in ((True, ''), (False, 'ng')):
+        average, empty_pred = options.averaging(constraint)
+        pool = _pool(matches, empty_pred)
+        ranks = {'': 'rank' if constraint else 'rank_ng'}
+        if options.phrase:
+            ranks['phr'] = 'rank_phr' if constraint else 'rank_phr_ng'
+        for kind, field in ranks.items():
+            for k in ks:
+                hit = pool[field] < k
+                name = f'{prefix}{kind}'
+                result[f'{name}R@{k}'] = _recall(hit, pool['image'], average)
+                terms = _predicate_recall(hit, pool, average, count)
+                result[f'{name}mR@{k}'] = _over_predicates(terms, options.absent)
+                if kind:
+                    continue
+                if constraint:
+                    result[f'F1@{k}'] = _harmonic(result[f'R@{k}'], result[f'mR@{k}'])
+                    for group, labels in groups.items():
+                        value = _over_predicates(terms[labels], options.absent, len(hit) > 0)
+                        result[f'{group}_mR@{k}'] = value
+                if zero_shot:
+                    seen = pool['zero_shot']
+                    result[f'{name}zR@{k}'] = _recall(hit[seen], pool['image'][seen], average)
+        field = 'rank_pair' if constraint else 'rank_pair_ng'
         for k in ks:
-            hit = rank < k
-            result[f'{prefix}R@{k}'] = _recall(hit, pool['image'], average)
-            per_predicate = _predicate_recall(hit, pool, average)
-            result[f'{prefix}mR@{k}'] = _mean(per_predicate[~np.isnan(per_predicate)])
-            if zero_shot:
-                seen = pool['zero_shot']
-                result[f'{prefix}zR@{k}'] = _recall(hit[seen], pool['image'][seen], average)
-    for k in ks:
-        result[f'A@{k}'] = _mean(pool['rank_pair'] < k)
+            result[f'{prefix}A@{k}'] = _mean(pool[field] < k)
     return result
+
+
+def _num_predicates(matches: Sequence[ImageMatch], given: int | None) -> int:
+    if given is not None:
+        return given
+    columns = max((match.num_predicates for match in matches), default=0)
+    labels = max((int(m.predicates.max()) + 1 for m in matches if len(m.predicates)), default=0)
+    return max(columns, labels)
+
+
+def _checked_groups(groups: Groups, num_predicates: int) -> dict[str, np.ndarray]:
+    checked = {}
+    for name, labels in groups.items():
+        array = np.asarray(labels)
+        valid = array.ndim == 1 and array.size and np.issubdtype(array.dtype, np.integer)
+        if not valid or array.min() < 0 or array.max() >= num_predicates:
+            raise ValueError(
+                f'predicate_groups[{name!r}] must hold labels in [0, {num_predicates}), '
+                f'got {labels}'
+            )
+        checked[name] = array
+    return checked
+
+
+def _over_predicates(terms: np.ndarray, absent: str, any_relation: bool | None = None) -> float:
+    """Mean over predicates whose recall may be NaN, which means absent."""
+    present = terms[~np.isnan(terms)]
+    if absent == 'skip' or not (len(present) or any_relation):
+        return _mean(present)
+    return float(present.sum() / len(terms))
+
+
+def _harmonic(a: float, b: float) -> float:
+    return 0.0 if a + b == 0 else 2 * a * b / (a + b)
 
 
 def predicate_recall(
     matches: Sequence[ImageMatch],
     ks: Sequence[int],
     num_predicates: int,
-    *,
-    empty_pred: str = 'zero',
-    average: str = 'image',
+    options: RecallOptions | None = None,
 ) -> dict[str, np.ndarray]:
     """Recall of each predicate; their mean is ``mR@K``.
 
@@ -189,38 +253,17 @@ def predicate_recall(
         ``R@K`` and ``ngR@K`` for each K: (num_predicates,) float64, NaN without ground truth;
         and ``count``: (num_predicates,) int64, number of relations.
     """
-    pool = _pool(matches, empty_pred)
-    result = {'count': np.bincount(pool['predicates'], minlength=num_predicates)}
-    for prefix, rank in (('', pool['rank']), ('ng', pool['rank_ng'])):
+    options = options or RecallOptions()
+    result = {}
+    for constraint, prefix, field in ((True, '', 'rank'), (False, 'ng', 'rank_ng')):
+        average, empty_pred = options.averaging(constraint)
+        pool = _pool(matches, empty_pred)
+        if constraint:
+            result['count'] = np.bincount(pool['predicates'], minlength=num_predicates)
         for k in ks:
-            result[f'{prefix}R@{k}'] = _predicate_recall(rank < k, pool, average, num_predicates)
+            hit = pool[field] < k
+            result[f'{prefix}R@{k}'] = _predicate_recall(hit, pool, average, num_predicates)
     return result
-
-
-def check_options(
-    ks: Sequence[int] | int,
-    iou_thr: float,
-    empty_pred: str,
-    average: str,
-    predicates_per_pair: int | None,
-) -> tuple[int, ...]:
-    """Validate the options and return ``ks`` as a tuple of ints.
-
-    Raises:
-        ValueError: An option is invalid; the message gives the valid values.
-    """
-    values = (ks,) if isinstance(ks, int | np.integer) else tuple(ks)
-    if not values or any(int(k) != k or k < 1 for k in values):
-        raise ValueError(f'ks must be positive integers, got {values}')
-    if not 0 < iou_thr <= 1:
-        raise ValueError(f'iou_thr must be in (0, 1], got {iou_thr}')
-    if empty_pred not in EMPTY_PRED:
-        raise ValueError(f'empty_pred must be one of {EMPTY_PRED}, got {empty_pred!r}')
-    if average not in AVERAGE:
-        raise ValueError(f'average must be one of {AVERAGE}, got {average!r}')
-    if predicates_per_pair is not None and predicates_per_pair < 1:
-        raise ValueError(f'predicates_per_pair must be None or >= 1, got {predicates_per_pair}')
-    return tuple(int(k) for k in values)
 
 
 def as_triplet_set(triplets: Collection | None) -> frozenset[tuple[int, int, int]] | None:
@@ -240,7 +283,7 @@ def _pool(matches: Sequence[ImageMatch], empty_pred: str) -> dict[str, np.ndarra
         matches = [m for m in matches if m.has_pairs]
     sizes = [len(m.predicates) for m in matches]
     pool = {'image': np.repeat(np.arange(len(matches)), sizes)}
-    for field in ('predicates', 'zero_shot', 'rank', 'rank_ng', 'rank_pair'):
+    for field in ('predicates', 'zero_shot', *RANKS):
         dtype = bool if field == 'zero_shot' else np.int64
         arrays = [np.asarray(getattr(m, field), dtype) for m in matches]
         pool[field] = np.concatenate(arrays) if arrays else np.zeros(0, dtype)
@@ -266,11 +309,9 @@ def _recall(hit: np.ndarray, image: np.ndarray, average: str) -> float:
 
 
 def _predicate_recall(
-    hit: np.ndarray, pool: dict[str, np.ndarray], average: str, num_predicates: int | None = None
+    hit: np.ndarray, pool: dict[str, np.ndarray], average: str, num_predicates: int
 ) -> np.ndarray:
     predicates = pool['predicates']
-    if num_predicates is None:
-        num_predicates = int(predicates.max()) + 1 if len(predicates) else 0
     if average == 'pooled':
         return _group_means(hit, predicates, num_predicates)
     # Average within (image, predicate), then over the images that have the predicate.

@@ -13,16 +13,20 @@ from .contexts import (
     TransformerContext,
 )
 from .detectors import SceneGraphDetector, SceneGraphRCNN
-from .heads import FrequencyBias, RelationHead, SceneHead, UnionFeatures
+from .heads import TDE, FrequencyBias, LogitAdjustment, RelationHead, SceneHead, UnionFeatures
+from .losses import CountWeightedCrossEntropy
 from .protocol import SceneGraphProtocol
 from .task_modules import PairSampler
 
 __all__ = [
+    'TDE',
     'BaseContext',
     'CRNNContext',
+    'CountWeightedCrossEntropy',
     'FrequencyBias',
     'IMPContext',
     'IdentityContext',
+    'LogitAdjustment',
     'PairSampler',
     'RNNContext',
     'RelationHead',

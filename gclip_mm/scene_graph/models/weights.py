@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from .detectors import SceneGraphDetector
 
-# Checkpoint weights that the model may lack: a config can disable the scene head.
-_OPTIONAL = 'scene_head.'
+# Checkpoint weights that the model may lack: a config can disable the scene head, and prediction
+# can do without a debiasing.
+_OPTIONAL = ('scene_head.', 'relation_head.debias.')
 
 
 def check_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
@@ -22,8 +24,8 @@ def check_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
         checkpoint: Checkpoint of MMEngine, or a state dict.
 
     Raises:
-        ValueError: Weights are missing, have another shape, or are unknown to the model. The
-            message names the first one and their number.
+        ValueError: Weights are missing, have another shape, are unknown to the model, or are not
+            finite. The message names the first one and their number.
     """
     state = checkpoint.get('state_dict', checkpoint)
     theirs = {key.removeprefix('module.'): value for key, value in state.items()}
@@ -42,4 +44,14 @@ def check_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
             f'the checkpoint belongs to another model: {key} {why}'
             + (f', and {len(wrong) - 1} more do not match' if len(wrong) > 1 else '')
             + '. Use the config that it was trained with'
+        )
+    broken = [
+        key
+        for key, value in theirs.items()
+        if torch.is_tensor(value) and value.is_floating_point() and not torch.isfinite(value).all()
+    ]
+    if broken:
+        raise ValueError(
+            f'{len(broken)} weights of the checkpoint hold NaN or infinite values, the first is '
+            f'{broken[0]}: its training has diverged'
         )

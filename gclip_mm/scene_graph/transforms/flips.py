@@ -86,7 +86,8 @@ class PredicateFlips:
                     f'that swap in the metainfo of the data set, {FLIP_KEYS[axis]}='
                     "[('left of', 'right of')] for example, or [] if none swaps"
                 )
-            labels = np.asarray(table, np.int64)[labels]
+            # A negative label is that of an ignored relation.
+            labels = np.where(labels < 0, labels, np.asarray(table, np.int64)[labels])
         return labels
 
     def oriented(self) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Rectangle
@@ -21,7 +22,7 @@ EDGE_STYLES: dict[str, dict[str, Any]] = {
     'plain': dict(color='#3366aa', linestyle='-', label='predicted'),
     'true': dict(color='#1b8a3a', linestyle='-', label='predicted, annotated'),
     'extra': dict(color='#e07b00', linestyle='-', label='predicted, not annotated'),
-    'missed': dict(color='#777777', linestyle='--', label='annotated, not predicted'),
+    'missed': dict(color='#777777', linestyle='--', label='annotated, not among those shown'),
 }
 PANEL_INCHES = 7.0
 NODE_FONT, EDGE_FONT, TITLE_FONT = 10, 8, 12
@@ -64,6 +65,15 @@ def _node_colors(count: int) -> list:
     return [table(i % table.N) for i in range(count)]
 
 
+def _text_color(fill: tuple) -> str:
+    """Black or white: the one with the higher contrast on this color (WCAG 2.1)."""
+    channels = np.asarray(to_rgb(fill))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    luminance = float(linear @ [0.2126, 0.7152, 0.0722])
+    # Contrast (a + 0.05) / (b + 0.05) with white is the larger one up to this luminance.
+    return 'white' if luminance < 1.05**0.5 * 0.05**0.5 - 0.05 else 'black'
+
+
 def _title(graph: Graph) -> tuple[str, str]:
     if graph.scene is None:
         return (
@@ -99,7 +109,7 @@ def _draw_image(axes: Axes, image: np.ndarray, nodes: list[Node], colors: list) 
             min(max(x1, 0), width * 0.97),
             min(max(y1, height * 0.03), height),
             str(i + 1),
-            color='white',
+            color=_text_color(colors[i]),
             fontsize=NODE_FONT,
             fontweight='bold',
             va='center',
@@ -182,7 +192,7 @@ def _draw_graph(axes: Axes, graph: Graph, colors: list, width: float, height: fl
             text,
             fontsize=NODE_FONT,
             fontweight='bold',
-            color=colors[i] if missed else 'white',
+            color='black' if missed else _text_color(colors[i]),
             ha='center',
             va='center',
             zorder=3,

@@ -119,9 +119,11 @@ def test_small_data_set_is_converted(convert, tmp_path, graphs):
         ],
     )
     assert list(train) == ['1593.jpg', '8.jpg']
-    assert train['8.jpg']['boxes'][0] == ('airplane', 0, 0, 800, 468.75)
-    # Clipped to the image on the right.
-    assert test['9.jpg']['boxes'][0] == ('animal', 950, 70, 74, 60)
+    assert train['8.jpg']['boxes'][0] == ('airplane', 0, 0, 799, 468.75)
+    # Clipped to the last pixel on the right.
+    assert test['9.jpg']['boxes'][0] == ('animal', 950, 70, 73, 60)
+    # The odd size of 9 leaves half a pixel, which is cut off: 500 - 4.5 is 495.
+    assert test['9.jpg']['boxes'][1] == ('airplane', 495, 495, 9, 9)
     assert list(test) == ['9.jpg']
     content = json.loads((tmp_path / 'out/train.json').read_text())
     assert content['info']['convention'] == 'vg150'
@@ -157,6 +159,21 @@ def test_overlapping_only_is_for_training_only(convert, tmp_path, graphs):
     assert [r[1] for r in train['1593.jpg']['relations']] == ['on', 'on', 'above']
     # The boxes of image 1 do not overlap, but validation is left as it is.
     assert len(graphs(tmp_path / 'out/val.json')['1.jpg']['relations']) == 1
+
+
+def test_boxes_that_share_an_edge_overlap_as_in_scene_graph_benchmark(convert, tmp_path, graphs):
+    """Its IoU includes the last pixel and is computed before scaling and clipping."""
+    boxes = [(1, 10, 10, 20, 20), (2, 30, 10, 20, 20), (3, 61, 10, 40, 20), (3, 52, 10, 21, 20)]
+    # x from 0 to 20, from 20 to 40, from 41 to 81, and from 41 (41.5, cut off) to 62.
+    relations = [(0, 1, 1), (1, 2, 2), (1, 3, 1), (2, 3, 2)]
+    row = (11, (100, 50), 0, boxes, relations)
+    write_files(tmp_path, [*ROWS, row])
+    convert('--num-val', '1', '--overlapping-only')
+    found = graphs(tmp_path / 'out/train.json')['11.jpg']['relations']
+    assert [(s[0], predicate, o[0]) for s, predicate, o in found] == [
+        ('airplane', 'above', 'animal'),
+        ('boy', 'on', 'boy'),
+    ]
 
 
 def test_sizes_can_come_from_the_images(convert, tmp_path, graphs):

@@ -125,6 +125,15 @@ def test_pipeline_packs_flipped_relations_and_scene(folder):
     assert len(samples[3]['data_samples'].gt_relations) == 0
 
 
+def test_invalid_boxes_stay_in_a_test_set(folder):
+    """A public evaluator counts their relations."""
+    info = by_id(build(folder, test_mode=True))[7]
+    thin = next(i for i in info['instances'] if i['ann_id'] == 16)
+    assert thin['bbox'] == [10, 10, 10.5, 19] and thin['ignore_flag'] == 0
+    assert [16, 15] in info['relations'][:, :2].tolist()
+    assert len(info['relations']) == len(CONTENT['relations'])
+
+
 def test_dropped_relations_are_logged(folder, monkeypatch):
     messages = []
     monkeypatch.setattr(

@@ -13,9 +13,15 @@ from torch import nn
 
 import gclip_mm  # noqa: F401
 from gclip_mm.scene_graph.datasets import SceneGraphDataset
+from gclip_mm.scene_graph.datasets.fingerprint import fingerprint_of
 from gclip_mm.scene_graph.engine import FrequencyBiasHook
 from gclip_mm.scene_graph.engine.frequency_bias_hook import count_relations
 from gclip_mm.scene_graph.models import FrequencyBias
+from gclip_mm.scene_graph.models.heads.frequency_bias import (
+    load_counts,
+    load_fingerprint,
+    save_counts,
+)
 
 
 @pytest.fixture
@@ -84,8 +90,81 @@ def test_counts_are_cached_in_file(dataset, tmp_path):
     )
     assert file.is_file()
     model = nn.Sequential(FrequencyBias(2, 2))
-    FrequencyBiasHook(file=str(file)).before_run(runner_for(None, model))
-    assert model[0].ready
+    before = file.stat().st_mtime_ns
+    FrequencyBiasHook(file=str(file)).before_run(runner_for(dataset, model))
+    assert model[0].ready and file.stat().st_mtime_ns == before
+
+
+def change(dataset, tmp_path, edit):
+    """The same data set after ``edit`` has changed its annotation file."""
+    content = json.loads((tmp_path / 'ann.json').read_text())
+    edit(content)
+    (tmp_path / 'other.json').write_text(json.dumps(content))
+    return SceneGraphDataset(
+        ann_file=str(tmp_path / 'other.json'), data_prefix=dict(img=''), pipeline=[]
+    )
+
+
+@pytest.mark.parametrize(
+    'edit',
+    [
+        lambda content: content['relations'].append(
+            dict(image_id=0, subject_id=1, object_id=2, predicate_id=1)
+        ),
+        lambda content: content['predicates'].reverse(),
+        lambda content: content['categories'][0].update(name='horse'),
+        lambda content: content['annotations'][0].update(bbox=[0, 0, 90, 90]),
+    ],
+    ids=['relations', 'order', 'names', 'boxes'],
+)
+def test_counts_of_another_training_set_are_refused(dataset, tmp_path, edit):
+    file = tmp_path / 'counts.npz'
+
+    def run(data, **options):
+        model = nn.Sequential(FrequencyBias(2, 2))
+        FrequencyBiasHook(file=str(file), **options).before_run(runner_for(data, model))
+
+    run(dataset)
+    # A copy elsewhere is the same training set.
+    run(change(dataset, tmp_path, lambda content: None))
+    other = change(dataset, tmp_path, edit)
+    for data, options in ((other, {}), (dataset, dict(only_overlapping=True))):
+        with pytest.raises(
+            ValueError, match=r'counts\.npz holds the counts of another training set'
+        ):
+            run(data, **options)
+
+
+def test_a_file_without_a_fingerprint_is_counted_again(dataset, tmp_path):
+    file = tmp_path / 'counts.npz'
+    save_counts(file, np.ones((2, 2, 2), np.int64), np.ones((2, 2), np.int64))
+    model = nn.Sequential(FrequencyBias(2, 2))
+    FrequencyBiasHook(file=str(file)).before_run(runner_for(dataset, model))
+    assert load_counts(file)[0].sum() == 1
+    assert load_fingerprint(file) == fingerprint_of(dataset, only_overlapping=False)
+
+
+class Plain:
+    """A data set that has no file."""
+
+    def __len__(self):
+        return len(self.samples)
+
+    def get_data_info(self, i):
+        return self.samples[i]
+
+
+def test_data_sets_without_a_local_file_are_compared_by_content(dataset, tmp_path):
+    def without_file(data):
+        samples = [data.get_data_info(i) for i in range(len(data))]
+        plain = Plain()
+        plain.metainfo, plain.samples = data.metainfo, samples
+        return plain
+
+    same = fingerprint_of(without_file(dataset))
+    assert same == fingerprint_of(without_file(change(dataset, tmp_path, lambda content: None)))
+    moved = change(dataset, tmp_path, lambda c: c['annotations'][0].update(bbox=[0, 0, 90, 90]))
+    assert same != fingerprint_of(without_file(moved))
 
 
 def test_missing_bias_or_predicates_raise(dataset):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import BaseLoop
 from torch import nn
@@ -42,7 +43,9 @@ def check(model=None, train=None, val=None, test=None, **changes):
         cfg = Config.fromfile(CONFIG).model
         cfg.update(changes)
         model = MODELS.build(cfg)
-    runner = SimpleNamespace(model=model, _train_loop=train, _val_loop=val, _test_loop=test)
+    logger = MMLogger.get_instance('scene_graph_check_test')
+    loops = dict(_train_loop=train, _val_loop=val, _test_loop=test)
+    runner = SimpleNamespace(model=model, logger=logger, **loops)
     SceneGraphCheckHook().before_run(runner)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from gclip_mm.scene_graph.evaluation import (
     CONVENTIONS,
+    RecallOptions,
     box_iou,
     match_image,
     predicate_recall,
@@ -41,13 +42,19 @@ def pred(triplets, num_predicates=3, boxes=BOXES, labels=LABELS, scores=None):
 
 def test_result_has_documented_keys_and_plain_floats():
     result = scene_graph_recall([pred([(0, 1, {0: 1})])], [gt([[0, 1, 0]])], num_predicates=3)
-    names = ('R', 'mR', 'ngR', 'ngmR', 'A')
+    names = ('R', 'mR', 'F1', 'ngR', 'ngmR', 'A', 'ngA')
     assert set(result) == {f'{n}@{k}' for n in names for k in (20, 50, 100)}
     assert all(type(v) is float for v in result.values())
     result = scene_graph_recall(
-        [pred([(0, 1, {0: 1})])], [gt([[0, 1, 0]])], ks=[5], zero_shot_triplets={(0, 1, 0)}
+        [pred([(0, 1, {0: 1})])],
+        [gt([[0, 1, 0]])],
+        ks=[5],
+        zero_shot_triplets={(0, 1, 0)},
+        predicate_groups=dict(head=[0], tail=[1, 2]),
+        phrase=True,
     )
-    assert set(result) == {f'{n}@5' for n in (*names, 'zR', 'ngzR')}
+    extra = ('zR', 'ngzR', 'head_mR', 'tail_mR', 'phrR', 'phrmR', 'ngphrR', 'ngphrmR')
+    assert set(result) == {f'{n}@5' for n in (*names, *extra)}
 
 
 def test_ranking_uses_product_of_three_scores():
@@ -93,6 +100,7 @@ def test_iou_plus_one_includes_last_pixel():
     b = np.array([[0, 0, 9, 4]], float)
     assert box_iou(a, b)[0, 0] == 36 / 81
     assert box_iou(a, b, plus_one=True)[0, 0] == 50 / 100
+    assert box_iou(a, b, plus_one='intersection')[0, 0] == 50 / (81 + 36 - 50)
     boxes = np.array([[0, 0, 9, 9], [20, 0, 29, 9]], float)
     half = boxes - [0, 0, 0, 5]
     prediction = pred([(0, 1, {0: 1})], boxes=half, labels=LABELS[:2])
@@ -198,19 +206,87 @@ def test_image_and_pooled_averages_match_hand_values():
     by_image = scene_graph_recall(predictions, truths, average='image')
     assert by_image['R@20'] == pytest.approx((1 + 1 / 3) / 2)
     # Predicate 0: image A 1/1, image B 1/2; predicate 1: image B 0/1; predicate 2 absent.
-    assert by_image['mR@20'] == pytest.approx(((1 + 1 / 2) / 2 + 0) / 2)
+    assert by_image['mR@20'] == pytest.approx(((1 + 1 / 2) / 2 + 0 + 0) / 3)
     pooled = scene_graph_recall(predictions, truths, average='pooled')
     assert pooled['R@20'] == pytest.approx(2 / 4)
-    assert pooled['mR@20'] == pytest.approx((2 / 3 + 0) / 2)
+    assert pooled['mR@20'] == pytest.approx((2 / 3 + 0 + 0) / 3)
     # Pair accuracy is always pooled; the other pairs of B were not predicted.
     assert by_image['A@20'] == pooled['A@20'] == pytest.approx(2 / 4)
 
 
-def test_mean_recall_ignores_predicates_without_ground_truth():
-    result = scene_graph_recall(
-        [pred([(0, 1, {4: 1})], num_predicates=50)], [gt([[0, 1, 4]])], num_predicates=50
-    )
-    assert result['mR@20'] == result['ngmR@20'] == 1.0
+@pytest.mark.parametrize('convention', [None, *CONVENTIONS])
+def test_mean_recall_divides_by_all_predicates(convention):
+    """The one annotated predicate of three is found: 1/3, as every public evaluator has it."""
+    boxes = [[0, 0, 9, 9], [20, 0, 29, 9]]
+    truth = dict(bboxes=boxes, labels=[0, 1], relations=[[0, 1, 0]])
+    found = dict(bboxes=boxes, labels=[0, 1], scores=[1.0, 1.0], pairs=[[0, 1]])
+    found['rel_scores'] = [[0.7, 0.2, 0.1]]
+    options = CONVENTIONS.get(convention, {})
+    for count in (3, None):  # given, or the columns of rel_scores
+        result = scene_graph_recall([found], [truth], num_predicates=count, **options)
+        assert result['R@20'] == 1.0
+        assert result['mR@20'] == result['ngmR@20'] == pytest.approx(1 / 3)
+        assert result['F1@20'] == pytest.approx(2 * (1 / 3) / (4 / 3))
+    skipping = scene_graph_recall([found], [truth], **{**options, 'absent': 'skip'})
+    assert skipping['mR@20'] == skipping['ngmR@20'] == skipping['F1@20'] == 1.0
+
+
+def test_groups_divide_by_their_predicates():
+    truth = gt([[0, 1, 0], [1, 2, 1]])
+    prediction = pred([(0, 1, {0: 1})], num_predicates=4)
+    groups = dict(head=[0, 1], tail=[2, 3])
+    result = scene_graph_recall([prediction], [truth], predicate_groups=groups)
+    assert (result['head_mR@20'], result['tail_mR@20']) == (0.5, 0.0)
+    result = scene_graph_recall([prediction], [truth], predicate_groups=groups, absent='skip')
+    assert result['head_mR@20'] == 0.5 and math.isnan(result['tail_mR@20'])
+    with pytest.raises(ValueError, match=r"\['tail'\] must hold labels in \[0, 4\)"):
+        scene_graph_recall([prediction], [truth], predicate_groups=dict(tail=[4]))
+
+
+def test_phrase_needs_the_box_around_both_and_the_classes():
+    # Both predicted boxes are halves of the annotated ones; the box around them is the same.
+    halves = np.array([[0, 0, 4, 10], [26, 0, 30, 10], [40, 0, 50, 10]], float)
+    truth = gt([[0, 1, 0]])
+    result = scene_graph_recall([pred([(0, 1, {0: 1})], boxes=halves)], [truth], phrase=True)
+    assert result['R@20'] == 0.0
+    assert result['phrR@20'] == result['ngphrR@20'] == 1.0
+    assert result['phrmR@20'] == pytest.approx(1 / 3)
+    for labels in ([2, 1, 2], [0, 0, 2], [1, 0, 2]):
+        other = pred([(0, 1, {0: 1})], boxes=halves, labels=np.array(labels))
+        assert scene_graph_recall([other], [truth], phrase=True)['phrR@20'] == 0.0
+
+
+def test_pair_accuracy_can_cut_before_it_filters():
+    # Two wrong pairs rank first, so that the first two triplets hold no annotated pair.
+    triplets = [(2, 0, {0: 0.9}), (2, 1, {0: 0.8}), (0, 1, {0: 0.7})]
+    prediction, truth = pred(triplets), gt([[0, 1, 0]])
+    by = {
+        how: scene_graph_recall([prediction], [truth], ks=(2, 3), pair_accuracy=how)
+        for how in ('filter', 'cut')
+    }
+    assert [by['filter'][f'{n}@2'] for n in ('A', 'ngA')] == [1.0, 1.0]
+    assert [by['cut'][f'{n}@2'] for n in ('A', 'ngA')] == [0.0, 0.0]
+    assert [by['cut'][f'{n}@3'] for n in ('A', 'ngA')] == [1.0, 1.0]
+    # A hit of a pair that is not annotated does not count: box 3 is a copy of box 0.
+    copy = dict(boxes=np.vstack((BOXES, BOXES[:1])), labels=np.array([0, 1, 2, 0]))
+    found = scene_graph_recall([pred([(3, 1, {0: 1})], **copy)], [truth], pair_accuracy='cut')
+    assert (found['R@20'], found['A@20']) == (1.0, 0.0)
+
+
+def test_min_score_drops_triplets_without_the_constraint():
+    prediction, truth = pred([(0, 1, {0: 1e-5})]), gt([[0, 1, 0]])
+    result = scene_graph_recall([prediction], [truth], min_score=1e-5)
+    assert (result['R@20'], result['ngR@20']) == (1.0, 0.0)
+    assert scene_graph_recall([prediction], [truth], min_score=0.99e-5)['ngR@20'] == 1.0
+
+
+def test_averages_can_differ_without_the_constraint():
+    predictions = [pred([(0, 1, {0: 1})]), pred([(0, 1, {0: 1})]), pred([])]
+    truths = [gt([[0, 1, 0]]), gt([[0, 1, 0], [1, 2, 0], [2, 1, 1]]), gt([[0, 1, 0]])]
+    options = dict(empty_pred='skip', ng_average='pooled', ng_empty_pred='zero')
+    result = scene_graph_recall(predictions, truths, **options)
+    assert result['R@20'] == pytest.approx((1 + 1 / 3) / 2)
+    assert result['ngR@20'] == pytest.approx(2 / 5)
 
 
 def test_pair_accuracy_ranks_ground_truth_pairs_only():
@@ -262,7 +338,7 @@ def test_zero_shot_is_ranked_among_all_triplets():
 def test_images_without_ground_truth_relations_are_ignored():
     predictions = [pred([(0, 1, {0: 1})]), pred([(0, 1, {0: 1})])]
     result = scene_graph_recall(predictions, [gt([[0, 1, 0]]), gt([])])
-    assert result['R@20'] == result['A@20'] == result['mR@20'] == 1.0
+    assert result['R@20'] == result['A@20'] == 1.0 and result['mR@20'] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize('average', ['image', 'pooled'])
@@ -271,7 +347,7 @@ def test_no_ground_truth_gives_nan(average):
         result = scene_graph_recall(
             predictions, truths, average=average, zero_shot_triplets={(0, 1, 0)}
         )
-        assert len(result) == 21
+        assert len(result) == 27
         assert all(math.isnan(v) for v in result.values())
 
 
@@ -281,9 +357,11 @@ def test_empty_pred_counts_zero_or_skips_image():
     truths = [gt([[0, 1, 0]])] * 3
     predictions = [pred([(0, 1, {0: 1})]), nothing, no_boxes]
     zero = scene_graph_recall(predictions, truths, empty_pred='zero')
-    assert zero['R@20'] == zero['ngR@20'] == zero['mR@20'] == zero['A@20'] == pytest.approx(1 / 3)
+    assert zero['R@20'] == zero['ngR@20'] == zero['A@20'] == pytest.approx(1 / 3)
+    assert zero['mR@20'] == pytest.approx(1 / 9)  # one predicate of three
     skip = scene_graph_recall(predictions, truths, empty_pred='skip')
-    assert skip['R@20'] == skip['ngR@20'] == skip['mR@20'] == skip['A@20'] == 1.0
+    assert skip['R@20'] == skip['ngR@20'] == skip['A@20'] == 1.0
+    assert skip['mR@20'] == pytest.approx(1 / 3)
     # An image with only wrong pairs has predictions and is not skipped.
     wrong = scene_graph_recall([pred([(2, 1, {0: 1})])], truths[:1], empty_pred='skip')
     assert wrong['R@20'] == 0.0
@@ -296,9 +374,9 @@ def test_mean_of_predicate_recall_equals_mean_recall():
     terms = predicate_recall(matches, (20,), 3)
     np.testing.assert_allclose(terms['R@20'], [0.75, 0.0, np.nan])
     np.testing.assert_array_equal(terms['count'], [3, 1, 0])
-    pooled = predicate_recall(matches, (20,), 3, average='pooled')
+    pooled = predicate_recall(matches, (20,), 3, RecallOptions(average='pooled'))
     np.testing.assert_allclose(pooled['R@20'], [2 / 3, 0.0, np.nan])
-    mean = scene_graph_recall(predictions, truths)['mR@20']
+    mean = scene_graph_recall(predictions, truths, absent='skip')['mR@20']
     assert np.nanmean(terms['R@20']) == pytest.approx(mean)
 
 
@@ -330,6 +408,12 @@ def test_conventions_are_valid_keyword_arguments():
         (dict(ks=(0,)), 'ks must be positive'),
         (dict(iou_thr=0.0), r'iou_thr must be in \(0, 1\]'),
         (dict(predicates_per_pair=0), 'predicates_per_pair'),
+        (dict(absent='ignore'), r"absent must be one of \('zero', 'skip'\)"),
+        (dict(pair_accuracy='first'), r"pair_accuracy must be one of \('filter', 'cut'\)"),
+        (dict(ng_average='micro'), r"ng_average must be None or one of \('image', 'pooled'\)"),
+        (dict(iou_plus_one='union'), 'iou_plus_one must be one of'),
+        (dict(min_score=-1.0), 'min_score must be None or >= 0'),
+        (dict(missing='zero'), "unknown option 'missing'; the valid ones are .*'absent'"),
         (dict(zero_shot_triplets={(0, 1)}), 'zero_shot_triplets'),
         (dict(num_predicates=4), 'background'),
     ],

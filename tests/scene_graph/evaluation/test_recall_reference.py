@@ -72,7 +72,19 @@ def recall(images, average):
     return sum(len(hit) for hit, _ in images) / total if total else math.nan
 
 
-def reference(predictions, truths, ks, iou_thr, plus_one, empty_pred, average, unseen, per_pair):
+def reference(
+    predictions,
+    truths,
+    ks,
+    iou_thr,
+    plus_one,
+    empty_pred,
+    average,
+    unseen,
+    per_pair,
+    absent,
+    first,
+):
     images = [
         (p, t)
         for p, t in zip(predictions, truths, strict=True)
@@ -97,20 +109,29 @@ def reference(predictions, truths, ks, iou_thr, plus_one, empty_pred, average, u
             )
             for predicate in range(NUM_PREDICATES)
         ]
-        result[f'{prefix}mR@{k}'] = mean(v for v in by_predicate if not math.isnan(v))
+        present = [v for v in by_predicate if not math.isnan(v)]
+        result[f'{prefix}mR@{k}'] = mean(present)
+        if absent == 'zero' and present:
+            result[f'{prefix}mR@{k}'] = sum(present) / NUM_PREDICATES
+        if not prefix:
+            r, mr = result[f'R@{k}'], result[f'mR@{k}']
+            result[f'F1@{k}'] = 2 * r * mr / (r + mr) if r + mr else 0.0
         zero_shot = []
         for hit, t in hits:
             classes = [(t['labels'][s], t['labels'][o], q) for s, o, q in t['relations']]
             zero_shot.append((hit, {i for i, triplet in enumerate(classes) if triplet in unseen}))
         result[f'{prefix}zR@{k}'] = recall(zero_shot, average)
-    for k in ks:
+    for prefix, k in itertools.product(('', 'ng'), ks):
         found = total = 0
         for p, t in images:
             gt_pairs = {(s, o) for s, o, _ in t['relations']}
-            triplets = [x for x in ranked_triplets(p, True, per_pair) if x[:2] in gt_pairs][:k]
+            triplets = ranked_triplets(p, not prefix, per_pair)
+            if first == 'cut':
+                triplets = triplets[:k]
+            triplets = [x for x in triplets if x[:2] in gt_pairs][:k]
             found += len(hit_relations(p, t, triplets, iou_thr, plus_one))
             total += len(t['relations'])
-        result[f'A@{k}'] = found / total if total else math.nan
+        result[f'{prefix}A@{k}'] = found / total if total else math.nan
     return result
 
 
@@ -171,14 +192,17 @@ triplet = st.tuples(
     average=st.sampled_from(['image', 'pooled']),
     unseen=st.sets(triplet, max_size=6),
     per_pair=st.sampled_from([None, 1, 2]),
+    absent=st.sampled_from(['zero', 'skip']),
+    first=st.sampled_from(['filter', 'cut']),
 )
 def test_recall_equals_reference_on_random_images(
-    data, iou_thr, plus_one, empty_pred, average, unseen, per_pair
+    data, iou_thr, plus_one, empty_pred, average, unseen, per_pair, absent, first
 ):
     predictions, truths = [p for p, _ in data], [t for _, t in data]
     ks = (1, 2, 5)
     expected = reference(
-        predictions, truths, ks, iou_thr, plus_one, empty_pred, average, unseen, per_pair
+        *(predictions, truths, ks, iou_thr, plus_one, empty_pred, average, unseen, per_pair),
+        *(absent, first),
     )
     actual = scene_graph_recall(
         predictions,
@@ -191,6 +215,8 @@ def test_recall_equals_reference_on_random_images(
         average=average,
         zero_shot_triplets=unseen,
         predicates_per_pair=per_pair,
+        absent=absent,
+        pair_accuracy=first,
     )
     assert actual.keys() == expected.keys()
     for key, value in expected.items():
@@ -224,7 +250,9 @@ def test_recall_equals_reference_on_crowded_image():
     for p in as_lists:
         p['pairs'] = [tuple(pair) for pair in p['pairs']]
     ks = (5, 50, 200)
-    expected = reference(as_lists, gt_lists, ks, 0.5, False, 'zero', 'image', set(), None)
+    expected = reference(
+        *(as_lists, gt_lists, ks, 0.5, False, 'zero', 'image', set(), None, 'zero', 'filter')
+    )
     actual = scene_graph_recall(predictions, truths, ks, zero_shot_triplets=set())
     assert 0 < actual['R@200'] < 1
     for key, value in expected.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,10 +124,35 @@ def load_counts(file: str | Path) -> tuple[np.ndarray, np.ndarray]:
         ) from error
 
 
-def save_counts(file: str | Path, relations: np.ndarray, unrelated: np.ndarray) -> None:
-    """Write a file for :func:`load_counts`, atomically."""
+def load_fingerprint(file: str | Path) -> str | None:
+    """The fingerprint in a file of :func:`save_counts`; None if it has none.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    load_counts(file)  # names what is wrong
+    with np.load(file, allow_pickle=False) as arrays:
+        return str(arrays['fingerprint']) if 'fingerprint' in arrays else None
+
+
+def save_counts(
+    file: str | Path,
+    relations: np.ndarray,
+    unrelated: np.ndarray,
+    fingerprint: str | None = None,
+) -> None:
+    """Write a file for :func:`load_counts`, atomically.
+
+    Args:
+        file: ``.npz`` file to write.
+        relations, unrelated: The counts.
+        fingerprint: Of the data set that was counted.
+    """
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f'.{file.stem}.partial.npz')
-    np.savez_compressed(partial, relations=relations, unrelated=unrelated)
+    arrays: dict[str, Any] = dict(relations=relations, unrelated=unrelated)
+    if fingerprint is not None:
+        arrays['fingerprint'] = np.array(fingerprint)
+    np.savez_compressed(partial, **arrays)
     partial.replace(file)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..contexts.base import BaseContext, build_context
 from ..protocol import SceneGraphProtocol
 from ..task_modules.geometry import BOX_GEOMETRY_DIM, box_geometry
+from .debias import Debias
 
 FUSIONS = ('sum', 'product')
 # Keeps the logarithm finite if a probability underflows.
@@ -49,6 +50,27 @@ class GraphLogits(NamedTuple):
     obj_ctx: Tensor
 
 
+def _softmax_loss(key: str, cfg: dict) -> nn.Module:
+    """Build a loss whose classes are those of the head and compete.
+
+    Raises:
+        ValueError: It uses sigmoids, or outputs other than the classes and the background.
+    """
+    loss = MODELS.build(cfg)
+    why = None
+    if getattr(loss, 'use_sigmoid', False):
+        why = 'trains a sigmoid for each class'
+    elif getattr(loss, 'custom_cls_channels', False):
+        why = 'needs outputs besides the classes and the background'
+    if why is not None:
+        raise ValueError(
+            f'relation_head.{key}: {type(loss).__name__} {why}, but prediction takes the softmax '
+            'over the classes and the background. Use CrossEntropyLoss, with class_weight for '
+            'rare classes, or CountWeightedCrossEntropy'
+        )
+    return loss
+
+
 @MODELS.register_module()
 class RelationHead(BaseModule):
     """Refines object labels and predicts predicates, through an exchangeable context.
@@ -77,11 +99,16 @@ class RelationHead(BaseModule):
         dropout: Dropout on object features and before the predicate layer.
         protocol: Set by the detector.
         loss_object: Loss of the refined labels; unused in PredCls.
-        loss_predicate: Loss of the predicates, averaged over the pairs of the batch.
+        loss_predicate: Loss of the predicates, averaged over the pairs of the batch. Prediction
+            takes the softmax of the logits, so both losses have to be losses of a softmax.
+        debias: Config of a :class:`~gclip_mm.scene_graph.models.heads.debias.Debias`, such as
+            ``dict(type='LogitAdjustment', tau=0.6)`` or ``dict(type='TDE')``: corrects the
+            logits of the predicates in prediction. None: as they are.
 
     Raises:
-        ValueError: ``fusion`` or the context is unknown, or neither ``context`` nor
-            ``frequency_bias`` is set.
+        ValueError: ``fusion`` or the context is unknown, neither ``context`` nor
+            ``frequency_bias`` is set, a loss is not one of a softmax over the classes, or
+            ``debias`` needs a context and there is none.
 
     Example:
         >>> relation_head = dict(
@@ -107,6 +134,7 @@ class RelationHead(BaseModule):
         protocol: str | SceneGraphProtocol = SceneGraphProtocol.PREDCLS,
         loss_object: dict | None = None,
         loss_predicate: dict | None = None,
+        debias: dict | None = None,
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -119,8 +147,8 @@ class RelationHead(BaseModule):
         self.fusion = fusion
         self.protocol = SceneGraphProtocol.parse(protocol)
         cross_entropy = dict(type='CrossEntropyLoss', loss_weight=1.0)
-        self.loss_object = MODELS.build(loss_object or cross_entropy)
-        self.loss_predicate = MODELS.build(loss_predicate or cross_entropy)
+        self.loss_object = _softmax_loss('loss_object', loss_object or cross_entropy)
+        self.loss_predicate = _softmax_loss('loss_predicate', loss_predicate or cross_entropy)
         self.frequency_bias: nn.Module | None = None
         if frequency_bias is not None:
             counts = dict(num_classes=num_classes, num_predicates=num_predicates)
@@ -131,6 +159,14 @@ class RelationHead(BaseModule):
                 context, union or {}, in_channels, roi_size, fc_dim, embed_dim, geometry_dim
             )
             self.dropout = nn.Dropout(dropout)
+        self.debias: Debias | None = None
+        if debias is not None:
+            sizes = dict(num_predicates=num_predicates, fc_dim=fc_dim)
+            self.debias = MODELS.build({**debias, **sizes})
+            if not isinstance(self.debias, Debias):
+                raise ValueError(f'relation_head.debias: {debias["type"]} is not a Debias')
+            if self.debias.needs_context and context is None:
+                raise ValueError(f'relation_head.debias: {debias["type"]} needs a context')
 
     def _build_context(
         self,
@@ -200,6 +236,7 @@ class RelationHead(BaseModule):
         if self.context is None:
             assert self.frequency_bias is not None  # checked in the constructor
             bias = self.frequency_bias(self._bias_labels(prior, labels), pairs)
+            bias = bias if self.debias is None else self.debias(bias, None, None)
             return GraphLogits(prior, bias, probs)
         appearance = self.obj_fc(obj_maps.flatten(1))
         feats = torch.cat(
@@ -222,10 +259,18 @@ class RelationHead(BaseModule):
         likeness = looks[pairs[:, 0]] * looks[pairs[:, 1]]
         edge = self.edge_fc(edge_ctx) + self.likeness_fc(likeness)
         seen = self.union_fc(union_maps.flatten(1))
-        joint = (edge + seen).relu() if self.fusion == 'sum' else edge * seen
-        logits = self.fc_predicate(self.dropout(joint))
+        bias = None
         if self.frequency_bias is not None:
-            logits = logits + self.frequency_bias(self._bias_labels(obj_logits, labels), pairs)
+            bias = self.frequency_bias(self._bias_labels(obj_logits, labels), pairs)
+
+        def predicates(edge: Tensor) -> Tensor:
+            joint = (edge + seen).relu() if self.fusion == 'sum' else edge * seen
+            logits = self.fc_predicate(self.dropout(joint))
+            return logits if bias is None else logits + bias
+
+        logits = predicates(edge)
+        if self.debias is not None:
+            logits = self.debias(logits, edge, predicates)
         # Detached, so that the scene loss does not influence the labels.
         refined = obj_logits.detach().softmax(dim=1)[:, : self.num_classes]
         return GraphLogits(obj_logits, logits, torch.cat([refined, obj_ctx], dim=1))

@@ -47,9 +47,10 @@ class PairSampler:
     """Samples the training pairs of an image.
 
     A pair is positive if its objects match subject and object of a ground-truth relation. If a pair
-    has several annotated predicates, each call draws one of them. Pairs are returned in ascending
-    order, so that their order does not reveal the positives. The sampler uses PyTorch's global
-    random generator.
+    has several annotated predicates, each call draws one of them. A pair whose relations all have a
+    negative label (dropped by ``PredicateResampling``) is not sampled. Pairs are returned in
+    ascending order, so that their order does not reveal the positives. The sampler uses PyTorch's
+    global random generator.
 
     Args:
         num: Maximum number of pairs of an image.
@@ -80,7 +81,7 @@ class PairSampler:
         Args:
             matched: (N,) int64, ground-truth index of each object, -1 for none.
             gt_pairs: (R, 2) int64, relations as indices of ground-truth objects.
-            gt_predicates: (R,) int64.
+            gt_predicates: (R,) int64; negative: ignored.
             num_predicates: Label of a pair without a relation.
 
         Returns:
@@ -88,7 +89,7 @@ class PairSampler:
         """
         pairs = all_pairs(len(matched), matched.device)
         labels = self._labels(matched[pairs], gt_pairs, gt_predicates, num_predicates)
-        positive = (labels != num_predicates).nonzero().squeeze(1)
+        positive = ((labels != num_predicates) & (labels >= 0)).nonzero().squeeze(1)
         negative = (labels == num_predicates).nonzero().squeeze(1)
         positive = self._draw(positive, max(1, int(self.num * self.pos_fraction)))
         negative = self._draw(negative, self.num - len(positive))
@@ -104,7 +105,8 @@ class PairSampler:
             return labels
         hit = (ends[:, None] == gt_pairs[None]).all(dim=2)  # (pairs, relations)
         # The argmax of random numbers is a uniform draw among the relations of a pair.
-        lot = torch.rand(hit.shape, device=hit.device).masked_fill(~hit, -1.0).argmax(dim=1)
+        lot = torch.rand(hit.shape, device=hit.device) + (gt_predicates >= 0)  # ignored ones last
+        lot = lot.masked_fill(~hit, -1.0).argmax(dim=1)
         return torch.where(hit.any(dim=1), gt_predicates[lot], labels)
 
     @staticmethod
