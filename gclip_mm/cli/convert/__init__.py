@@ -8,6 +8,7 @@ from .. import build_parser, dispatch
 
 #: Name of each converter and one line of help; the module has the same name.
 CONVERTERS = {
+    'table': 'your own photos and a spreadsheet of relations to scene-graph JSON',
     'vg150': 'Visual Genome VG150 to scene-graph JSON',
     'psg': 'PSG to scene-graph JSON',
     'openimages': 'Open Images visual relationships to scene-graph JSON',
