@@ -1,9 +1,9 @@
 """Derives relations among the segments of COCO photos, and writes them as two spreadsheets.
 
-No person annotated these relations. They follow from the polygons of COCO's instances (CC BY 4.0) by
-the rules of :func:`predicate_of`, so they say where things are and not what they do. They serve to
-train on real photos where no annotated relations may be used; a figure on them says nothing about
-VG150, PSG or Open Images.
+No person annotated these relations. They follow from the polygons of COCO's instances (CC BY 4.0)
+by the rules of :func:`predicate_of`, so they say where things are and not what they do. They serve
+to train on real photos where no annotated relations may be used; a figure on them says nothing
+about VG150, PSG or Open Images.
 
 Example:
     python results/scene_graph/photos/derive_relations.py --ann train=instances_train2017.json \
