@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,9 @@ splits at once, so that they share their classes: one CSV of relationships a spl
 (challenge-2018-train-vrd.csv, oidv6-train-annotations-vrd.csv, ...) and the class descriptions.
 The boxes are the ones that are related; equal ones with equal classes are one object. Rows with
 the relationship "is" give an object an attribute, not another object: they are left out.
+--boxes adds the other boxes of these images from the CSV of boxes of a split
+(oidv6-train-annotations-bbox.csv, ...), if their class occurs in a relationship; boxes of groups
+are marked as crowds. A detector that is trained without them learns them as background.
 
 "json" reads the processed files of Zhang et al. (arXiv 1903.02728) and code after them:
 vrd-{train,val,test}-anno.json and categories_dict.json."""
@@ -39,6 +42,9 @@ _COLUMNS = (
     *('XMin2', 'XMax2', 'YMin2', 'YMax2'),
 )
 _HEADERS = {'LabelName', 'id'}  # first cell of the descriptions, where they have a header
+_BOX_COLUMNS = ('ImageID', 'LabelName', 'XMin', 'XMax', 'YMin', 'YMax', 'IsGroupOf')
+#: Decimals in which two boxes of the CSV files are equal.
+_DECIMALS = 6
 Object = tuple[str, tuple[float, float, float, float]]  # class id and relative xyxy box
 Relation = tuple[Object, Object, str]
 
@@ -81,15 +87,62 @@ def read_rows(path: Path) -> Iterator[tuple[str, Relation]]:
                 continue
             ends: list[Object] = []
             for end in '12':
-                try:
-                    x1, y1, x2, y2 = (float(row[k + end]) for k in ('XMin', 'YMin', 'XMax', 'YMax'))
-                except ValueError as error:
-                    raise ValueError(f'{where}: {error}') from error
-                box = (x1, y1, x2, y2)
-                if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
-                    raise ValueError(f'{where}: {box} is not a box within [0, 1]')
+                cells = [row[key + end] for key in ('XMin', 'YMin', 'XMax', 'YMax')]
+                box = read_box(cells, where)
                 ends.append((row[f'LabelName{end}'], box))
             yield row['ImageID'], (ends[0], ends[1], row[predicate_column])
+
+
+def read_boxes(path: Path, images: Container[str]) -> dict[str, list[tuple[Object, bool]]]:
+    """Boxes of some images from a CSV of boxes, each with whether it is of a group.
+
+    Raises:
+        ValueError: If a column is missing, or a row has no valid box.
+    """
+    found: dict[str, list[tuple[Object, bool]]] = {}
+    with path.open(newline='', encoding='utf-8') as file:
+        reader = csv.DictReader(file)
+        missing = [c for c in _BOX_COLUMNS if c not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(f'{path} has no column {missing[0]!r}; it has {reader.fieldnames}')
+        for row in tqdm(reader, desc=f'{path.name}: rows', unit='row'):
+            if row['ImageID'] not in images:
+                continue
+            where = f'{path}, line {reader.line_num}'
+            box = read_box([row[key] for key in ('XMin', 'YMin', 'XMax', 'YMax')], where)
+            group = row['IsGroupOf'] == '1'
+            found.setdefault(row['ImageID'], []).append(((row['LabelName'], box), group))
+    return found
+
+
+def read_box(cells: Sequence[str], where: str) -> tuple[float, float, float, float]:
+    """Relative box (x1, y1, x2, y2) of a row.
+
+    Raises:
+        ValueError: If a cell is not a number, or the box is not within [0, 1].
+    """
+    try:
+        x1, y1, x2, y2 = map(float, cells)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{where}: {error}') from error
+    if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
+        raise ValueError(f'{where}: {(x1, y1, x2, y2)} is not a box within [0, 1]')
+    return x1, y1, x2, y2
+
+
+def add_unrelated(
+    objects: list[Object], boxes: Sequence[tuple[Object, bool]], class_ids: Container[str]
+) -> list[bool]:
+    """Append the boxes that are no object yet, in place; returns which objects are groups."""
+    known = {(label, tuple(np.round(box, _DECIMALS))) for label, box in objects}
+    groups = [False] * len(objects)
+    for (label, box), group in boxes:
+        key = label, tuple(np.round(box, _DECIMALS))
+        if label in class_ids and key not in known:
+            known.add(key)
+            objects.append((label, box))
+            groups.append(group)
+    return groups
 
 
 def convert_csv(args: argparse.Namespace) -> dict[str, SceneGraphWriter]:
@@ -109,6 +162,7 @@ def convert_csv(args: argparse.Namespace) -> dict[str, SceneGraphWriter]:
     predicates = sorted({r[2] for r in relations})
     writers = {}
     for split, images in splits.items():
+        boxes = read_boxes(args.boxes[split], images) if split in args.boxes else {}
         writers[split] = new_writer(split, [names[c] for c in class_ids], predicates)
         for image_id in tqdm(sorted(images), desc=f'{split}: images', unit='image'):
             file_name = f'{args.prefix.format(split=split)}{image_id}.jpg'
@@ -125,6 +179,7 @@ def convert_csv(args: argparse.Namespace) -> dict[str, SceneGraphWriter]:
             # A dict keeps each object, and each triplet, once and in order.
             triplets = list(dict.fromkeys(images[image_id]))
             objects = list(dict.fromkeys(end for r in triplets for end in r[:2]))
+            groups = add_unrelated(objects, boxes.get(image_id, ()), class_ids)
             writers[split].add_image(
                 file_name,
                 width,
@@ -137,6 +192,7 @@ def convert_csv(args: argparse.Namespace) -> dict[str, SceneGraphWriter]:
                         for r in triplets
                     ]
                 ),
+                crowd=groups,
             )
     return writers
 
@@ -203,6 +259,9 @@ def build_parser(prog: str = 'gclip convert openimages') -> argparse.ArgumentPar
     official.add_argument(
         '--skip-missing', action='store_true', help='leave out images whose file is not there'
     )
+    official.add_argument(
+        '--boxes', nargs='+', default=[], metavar='SPLIT=FILE', help='boxes of a split (CSV)'
+    )
     official.set_defaults(convert=convert_csv)
     processed = formats.add_parser('json', help='vrd-*-anno.json')
     processed.add_argument('--categories', type=Path, required=True, help='categories_dict.json')
@@ -227,16 +286,21 @@ def parse_args(
     """Parse and check the arguments."""
     parser = build_parser(prog)
     args = parser.parse_args(argv)
-    args.vrd = _splits(parser, args.vrd)
+    args.vrd = _splits(parser, '--vrd', args.vrd)
+    if args.format == 'csv':
+        args.boxes = _splits(parser, '--boxes', args.boxes)
+        unknown = sorted(set(args.boxes) - set(args.vrd))
+        if unknown:
+            parser.error(f'--boxes names the split {unknown[0]!r}, which --vrd does not name')
     return args
 
 
-def _splits(parser: argparse.ArgumentParser, values: list[str]) -> Mapping[str, Path]:
+def _splits(parser: argparse.ArgumentParser, flag: str, values: list[str]) -> Mapping[str, Path]:
     splits = {}
     for value in values:
         split, found, path = value.partition('=')
         if not found or not split or not path or split in splits:
-            parser.error(f'--vrd wants SPLIT=FILE, each split once, got {value!r}')
+            parser.error(f'{flag} wants SPLIT=FILE, each split once, got {value!r}')
         splits[split] = Path(path)
     return splits
 

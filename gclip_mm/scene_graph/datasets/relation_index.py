@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .boxes import box_array, doubt
+from .layouts import own_layout
 
 _KEYS = {
     'images': ('id', 'file_name', 'width', 'height'),
@@ -26,7 +27,8 @@ class RelationIndex:
     """Relations and scene labels of a scene-graph JSON file, by image.
 
     Args:
-        content: The parsed JSON file.
+        content: The parsed JSON file, in the layout of this package or of SGG-Benchmark
+            (:func:`~gclip_mm.scene_graph.datasets.layouts.own_layout`).
         source: Name of the file in error messages.
         metainfo: Names under ``classes``, ``predicates`` and ``scenes``. A missing key is read
             from the file, in the file's order. A subset selects: relations with other predicates
@@ -48,6 +50,7 @@ class RelationIndex:
         self, content: Mapping[str, Any], source: str, metainfo: Mapping[str, Any]
     ) -> None:
         self.source = source
+        content = own_layout(content, source)
         self._check_keys(content)
         self.classes, class_labels = self._names(content, 'categories', metainfo.get('classes'))
         self._check_class_order(content['categories'])

@@ -35,7 +35,9 @@ class SceneGraphDataset(CocoDataset):
 
     ``subject_id`` and ``object_id`` are annotation ids of that image. A pair may have any number
     of relations. ``scenes``, and ``scene`` of any image, are optional. Ids need not be contiguous.
-    ``tools/dataset_converters`` creates such files from Visual Genome, PSG and Open Images.
+    ``gclip convert`` creates such files from a spreadsheet of your own, Visual Genome, PSG, Open
+    Images, VRD and RelTR's files. Files of SGG-Benchmark, with ``rel_categories`` and
+    ``rel_annotations`` in place of ``predicates`` and ``relations``, are read as they are.
 
     ``info.convention`` selects the metric convention under which results on these data are
     published, a name in :data:`gclip_mm.scene_graph.evaluation.CONVENTIONS`. It is copied to the

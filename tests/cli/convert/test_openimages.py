@@ -209,3 +209,45 @@ def test_truncated_json(convert_json):
         convert_json(text[: len(text) // 2])
     with pytest.raises(ValueError, match="has no list 'rel'"):
         convert_json(categories=dict(obj=['a']))
+
+
+BOX_HEADER = (
+    'ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,'
+    'IsDepiction,IsInside'
+)
+BOX_ROWS = [
+    'a1,x,/m/04bcr3,1,0.1,0.5,0.2,0.6,0,0,0,0,0',  # is related too
+    'a1,x,/m/04bcr3,1,0.5,1,0.5,1,0,0,1,0,0',  # a group of tables
+    'a1,x,/m/0zzz,1,0.5,1,0.5,1,0,0,0,0,0',  # a class without relationships
+    'a1,x,/m/0342h,1,0,0.5,0,1,0,0,0,0,0',
+    'zz,x,/m/0342h,1,0,0.5,0,1,0,0,0,0,0',  # an image without relationships
+]
+
+
+def test_other_boxes_are_added(convert, folder, graphs):
+    (folder / 'boxes.csv').write_text('\n'.join([BOX_HEADER, *BOX_ROWS]) + '\n')
+    convert('--boxes', f'train={folder}/boxes.csv')
+    image = graphs(folder / 'out/train.json')['a1.jpg']
+    assert image['boxes'][3:] == [('Table', 100, 50, 100, 50), ('Guitar', 0, 0, 100, 100)]
+    assert len(image['relations']) == 2
+    content = json.loads((folder / 'out/train.json').read_text())
+    assert [a['iscrowd'] for a in content['annotations']] == [0, 0, 0, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ('header', 'row', 'message'),
+    [
+        (BOX_HEADER.replace('IsGroupOf', 'Group'), BOX_ROWS[0], "no column 'IsGroupOf'"),
+        (BOX_HEADER, 'a1,x,/m/04bcr3,1,0.5,0.1,0.2,0.6,0,0,0,0,0', 'boxes.csv, line 2.*not a box'),
+    ],
+)
+def test_corrupt_boxes_are_named(convert, folder, header, row, message):
+    (folder / 'boxes.csv').write_text(f'{header}\n{row}\n')
+    with pytest.raises(ValueError, match=message):
+        convert('--boxes', f'train={folder}/boxes.csv')
+
+
+def test_boxes_of_an_unknown_split_are_refused(convert, folder, capsys):
+    with pytest.raises(SystemExit):
+        convert('--boxes', f'dev={folder}/boxes.csv')
+    assert "the split 'dev', which --vrd does not name" in capsys.readouterr().err

@@ -1,0 +1,4 @@
+_base_ = ['./transformer_predcls_r50_fpn_openimages.py']
+model = dict(protocol='sgcls')
+val_evaluator = dict(protocol='sgcls')
+test_evaluator = val_evaluator

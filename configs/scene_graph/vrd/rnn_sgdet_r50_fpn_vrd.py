@@ -1,0 +1,4 @@
+_base_ = ['./rnn_predcls_r50_fpn_vrd.py']
+model = dict(protocol='sgdet')
+val_evaluator = dict(protocol='sgdet')
+test_evaluator = val_evaluator
