@@ -19,8 +19,11 @@ from ..gradients.norm_layers import followers
 from ..gradients.view import GradView
 from .auto_units import AutoUnits
 
-#: The part of ``reach`` that a single update may take: what momentum 0.9 leaves to a gradient.
-_OF_ONE_UPDATE = 0.1
+#: The parts of ``reach`` and ``total`` that a single update may take. A gradient moves the weights
+#: by its momentum as well, some ten times as far as in its own step, while successive updates of
+#: Adam partly cancel. Chosen by results/auto.
+_REACH_OF_ONE_UPDATE = 0.2
+_TOTAL_OF_ONE_UPDATE = 1 / 3
 
 
 class _Known(NamedTuple):
@@ -60,9 +63,9 @@ class Auto(UnitClipper):
     with frozen statistics.
 
     An optimizer whose step is not proportional to the gradient (AdamW, Lion, ...) is bounded on the
-    side of the update: it steps, and what a unit moved beyond a tenth of ``reach`` is taken back.
-    For Adam, AdamW and Adamax the movement follows from the optimizer's state; for all others one
-    copy of the weights is kept.
+    side of the update: it steps, and what moved too far is taken back. One update may take a fifth
+    of ``reach`` and a third of ``total``. For Adam, AdamW and Adamax the movement follows from the
+    optimizer's state; for all others one copy of the weights is kept.
 
     Good for: a first training of any detector, learning rates above the usual one, runs that end in
     NaN. Bad for: a schedule that was tuned together with a hand-set threshold; models without a
@@ -162,25 +165,8 @@ class Auto(UnitClipper):
     def decide(self, norms: Tensor, weights: Tensor, view: GradView) -> tuple[Tensor, Tensor]:
         units = self._units_of(view)
         steps = norms.double() * units.rates(_gain).to(norms.device)
-        return self._bounded(steps, units.sizes(weights), units, view, norms)
-
-    def _bounded(
-        self, steps: Tensor, sizes: Tensor, units: AutoUnits, view: GradView, norms: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Coefficients and bounds of units that would move by ``steps``, all (U,)."""
-        coefs = self.reach * sizes / steps
-        if units.has_loose:
-            # In float64 no square of a float32 number over- or underflows.
-            sums = view.backend.unit_sums(torch.stack([steps.square(), sizes.square()], dim=1))
-            lengths = (sums[:, 0] / sums[:, 1]).sqrt()
-            # A tensor without elements has no length.
-            moved = torch.where(units.counts & (sums[:, 1] > 0), lengths, 0.0).sum()
-            shrink = torch.clamp(self.total / moved, max=1.0)
-            coefs = torch.where(units.loose, torch.minimum(coefs, shrink), coefs)
-        # Zero gradients, and learning rates of zero, move nothing.
-        coefs = torch.where(steps > 0, coefs.clamp(max=1.0), 1.0)
-        bounds = torch.where(coefs < 1, norms * coefs, norms * (self.reach * sizes / steps))
-        return coefs, torch.where(steps > 0, bounds, 0.0)
+        bounds = self.reach, self.total
+        return _bounded(steps, units.sizes(weights), units, view, norms, *bounds)
 
     # -- the update's side -----------------------------------------------------------------------
     def clip(self, view: GradView, measure: Measure, finite: Finite) -> Outcome:
@@ -202,13 +188,49 @@ class Auto(UnitClipper):
             # The kernel of a fused optimizer may have passed over the step; its state then tells of
             # the last step that was taken.
             moved = torch.where(self._is_taken.to(moved.device), moved, 0.0)
-        steps = moved / _OF_ONE_UPDATE
-        coefs, bounds = self._bounded(steps, sizes, self._units_of(view), view, moved)
+        reach, total = self.reach * _REACH_OF_ONE_UPDATE, self.total * _TOTAL_OF_ONE_UPDATE
+        units = self._units_of(view)
+        coefs, bounds = _bounded(moved, sizes, units, view, moved, reach, total)
         view.backend.shorten_change(movement, coefs)
         totals = view.backend.unit_totals
-        total = totals(moved, bounds, coefs < 1)[0]
+        movement_norm = totals(moved, bounds, coefs < 1)[0]
         kept, bound, clipped, parts = totals(moved * coefs, bounds, coefs < 1)
-        return Update(coefs, total, kept, bound, clipped, max(parts, 1))
+        return Update(coefs, movement_norm, kept, bound, clipped, max(parts, 1))
+
+
+def _bounded(
+    steps: Tensor,
+    sizes: Tensor,
+    units: AutoUnits,
+    view: GradView,
+    norms: Tensor,
+    reach: float,
+    total: float,
+) -> tuple[Tensor, Tensor]:
+    """Coefficients and bounds (U,) of units that would move too far.
+
+    Args:
+        steps: (U,) how far each unit would move.
+        sizes: (U,) what that is measured against.
+        units: the units of the view.
+        view: the gradients.
+        norms: (U,) what the coefficients multiply, and the bounds limit.
+        reach: largest relative step of a unit.
+        total: largest sum of the relative steps of the weights that no live norm follows.
+    """
+    coefs = reach * sizes / steps
+    if units.has_loose:
+        # In float64 no square of a float32 number over- or underflows.
+        sums = view.backend.unit_sums(torch.stack([steps.square(), sizes.square()], dim=1))
+        lengths = (sums[:, 0] / sums[:, 1]).sqrt()
+        # A tensor without elements has no length.
+        moved = torch.where(units.counts & (sums[:, 1] > 0), lengths, 0.0).sum()
+        shrink = torch.clamp(total / moved, max=1.0)
+        coefs = torch.where(units.loose, torch.minimum(coefs, shrink), coefs)
+    # Zero gradients, and learning rates of zero, move nothing.
+    coefs = torch.where(steps > 0, coefs.clamp(max=1.0), 1.0)
+    bounds = torch.where(coefs < 1, norms * coefs, norms * (reach * sizes / steps))
+    return coefs, torch.where(steps > 0, bounds, 0.0)
 
 
 def is_proportional(optimizer: Optimizer) -> bool:

@@ -211,10 +211,10 @@ def test_update_of_other_optimizers_is_bounded(name):
         for n, param in net.named_parameters():
             moved = units_of(n, (param.detach() - before[n]).double()).norm(dim=1)
             sizes = sizes_of(n, before[n], LOOSE)
-            assert (moved <= 0.1 * REACH * sizes * (1 + slack)).all(), n
+            assert (moved <= 0.2 * REACH * sizes * (1 + slack)).all(), n
             if n in LOOSE and param.ndim > 1:
                 total += float(moved.norm() / sizes.norm())
-        assert total <= 0.1 * TOTAL * (1 + slack)
+        assert total <= TOTAL / 3 * (1 + slack)
 
 
 #: The movement of these follows from their state.
@@ -326,7 +326,7 @@ def test_side_can_be_set_and_unsupported_sides_raise():
     assert torch.equal(net[0].weight.grad, grad)
     moved = (net[0].weight.detach() - before).flatten(1).norm(dim=1)
     torch.testing.assert_close(
-        moved.double(), 0.1 * REACH * sizes_of('0.weight', before), rtol=1e-4, atol=0
+        moved.double(), 0.2 * REACH * sizes_of('0.weight', before), rtol=1e-4, atol=0
     )
 
 
