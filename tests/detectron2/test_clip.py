@@ -101,7 +101,7 @@ def rule_in_cfg(text):
 AGC = dict(type='AGC', clip_factor=0.02, exclude=['cls_score'])
 FORMS = {
     'dict': AGC,
-    'DictConfig': LazyCall(dict)(rule=AGC).rule,
+    'DictConfig': LazyCall(torch.optim.SGD)(rule=AGC).rule,
     'string': 'type=AGC,clip_factor=0.02,exclude=[cls_score]',
     'cfg': rule_in_cfg('type=AGC,clip_factor=0.02,exclude=[cls_score]'),
 }
