@@ -2,6 +2,7 @@
 #
 #   FAMILY=mm|onedl   OpenMMLab packages: upstream (default) or the maintained onedl-* forks
 #   PYTHON=...        interpreter to build the environment with (3.10 to 3.13)
+#   DETECTRON2=...    a checkout of Detectron2, for test-detectron2
 
 FAMILY ?= mm
 VENV := $(if $(filter mm,$(FAMILY)),.venv,.venv-$(FAMILY))
@@ -13,9 +14,11 @@ CONFIG ?= configs/quickstart/faster-rcnn_tiny_shapescenes.py
 WORK_DIR ?= work_dirs/quickstart
 ARGS ?=
 
+DETECTRON2 ?=
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train test test-optimizers docs lint format clean
+.PHONY: help setup train test test-optimizers test-loops test-detectron2 docs lint format clean
 
 help:
 	@echo 'make train   train the quickstart detector, evaluate it and draw its report'
@@ -23,6 +26,8 @@ help:
 	@echo 'make test    make lint, then the whole test suite (ARGS="-k resume" or any flag of pytest)'
 	@echo 'make test-optimizers   skipping and clipping over some 300 third-party optimizers'
 	@echo 'make docs    build the documentation into docs/_build/html'
+	@echo 'make test-loops        the pages on Lightning and Accelerate, with the real packages'
+	@echo 'make test-detectron2   builds Detectron2 from DETECTRON2=/path/to/its/source and tests with it'
 	@echo 'make lint    ruff check, ruff format --check and mypy'
 	@echo 'make format  apply the fixes and the format of ruff'
 	@echo 'make setup   only build $(VENV)'
@@ -78,5 +83,35 @@ docs: setup $(DOCS)/.done
 	$(PY) docs/_ext/check_links.py docs/_build/html
 	@echo 'The site is docs/_build/html/index.html'
 
+LOOPS := $(VENV)/loops
+
+$(LOOPS)/.done: requirements/loops.txt | setup
+	rm -rf $(LOOPS)
+	$(PY) -m pip --disable-pip-version-check --no-input install --no-deps --no-compile \
+		--target $(LOOPS) -r requirements/loops.txt
+	touch $@
+
+test-loops: setup $(LOOPS)/.done
+	PYTHONPATH=$(CURDIR)/$(LOOPS) $(RUN) -m pytest -n 0 -q tests/examples/test_lightning.py \
+		tests/examples/test_accelerate.py $(ARGS)
+
+# An environment of its own, because Detectron2 needs torchvision. The source is copied: a build
+# writes into it.
+D2 := .venv-detectron2
+
+$(D2)/.done: requirements/detectron2.txt
+	@test -f '$(DETECTRON2)/detectron2/engine/train_loop.py' || \
+		{ echo 'DETECTRON2 must be the path of a checkout of Detectron2'; exit 1; }
+	rm -rf $(D2)
+	$(or $(PYTHON),python3) -m venv $(D2)
+	$(D2)/bin/pip --disable-pip-version-check --no-input install -r requirements/detectron2.txt
+	cp -R '$(DETECTRON2)' $(D2)/source
+	$(D2)/bin/pip --disable-pip-version-check --no-input install --no-build-isolation $(D2)/source
+	touch $@
+
+test-detectron2: $(D2)/.done
+	PYTHONPATH=$(CURDIR) GCLIP_DETECTRON2_SOURCE=$(CURDIR)/$(D2)/source OMP_NUM_THREADS=1 \
+		$(D2)/bin/python -m pytest -q tests/detectron2 $(ARGS)
+
 clean:
-	rm -rf docs/_build .venv .venv-onedl .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
+	rm -rf docs/_build .venv .venv-onedl .venv-detectron2 .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

@@ -18,8 +18,8 @@ def lazy(optimizer: Any, **clip_grad: Any) -> Any:
     """The ``optimizer`` of a LazyConfig, clipped.
 
     The result has the keys of ``optimizer``, so that the script sets ``optimizer.params.model`` and
-    a command line changes ``optimizer.lr`` as before; the rule is ``optimizer.clip_grad``. It holds
-    strings and numbers only: ``config.yaml`` is written as without clipping.
+    a command line changes ``optimizer.lr`` as before; the rule is ``optimizer.clip_grad``. What is
+    added can be written to ``config.yaml``.
 
     Args:
         optimizer: a ``LazyCall`` of an optimizer with ``params=LazyCall(function)(...)``, where
@@ -47,7 +47,7 @@ def lazy(optimizer: Any, **clip_grad: Any) -> Any:
     clipped['clip_grad'] = read_rule(clip_grad)
     for node, function in ((clipped, build_clipped), (clipped['params'], groups_of)):
         node['clipped_target'] = _name(node['_target_'])
-        node['_target_'] = _name(function)
+        node['_target_'] = function
     return clipped
 
 

@@ -240,10 +240,18 @@ def test_reason_is_in_the_log_of_the_run(caplog):
     assert 'left out: Predicted boxes' in text and "'loss_box': nan" in text
 
 
+@pytest.fixture(scope='module')
+def on_two_ranks(tmp_path_factory):
+    """What two ranks found for each fault; under None, in a run without the faulty batch."""
+    faults = {**FAULTS, None: None}
+    runs = ranks.train_on_two(tmp_path_factory.mktemp('ranks'), list(faults.values()))
+    return dict(zip(faults, runs, strict=True))
+
+
 @pytest.mark.parametrize('kind', FAULTS)
-def test_all_ranks_leave_the_step_out(kind, tmp_path):
+def test_all_ranks_leave_the_step_out(kind, on_two_ranks):
     """One of two ranks has the faulty batch; both end with the weights of a run without it."""
-    faulty, clean = ranks.train_on_two(tmp_path, [FAULTS[kind], None])
+    faulty, clean = on_two_ranks[kind], on_two_ranks[None]
     assert same(faulty[0]['parameters'], faulty[1]['parameters'])
     assert all(same(a['weights'], b['weights']) for a, b in zip(faulty, clean, strict=True))
     assert [each['skipped'] for each in faulty] == [1, 1]

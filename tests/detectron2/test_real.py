@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from gclip_mm.clipping import GradClipEngine
 from gclip_mm.detectron2 import clip
@@ -37,15 +36,15 @@ TINY = {
     'MODEL.RESNETS.DEPTH': 18,
     'MODEL.RESNETS.RES2_OUT_CHANNELS': 64,
     'MODEL.RESNETS.NORM': 'BN',
-    'MODEL.RESNETS.OUT_FEATURES': ['res2', 'res3'],
-    'MODEL.FPN.IN_FEATURES': ['res2', 'res3'],
+    'MODEL.RESNETS.OUT_FEATURES': ['res2', 'res3', 'res4', 'res5'],
+    'MODEL.FPN.IN_FEATURES': ['res2', 'res3', 'res4', 'res5'],
     'MODEL.FPN.OUT_CHANNELS': 16,
-    'MODEL.ANCHOR_GENERATOR.SIZES': [[8], [16], [32]],
-    'MODEL.RPN.IN_FEATURES': ['p2', 'p3', 'p4'],
+    'MODEL.ANCHOR_GENERATOR.SIZES': [[8], [16], [32], [64], [128]],
+    'MODEL.RPN.IN_FEATURES': ['p2', 'p3', 'p4', 'p5', 'p6'],
     'MODEL.RPN.PRE_NMS_TOPK_TRAIN': 50,
     'MODEL.RPN.POST_NMS_TOPK_TRAIN': 20,
     'MODEL.ROI_HEADS.NAME': 'StandardROIHeads',
-    'MODEL.ROI_HEADS.IN_FEATURES': ['p2', 'p3'],
+    'MODEL.ROI_HEADS.IN_FEATURES': ['p2', 'p3', 'p4', 'p5'],
     'MODEL.ROI_HEADS.NUM_CLASSES': 1,
     'MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE': 8,
     'MODEL.ROI_BOX_HEAD.NAME': 'FastRCNNConvFCHead',
@@ -91,9 +90,7 @@ def rcnn():
     torch.manual_seed(0)
     cfg = get_cfg()
     cfg.merge_from_list(options())
-    model = build_model(cfg)
-    # As large as those of a network that has diverged.
-    return cfg, model
+    return cfg, build_model(cfg)
 
 
 def train(model, cfg, data, rule):
@@ -108,13 +105,11 @@ def test_rpn_that_raises_is_left_out_with_its_buffers():
     cfg, model = rcnn()
     before = {}
 
-    class Look(nn.Module):
-        def forward(self, tensors):
-            # The second forward pass begins.
-            before.update({k: v.clone() for k, v in model.state_dict().items()})
-            return tensors
+    def look(module, data):
+        # What is left is the beginning of the second iteration.
+        before.update({name: value.clone() for name, value in model.state_dict().items()})
 
-    model.register_forward_pre_hook(lambda module, data: Look()(data) and None)
+    model.register_forward_pre_hook(look)
     optimizer = train(model, cfg, [sample(0), sample(1, 'infinite pixel')], RULE)
     engine = GradClipEngine.on(optimizer)
     assert engine.steps == 2 and engine.last_skipped is True
