@@ -32,8 +32,8 @@ class SceneGraphCheckHook(Hook):
     metrics. Error messages name the config key to change.
 
     Raises:
-        ValueError: The model is not a SceneGraphDetector; its number of classes, predicates or scenes
-            differs from a data set; a data set has other names than the training set, or than the
+        ValueError: The model is not a SceneGraphDetector; its number of classes, predicates or
+            scenes differs from a data set; a data set has other names than the training set, or than the
             training set of the tested checkpoint; that checkpoint belongs to another model; the
             training set has no relation, or no scene although the model has a scene head; a metric
             has another protocol; or a detector that has to find or classify objects is trained
@@ -151,14 +151,13 @@ def check_detector_learns(model: SceneGraphDetector) -> None:
     """Check that the heads of a required detector train if its backbone does.
 
     Raises:
-        ValueError: The backbone trains but RPN and box head do not.
+        ValueError: The backbone trains but the heads of the detector do not.
     """
     finds = model.protocol is not SceneGraphProtocol.PREDCLS
     if finds and not model.freeze_detector and not model.detector_loss:
         raise ValueError(
             f'model.protocol={model.protocol.value!r} needs a detector, and with '
-            'model.detector_loss=False and freeze_detector=False its RPN and box head do not '
-            'train: set detector_loss=True, or freeze_detector=True and load a trained detector'
+            'model.detector_loss=False and freeze_detector=False its heads do not train: set detector_loss=True, or freeze_detector=True and load a trained detector'
         )
 
 

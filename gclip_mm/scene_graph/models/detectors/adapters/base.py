@@ -38,7 +38,7 @@ class DetectorAdapter:
     classifies_boxes = False
 
     def __init__(self, detector: nn.Module) -> None:
-        self.detector = detector
+        self.detector: Any = detector
 
     @property
     def name(self) -> str:
@@ -58,14 +58,14 @@ class DetectorAdapter:
         return None
 
     @property
-    def roi_extractor(self) -> nn.Module | None:
-        """The RoI extractor of the detector, of the first stage if it has several."""
+    def roi_extractor(self) -> Any:
+        """The RoI extractor of the detector, of the first stage if it has several; or None."""
         extractor = getattr(getattr(self.detector, 'roi_head', None), 'bbox_roi_extractor', None)
         return extractor[0] if isinstance(extractor, nn.ModuleList) else extractor
 
     @property
-    def shared_head(self) -> nn.Module | None:
-        """The module that the detector runs on RoI maps before its box head."""
+    def shared_head(self) -> Any:
+        """The module that the detector runs on RoI maps before its box head, or None."""
         return getattr(getattr(self.detector, 'roi_head', None), 'shared_head', None)
 
     def feature_modules(self) -> list[nn.Module]:
@@ -137,7 +137,9 @@ class DetectorAdapter:
         boxes = get_box_tensor(found.bboxes).float()
         solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         if len(boxes) and not solid.any() and 'masks' in found and bool(found.masks.any()):
-            raise ValueError(f'{self.name}.predict gives masks without boxes, and a graph needs both')
+            raise ValueError(
+                f'{self.name}.predict gives masks without boxes, and a graph needs both'
+            )
         order = torch.sort(found.scores[solid], descending=True, stable=True).indices
         return InstanceData(
             bboxes=boxes[solid][order],
