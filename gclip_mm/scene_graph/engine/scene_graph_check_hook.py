@@ -33,11 +33,11 @@ class SceneGraphCheckHook(Hook):
 
     Raises:
         ValueError: The model is not a SceneGraphDetector; its number of classes, predicates or
-            scenes differs from a data set; a data set has other names than the training set, or than the
-            training set of the tested checkpoint; that checkpoint belongs to another model; the
-            training set has no relation, or no scene although the model has a scene head; a metric
-            has another protocol; or a detector that has to find or classify objects is trained
-            without its losses.
+            scenes differs from a data set; a data set has other names than the training set, or
+            than the training set of the tested checkpoint; that checkpoint belongs to another
+            model; the training set has no relation, or no scene although the model has a scene
+            head; a metric has another protocol; or a detector that has to find or classify objects
+            is trained without its losses.
         FileNotFoundError: Pictures of a data set do not exist.
 
     Example:
@@ -157,7 +157,8 @@ def check_detector_learns(model: SceneGraphDetector) -> None:
     if finds and not model.freeze_detector and not model.detector_loss:
         raise ValueError(
             f'model.protocol={model.protocol.value!r} needs a detector, and with '
-            'model.detector_loss=False and freeze_detector=False its heads do not train: set detector_loss=True, or freeze_detector=True and load a trained detector'
+            'model.detector_loss=False and freeze_detector=False its heads do not train: set '
+            'detector_loss=True, or freeze_detector=True and load a trained detector'
         )
 
 
