@@ -498,3 +498,15 @@ def test_double_head_is_not_given_roi_maps(batch):
     rcnn = {**cfg.detector, 'type': 'SceneGraphRCNN', 'relation_head': cfg.relation_head}
     with pytest.raises(ValueError, match='one box head.*DoubleHeadRoIHead.*SceneGraphDetector'):
         MODELS.build(rcnn)
+
+
+def test_two_stage_detector_with_other_extractor_uses_its_detections(batch):
+    cfg = wrapped('FasterRCNN', protocol='sgcls')
+    extractor = dict(cfg.detector.roi_head.bbox_roi_extractor, featmap_strides=[4, 8, 16, 32])
+    cfg.roi_extractor = extractor
+    model = build(cfg)
+    assert not model.adapter.classifies_boxes
+    # The detector's own RoI head is on no path from the features to the relations.
+    assert not any(p.requires_grad for p in model.detector.roi_head.parameters())
+    model.parse_losses(losses_of(model.train(), batch))[0].backward()
+    assert 'pred_relations' in graphs_of(model, batch)[0]

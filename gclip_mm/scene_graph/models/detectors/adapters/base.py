@@ -32,13 +32,17 @@ class DetectorAdapter:
 
     Args:
         detector: A detector of MMDetection.
+        own_maps: Whether the RoI maps of the scene graph are those of the detector's extractor.
     """
 
-    #: Whether the box head of the detector classifies given boxes from their RoI maps.
-    classifies_boxes = False
-
-    def __init__(self, detector: nn.Module) -> None:
+    def __init__(self, detector: nn.Module, own_maps: bool = True) -> None:
         self.detector: Any = detector
+        self.own_maps = own_maps
+
+    @property
+    def classifies_boxes(self) -> bool:
+        """Whether the box head of the detector classifies given boxes from their RoI maps."""
+        return False
 
     @property
     def name(self) -> str:
@@ -70,9 +74,9 @@ class DetectorAdapter:
 
     def feature_modules(self) -> list[nn.Module]:
         """The modules that the feature maps and RoI maps come from."""
-        names = ('backbone', 'neck')
-        found = [getattr(self.detector, name, None) for name in names]
-        found += [self.roi_extractor, self.shared_head]
+        found = [getattr(self.detector, name, None) for name in ('backbone', 'neck')]
+        if self.own_maps:
+            found += [self.roi_extractor, self.shared_head]
         return [module for module in found if isinstance(module, nn.Module)]
 
     def losses(
