@@ -48,8 +48,8 @@ class SceneGraphInferencer(DetInferencer):
         **kwargs: As for ``DetInferencer``.
 
     Raises:
-        ValueError: The model is not a SceneGraphDetector, the checkpoint belongs to another model, or
-            the protocol is unknown.
+        ValueError: The model is not a SceneGraphDetector, the checkpoint belongs to another model,
+            or the protocol is unknown.
 
     Example:
         >>> inferencer = SceneGraphInferencer(

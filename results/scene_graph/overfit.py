@@ -20,10 +20,10 @@ from mmengine.runner import Runner
 import gclip_mm  # noqa: F401
 
 PICTURES = 8
-COLUMNS = ('config', 'iters', 'R@20', 'mR@20', 'bbox_mAP', 'scene_top1', 'seconds')
+COLUMNS = ('config', 'iters', 'R@20', 'mR@20', 'bbox_mAP', 'scene_top1', 'seconds', 'command')
 
 
-def overfitting(path: str, iters: int, lr: float | None, folder: str) -> Config:
+def overfitting(path: str, iters: int, folder: str) -> Config:
     """The config with eight pictures, which are also those that are evaluated."""
     cfg = Config.fromfile(path)
     params = {**cfg.params, 'num_train': PICTURES, 'num_val': 1}
@@ -40,8 +40,6 @@ def overfitting(path: str, iters: int, lr: float | None, folder: str) -> Config:
     warmup, cosine = cfg.param_scheduler
     warmup.update(end=min(50, iters // 4))
     cosine.update(begin=warmup.end, end=iters)
-    if lr is not None:
-        cfg.optim_wrapper.optimizer.lr = lr
     cfg.default_hooks.checkpoint.interval = iters
     cfg.default_hooks.logger.interval = 50
     cfg.work_dir = f'{folder}/{Path(path).stem}'
@@ -56,18 +54,22 @@ def main() -> None:
     parser.add_argument('configs', nargs='+')
     parser.add_argument('--out', default='overfit.csv')
     parser.add_argument('--iters', type=int, default=300)
-    parser.add_argument('--lr', type=float)
     args = parser.parse_args()
     for path in args.configs:
         with tempfile.TemporaryDirectory() as folder:
-            runner = Runner.from_cfg(overfitting(path, args.iters, args.lr, folder))
+            runner = Runner.from_cfg(overfitting(path, args.iters, folder))
             start = time.perf_counter()
             runner.train()
             seconds = time.perf_counter() - start
             hub = runner.message_hub
-            keys = [key for key in COLUMNS if key not in ('config', 'iters', 'seconds')]
-            row = {key: round(hub.get_scalar(f'val/sg/{key}').current(), 4) for key in keys}
-        row.update(config=Path(path).stem, iters=args.iters, seconds=round(seconds))
+            keys = [key for key in COLUMNS if key in ('R@20', 'mR@20', 'bbox_mAP', 'scene_top1')]
+            row: dict = {
+                key: round(float(hub.get_scalar(f'val/sg/{key}').current()), 4) for key in keys
+            }
+        command = f'python results/scene_graph/overfit.py {path} --iters {args.iters}'
+        row.update(
+            config=Path(path).stem, iters=args.iters, seconds=round(seconds), command=command
+        )
         out = Path(args.out)
         exists = out.is_file()
         with out.open('a', newline='') as file:

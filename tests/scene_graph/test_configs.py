@@ -56,7 +56,7 @@ def test_config_builds_with_consistent_parts(path):
     for kind, part in ((METRICS, cfg.val_evaluator), (VISUALIZERS, cfg.visualizer)):
         assert kind.get(part.type) is not None
     assert DATASETS.get(cfg.train_dataloader.dataset.type) is not None
-    if cfg.model.type != 'SceneGraphRCNN':
+    if cfg.model.type not in ('SceneGraphRCNN', 'SceneGraphDetector'):
         return
     protocol = path.stem.split('_')[1]
     assert model.protocol.value == protocol
@@ -74,8 +74,28 @@ def test_config_builds_with_consistent_parts(path):
         assert types[-1] == 'PackSceneGraphInputs'
 
 
+@pytest.mark.parametrize('detector', ['retinanet', 'yolox', 'dino', 'mask2former'])
+def test_other_detectors_have_configs(detector):
+    wanted = {f'{c}_sgdet_{detector}_shapescenes.py' for c in ('rnn', 'transformer')}
+    assert wanted <= set(names('shapescenes'))
+    for name in wanted:
+        cfg = Config.fromfile(str(FOLDER / 'shapescenes' / name))
+        model = build(cfg)
+        assert type(model.detector).__name__.lower() == detector
+        assert model.adapter.class_count[1] == model.relation_head.num_classes == 10
+
+
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda path: path.stem)
-@pytest.mark.parametrize('name', ['shapescenes/rnn_sgdet', 'vg150/imp_predcls', 'psg/crnn_sgcls'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'shapescenes/rnn_sgdet_shapescenes',
+        'shapescenes/rnn_sgdet_dino',
+        'shapescenes/transformer_sgdet_retinanet',
+        'vg150/imp_predcls',
+        'psg/crnn_sgcls',
+    ],
+)
 def test_clip_recipes_match_every_model(recipe, name):
     path = next(p for p in CONFIGS if str(p.relative_to(FOLDER)).startswith(name))
     cfg = gclip_mm.apply_clip(Config.fromfile(str(path)), str(recipe))
@@ -95,6 +115,7 @@ def test_clip_recipes_match_every_model(recipe, name):
         if info.name
         in (
             'backbone.conv1.weight',
+            'detector.backbone.conv1.weight',
             'relation_head.union_fc.0.weight',
             next(n for n in rules if n.startswith('relation_head.context.')),
         )

@@ -1,5 +1,5 @@
-# RetinaNet small enough to train from scratch on a CPU in minutes: a ResNet-18 with a quarter of its
-# channels, three levels, boxes of 24 to 150 pixels. Losses and matching are those of mmdet's
+# RetinaNet small enough to train from scratch on a CPU in minutes: a ResNet-18 with a quarter of
+# its channels, three levels, boxes of 24 to 150 pixels. Losses and matching are those of mmdet's
 # retinanet_r50_fpn. Set num_classes in the inheriting config.
 model = dict(
     type='RetinaNet',

@@ -14,7 +14,7 @@ optim_wrapper = dict(
         rules=[
             dict(match=r'^relation_head\.frequency_bias\.', type='NormClip', max_norm=1.0),
             dict(match=r'\.fc_(cls|reg|object|predicate|scene)\.', type='NormClip', max_norm=5.0),
-            dict(match=r'^(backbone|neck|rpn_head|roi_head)\.', clip_factor=0.01),
+            dict(match=r'^(detector|backbone|neck|rpn_head|roi_head)\.', clip_factor=0.01),
             dict(match=r'^relation_head\.context\.', clip_factor=0.05),
         ],
     ),

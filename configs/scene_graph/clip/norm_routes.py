@@ -8,7 +8,11 @@ optim_wrapper = dict(
         type='NormClip',
         max_norm=5.0,
         rules=[
-            dict(match=r'^(backbone|neck|rpn_head|roi_head)\.', type='NormClip', max_norm=10.0),
+            dict(
+                match=r'^(detector|backbone|neck|rpn_head|roi_head)\.',
+                type='NormClip',
+                max_norm=10.0,
+            ),
             dict(match=r'^relation_head\.context\.', type='NormClip', max_norm=2.0),
             dict(match=r'^relation_head\.frequency_bias\.', type='NormClip', max_norm=1.0),
         ],

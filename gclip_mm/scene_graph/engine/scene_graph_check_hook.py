@@ -173,14 +173,14 @@ def check_detector_learns(model: SceneGraphDetector) -> None:
     """Check that the heads of a required detector train if its backbone does.
 
     Raises:
-        ValueError: The backbone trains but RPN and box head do not.
+        ValueError: The backbone trains but the heads of the detector do not.
     """
     finds = model.protocol is not SceneGraphProtocol.PREDCLS
     if finds and not model.freeze_detector and not model.detector_loss:
         raise ValueError(
             f'model.protocol={model.protocol.value!r} needs a detector, and with '
-            'model.detector_loss=False and freeze_detector=False its RPN and box head do not '
-            'train: set detector_loss=True, or freeze_detector=True and load a trained detector'
+            'model.detector_loss=False and freeze_detector=False its heads do not train: set '
+            'detector_loss=True, or freeze_detector=True and load a trained detector'
         )
 
 

@@ -71,6 +71,16 @@ def test_wrong_size_raises_with_config_key(which, meta, message):
         check(**{which: loop(**meta)})
 
 
+def test_wrapped_detector_is_checked_too():
+    cfg = Config.fromfile('configs/scene_graph/shapescenes/rnn_sgdet_yolox_shapescenes.py')
+    model = MODELS.build(cfg.model)
+    check(model, train=loop('sgdet'), val=loop('sgdet'))
+    with pytest.raises(ValueError, match=r'^model.detector.bbox_head.num_classes=10, .* 1 classes'):
+        check(model, train=loop('sgdet', classes=('cat',)))
+    with pytest.raises(ValueError, match="'sgdet', but .* protocol='predcls'"):
+        check(model, val=loop('predcls'))
+
+
 @pytest.mark.parametrize('which', ['val', 'test'])
 def test_metric_with_other_protocol_raises(which):
     with pytest.raises(ValueError, match=r"'sgdet', but .* protocol='predcls'"):

@@ -58,6 +58,21 @@ def folder(tmp_path_factory):
     return path
 
 
+def test_any_detector(folder):
+    cfg = Config.fromfile('configs/scene_graph/shapescenes/rnn_sgdet_retinanet_shapescenes.py')
+    cfg.model.detector.test_cfg.score_thr = 0.0
+    torch.manual_seed(0)
+    made = SceneGraphInferencer(cfg, device='cpu', show_progress=False)
+    made.model.relation_head.frequency_bias.ready.fill_(True)
+    result = made(str(folder / '0.png'))['predictions'][0]
+    assert 0 < len(result['bboxes']) <= 12
+    assert result['relations'][0]['score'] > 0
+    given = dict(img_path=str(folder / '0.png'), bboxes=[[10, 10, 40, 40], [50, 50, 90, 90]])
+    made = SceneGraphInferencer(cfg, device='cpu', show_progress=False, protocol='sgcls')
+    made.model.relation_head.frequency_bias.ready.fill_(True)
+    assert len(made(given)['predictions'][0]['relations']) == 2
+
+
 def same(a, b):
     assert a['names'] == b['names']
     np.testing.assert_allclose(a['bboxes'], b['bboxes'], atol=1e-3)

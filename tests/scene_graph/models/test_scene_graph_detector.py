@@ -22,8 +22,8 @@ from tests.scene_graph.models.tiny_detectors import (
     WITH_MASKS,
     detector_cfg,
     faster_rcnn,
-    wrapped,
     with_masks,
+    wrapped,
 )
 
 NAMES = list(DETECTORS)
@@ -231,11 +231,16 @@ def test_image_without_detections_and_without_truth(name):
     batch = dict(
         inputs=[empty['inputs']] * 2, data_samples=[empty['data_samples'], empty['data_samples']]
     )
-    model.adapter.detect = lambda *args: [
-        InstanceData(
-            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64), scores=torch.zeros(0)
-        )
-    ] * 2
+    model.adapter.detect = lambda *args: (
+        [
+            InstanceData(
+                bboxes=torch.zeros(0, 4),
+                labels=torch.zeros(0, dtype=torch.int64),
+                scores=torch.zeros(0),
+            )
+        ]
+        * 2
+    )
     total, _ = model.parse_losses(losses_of(model, batch))
     total.backward()
     assert total.isfinite()
@@ -270,9 +275,13 @@ def test_without_detector_loss_only_features_train(batch, name):
     assert trained == {'backbone', 'neck'} & {n for n, _ in model.detector.named_children()}
     total, _ = model.parse_losses(losses_of(model, batch))
     total.backward()
-    assert model.detector.backbone.get_parameter(
-        next(n for n, _ in model.detector.backbone.named_parameters())
-    ).grad.abs().sum()
+    assert (
+        model.detector.backbone.get_parameter(
+            next(n for n, _ in model.detector.backbone.named_parameters())
+        )
+        .grad.abs()
+        .sum()
+    )
 
 
 # ---- a Faster R-CNN gives the bits of SceneGraphRCNN ----------------------------------------
@@ -280,9 +289,7 @@ def test_without_detector_loss_only_features_train(batch, name):
 
 @pytest.mark.parametrize('trains', ['frozen', 'features', 'jointly'])
 @pytest.mark.parametrize('protocol', PROTOCOLS)
-def test_wrapped_faster_rcnn_gives_bits_of_scene_graph_rcnn(
-    make_model, batch, protocol, trains
-):
+def test_wrapped_faster_rcnn_gives_bits_of_scene_graph_rcnn(make_model, batch, protocol, trains):
     options = dict(
         protocol=protocol, freeze_detector=trains == 'frozen', detector_loss=trains == 'jointly'
     )
@@ -458,7 +465,9 @@ def test_detector_without_rpn_needs_proposals(batch):
     cfg.detector.type = 'FastRCNN'
     del cfg.detector['rpn_head'], cfg.detector.train_cfg['rpn']
     model = build(cfg)
-    with pytest.raises(ValueError, match='FastRCNN has no RPN, and .* no proposals: .*LoadProposals'):
+    with pytest.raises(
+        ValueError, match='FastRCNN has no RPN, and .* no proposals: .*LoadProposals'
+    ):
         graphs_of(model, batch)
     proposed = copy.deepcopy(batch)
     for sample in proposed['data_samples']:
@@ -489,3 +498,15 @@ def test_double_head_is_not_given_roi_maps(batch):
     rcnn = {**cfg.detector, 'type': 'SceneGraphRCNN', 'relation_head': cfg.relation_head}
     with pytest.raises(ValueError, match='one box head.*DoubleHeadRoIHead.*SceneGraphDetector'):
         MODELS.build(rcnn)
+
+
+def test_two_stage_detector_with_other_extractor_uses_its_detections(batch):
+    cfg = wrapped('FasterRCNN', protocol='sgcls')
+    extractor = dict(cfg.detector.roi_head.bbox_roi_extractor, featmap_strides=[4, 8, 16, 32])
+    cfg.roi_extractor = extractor
+    model = build(cfg)
+    assert not model.adapter.classifies_boxes
+    # The detector's own RoI head is on no path from the features to the relations.
+    assert not any(p.requires_grad for p in model.detector.roi_head.parameters())
+    model.parse_losses(losses_of(model.train(), batch))[0].backward()
+    assert 'pred_relations' in graphs_of(model, batch)[0]

@@ -79,8 +79,8 @@ def _shipped(name: str) -> ConfigDict:
 
 
 @cache
-def _stock(family: str, recipe: str) -> ConfigDict:
-    cfg = load_tiny(CONFIGS / family / recipe).model
+def _stock(recipe: str) -> ConfigDict:
+    cfg = load_tiny(CONFIGS / recipe).model
     cfg.bbox_head.num_classes = _CLASSES
     cfg.data_preprocessor.pad_size_divisor = 32
     if 'num_queries' in cfg:
@@ -99,8 +99,12 @@ DETECTORS: dict[str, tuple[Any, Any, Any]] = {
     'PanopticFPN': (panoptic_fpn, None, None),
     'RetinaNet': (lambda: _shipped('retinanet_r18_tiny'), (64, [8, 16, 32]), None),
     'YOLOX': (lambda: _shipped('yolox_tiny'), (64, [8, 16, 32]), None),
-    'RTMDet': (lambda: _stock('rtmdet', 'rtmdet_tiny_norm_8xb32-300e_coco.py'), (16, [8, 16, 32]), None),
-    'DETR': (lambda: _stock('detr', 'detr_r50_norm_8xb2-150e_coco.py'), (32, [32]), None),
+    'RTMDet': (
+        lambda: _stock('rtmdet/rtmdet_tiny_norm_8xb32-300e_coco.py'),
+        (16, [8, 16, 32]),
+        None,
+    ),
+    'DETR': (lambda: _stock('detr/detr_r50_norm_8xb2-150e_coco.py'), (32, [32]), None),
     'DINO': (
         lambda: _shipped('dino_r18_tiny'),
         (16, [16, 32]),

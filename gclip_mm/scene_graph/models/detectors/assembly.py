@@ -36,7 +36,7 @@ def relation_cfg(name: str, cfg: dict | None) -> dict[str, Any]:
 
 
 def check_own_cfg(name: str, cfg: dict | None) -> None:
-    """Check that ``train_cfg`` or ``test_cfg`` of a wrapped detector has the part ``relation`` only.
+    """Check that ``train_cfg`` or ``test_cfg`` of a SceneGraphDetector has ``relation`` only.
 
     Raises:
         ValueError: It has a part of the detector, which would be ignored.
@@ -49,7 +49,7 @@ def check_own_cfg(name: str, cfg: dict | None) -> None:
         )
 
 
-def roi_extractor_of(adapter: DetectorAdapter, given: nn.Module | None) -> nn.Module:
+def roi_extractor_of(adapter: DetectorAdapter, given: nn.Module | None) -> Any:
     """The RoI extractor of the scene graph: the one of its config, or that of the detector.
 
     Raises:
@@ -67,7 +67,7 @@ def roi_extractor_of(adapter: DetectorAdapter, given: nn.Module | None) -> nn.Mo
 
 
 def complete_relation_head(
-    cfg: dict, adapter: DetectorAdapter, extractor: nn.Module, protocol: SceneGraphProtocol
+    cfg: dict, adapter: DetectorAdapter, extractor: Any, protocol: SceneGraphProtocol
 ) -> dict[str, Any]:
     """Complete the config of the relation head with sizes of detector and RoI extractor.
 
@@ -87,7 +87,7 @@ def complete_relation_head(
     changed = extractor is adapter.roi_extractor and adapter.shared_head is not None
     layers = getattr(extractor, 'roi_layers', None)
     if not changed and layers is not None:
-        where = f'{type(extractor).__name__}'
+        where = type(extractor).__name__
         decided['in_channels'] = (extractor.out_channels, where)
         decided['roi_size'] = (layers[0].output_size[0], where)
     for key, (value, where) in decided.items():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
+
+from torch import Tensor
 
 
 def check_feature_maps(
-    maps: tuple[Tensor, ...], batch_inputs: Tensor, extractor: nn.Module, detector: str
+    maps: tuple[Tensor, ...], batch_inputs: Tensor, extractor: Any, detector: str
 ) -> None:
     """Check number, channels and strides of the feature maps that a RoI extractor reads.
 

@@ -219,7 +219,7 @@ class SceneGraphDetector(BaseDetector):
             check_feature_maps(maps, batch_inputs, self.roi_extractor, self.adapter.name)
         return maps
 
-    def _roi_extractor(self) -> nn.Module:
+    def _roi_extractor(self) -> Any:
         return roi_extractor_of(self.adapter, getattr(self, 'roi_extractor', None))
 
     def _roi_maps(self, x: tuple[Tensor, ...], boxes: list[Tensor]) -> Tensor:

@@ -90,7 +90,7 @@ class SceneGraphRCNN(SceneGraphDetector, TwoStageDetector):
         return [getattr(self, name) for name in _DETECTOR_PARTS if hasattr(self, name)]
 
     def fitting_keys(self, keys: Any) -> dict[str, str]:
-        """Map keys of a checkpoint, which may be of a SceneGraphDetector, to those of this model."""
+        """Map keys of a checkpoint, which may be of a SceneGraphDetector, to those of the model."""
         return fitting_keys(keys, nested=False)
 
     def _plain_features(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:

@@ -22,4 +22,4 @@ def adapter_of(detector: nn.Module, own_maps: bool) -> DetectorAdapter:
         # Panoptic segmentors, for example, have losses beyond those of both stages.
         plain_loss = type(detector).loss is TwoStageDetector.loss
         return TwoStageAdapter(detector, plain_loss, own_maps)
-    return DetectorAdapter(detector)
+    return DetectorAdapter(detector, own_maps)

@@ -32,13 +32,17 @@ class DetectorAdapter:
 
     Args:
         detector: A detector of MMDetection.
+        own_maps: Whether the RoI maps of the scene graph are those of the detector's extractor.
     """
 
-    #: Whether the box head of the detector classifies given boxes from their RoI maps.
-    classifies_boxes = False
+    def __init__(self, detector: nn.Module, own_maps: bool = True) -> None:
+        self.detector: Any = detector
+        self.own_maps = own_maps
 
-    def __init__(self, detector: nn.Module) -> None:
-        self.detector = detector
+    @property
+    def classifies_boxes(self) -> bool:
+        """Whether the box head of the detector classifies given boxes from their RoI maps."""
+        return False
 
     @property
     def name(self) -> str:
@@ -58,21 +62,21 @@ class DetectorAdapter:
         return None
 
     @property
-    def roi_extractor(self) -> nn.Module | None:
-        """The RoI extractor of the detector, of the first stage if it has several."""
+    def roi_extractor(self) -> Any:
+        """The RoI extractor of the detector, of the first stage if it has several; or None."""
         extractor = getattr(getattr(self.detector, 'roi_head', None), 'bbox_roi_extractor', None)
         return extractor[0] if isinstance(extractor, nn.ModuleList) else extractor
 
     @property
-    def shared_head(self) -> nn.Module | None:
-        """The module that the detector runs on RoI maps before its box head."""
+    def shared_head(self) -> Any:
+        """The module that the detector runs on RoI maps before its box head, or None."""
         return getattr(getattr(self.detector, 'roi_head', None), 'shared_head', None)
 
     def feature_modules(self) -> list[nn.Module]:
         """The modules that the feature maps and RoI maps come from."""
-        names = ('backbone', 'neck')
-        found = [getattr(self.detector, name, None) for name in names]
-        found += [self.roi_extractor, self.shared_head]
+        found = [getattr(self.detector, name, None) for name in ('backbone', 'neck')]
+        if self.own_maps:
+            found += [self.roi_extractor, self.shared_head]
         return [module for module in found if isinstance(module, nn.Module)]
 
     def losses(
@@ -137,7 +141,9 @@ class DetectorAdapter:
         boxes = get_box_tensor(found.bboxes).float()
         solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         if len(boxes) and not solid.any() and 'masks' in found and bool(found.masks.any()):
-            raise ValueError(f'{self.name}.predict gives masks without boxes, and a graph needs both')
+            raise ValueError(
+                f'{self.name}.predict gives masks without boxes, and a graph needs both'
+            )
         order = torch.sort(found.scores[solid], descending=True, stable=True).indices
         return InstanceData(
             bboxes=boxes[solid][order],

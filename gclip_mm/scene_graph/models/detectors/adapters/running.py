@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def given_features(detector: nn.Module, x: tuple[Tensor, ...]) -> Iterator[None]:
+def given_features(detector: Any, x: tuple[Tensor, ...]) -> Iterator[None]:
     """Let ``loss`` and ``predict`` of a detector use feature maps that were computed before.
 
     Detectors of MMDetection compute their features by ``self.extract_feat``. Both calls of a
@@ -35,7 +36,7 @@ def given_features(detector: nn.Module, x: tuple[Tensor, ...]) -> Iterator[None]
     def extract_feat(batch_inputs: Tensor) -> tuple[Tensor, ...]:
         return x
 
-    detector.extract_feat = extract_feat  # type: ignore[assignment]  # hides the method
+    detector.extract_feat = extract_feat  # hides the method of the class
     try:
         yield
     finally:

@@ -47,9 +47,13 @@ class TwoStageAdapter(DetectorAdapter):
     def __init__(
         self, detector: TwoStageDetector, plain_loss: bool = True, own_maps: bool = True
     ) -> None:
-        super().__init__(detector)
+        super().__init__(detector, own_maps)
         self.plain_loss = plain_loss
-        self.classifies_boxes = own_maps
+
+    @property
+    def classifies_boxes(self) -> bool:
+        """Whether the box head can classify the RoI maps of the scene graph."""
+        return self.own_maps
 
     def losses(
         self, x: tuple[Tensor, ...], batch_inputs: Tensor, samples: SampleList
