@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ import pytest
 import gclip_mm.datasets.shape_scenes as shape_scenes
 from gclip_mm.datasets.shape_scenes import ShapeScenesParams, generate, generator
 from gclip_mm.datasets.shape_scenes.__main__ import main
+from gclip_mm.datasets.shape_scenes.relations import (
+    ANNOTATED_SHARE,
+    LONG_TAIL_ORDER,
+    annotated_shares,
+)
 from gclip_mm.datasets.shape_scenes.sampling import draw_sample
 
 TINY = ShapeScenesParams(num_train=4, num_val=2, image_size=(96, 80), seed=5)
@@ -114,7 +120,12 @@ def test_reuse_does_not_need_write_permission(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     'changed, named',
-    [(dict(seed=6), 'seed=5'), (dict(num_train=5), 'num_train=4'), (dict(num_val=1), 'num_val=2')],
+    [
+        (dict(seed=6), 'seed=5'),
+        (dict(num_train=5), 'num_train=4'),
+        (dict(num_val=1), 'num_val=2'),
+        (dict(long_tail=10.0), r'long_tail=None \(requested: 10\.0\)'),
+    ],
 )
 def test_other_parameters_raise_without_overwrite(tmp_path, changed, named):
     out = generate(tmp_path / 'a', TINY, progress=False)
@@ -195,11 +206,36 @@ def test_concurrent_processes_draw_once(tmp_path):
         (dict(image_size=(96,)), 'image_size'),
         (dict(image_size=(8, 8)), 'image_size'),
         (dict(image_size=(96, 99999)), 'image_size'),
+        (dict(long_tail=0.5), 'long_tail'),
+        (dict(long_tail=float('nan')), 'long_tail'),
     ],
 )
 def test_parameter_out_of_range_raises_with_its_name(bad, named):
     with pytest.raises(ValueError, match=f'^{named} must be'):
         ShapeScenesParams(**bad)
+
+
+def test_long_tail_changes_relations_only(tmp_path):
+    plain = generate(tmp_path / 'a', TINY, progress=False)
+    tail = replace(TINY, long_tail=20.0)
+    out = generate(tmp_path / 'b', tail, progress=False)
+    before, after = checksums(plain), checksums(out)
+    assert before.keys() == after.keys()
+    pictures = [name for name in before if name.endswith('.jpg')]
+    assert len(pictures) == 6 and all(before[name] == after[name] for name in pictures)
+    a, b = (json.loads((root / 'annotations/train.json').read_text()) for root in (plain, out))
+    assert a['annotations'] == b['annotations'] and a['images'] == b['images']
+    assert 'long_tail' not in a['info'] and b['info']['long_tail'] == 20.0
+    assert generate(out, tail, progress=False) == out
+    with pytest.raises(FileExistsError, match=r'long_tail=20\.0 \(requested: None\)'):
+        generate(out, TINY, progress=False)
+
+
+def test_long_tail_shares_decrease_geometrically():
+    shares = annotated_shares(512.0)
+    ratios = [shares[name] / ANNOTATED_SHARE[name] for name in LONG_TAIL_ORDER]
+    assert ratios == pytest.approx([2.0**-i for i in range(10)])
+    assert set(LONG_TAIL_ORDER) == set(ANNOTATED_SHARE) and annotated_shares() is ANNOTATED_SHARE
 
 
 def test_command_line_draws_and_prints_counts(tmp_path, capsys):

@@ -120,7 +120,25 @@ def test_clip_recipes_match_every_model(recipe, name):
             next(n for n in rules if n.startswith('relation_head.context.')),
         )
     }
-    assert len(budgets) == (2 if recipe.stem == 'value_routes' else 3)
+    assert len(budgets) == dict(value_routes=2, log_norm=1).get(recipe.stem, 3)
+
+
+def test_log_norm_clips_nothing():
+    cfg = Config.fromfile(str(FOLDER / 'shapescenes/rnn_sgdet_shapescenes.py'))
+    cfg = gclip_mm.apply_clip(cfg, str(FOLDER / 'clip/log_norm.py'))
+    assert cfg.optim_wrapper.clip_grad == dict(type='NormClip', max_norm=float('inf'))
+
+
+@pytest.mark.parametrize('protocol', ['sgcls', 'sgdet'])
+@pytest.mark.parametrize('context', CONTEXTS)
+def test_joint_training_has_a_higher_limit_than_predcls(context, protocol):
+    """The losses of the detector add to the norm."""
+    limits = [
+        Config.fromfile(str(FOLDER / f'shapescenes/{context}_{name}_shapescenes.py'))
+        for name in ('predcls', protocol)
+    ]
+    low, high = (cfg.optim_wrapper.clip_grad.max_norm for cfg in limits)
+    assert low < high
 
 
 def test_metafile_lists_every_config():

@@ -73,5 +73,6 @@ val_evaluator = dict(
     type='SceneGraphMetric',
     protocol='predcls',
     train_ann_file=data_root + 'train.json',
+    predicate_groups='thirds',  # head, body and tail
 )
 test_evaluator = val_evaluator

@@ -47,7 +47,9 @@ COCO's instance format with additional keys. Coordinates are in pixels of the im
     ``image_id``, ``subject_id`` and ``object_id`` (annotation ids, both of that image),
     ``predicate_id``. Read "subject predicate object": ``left of`` means that the subject is to
     the left. A pair is annotated in at most one direction, with one predicate. True relations
-    are omitted at random, rarer predicates more often; an image may have no relation.
+    are omitted at random, rarer predicates more often; an image may have no relation. With
+    ``long_tail`` the predicates are long-tailed, as those of real data are; pictures, boxes and
+    scenes are the same.
     ``relations.predicate_between`` defines each predicate.
 
 ``ShapeScenesDataset.METAINFO`` has the same names: ``classes``, ``predicates``, ``scenes``, and

@@ -130,7 +130,7 @@ class SceneGraphMetric(BaseMetric):
             self.zero_shot_file, zero_shot_triplets = zero_shot_triplets, None
         self._given_zero_shot = as_triplet_set(zero_shot_triplets)
         self.train_ann_file = train_ann_file
-        self._references = References(self._given_zero_shot, None, None)
+        self._references: References | None = None
         self.classwise = classwise
         self.box_metric = self.protocol != 'predcls' if box_metric is None else box_metric
         self._coco: Any = CocoMetric(metric='bbox', prefix='coco') if self.box_metric else None
@@ -148,7 +148,9 @@ class SceneGraphMetric(BaseMetric):
 
     @property
     def references(self) -> References:
-        """What is known of the training set."""
+        """What is known of the training set; read once."""
+        if self._references is None:
+            self._references = self._read_references()
         return self._references
 
     def _options(self) -> RecallOptions:
@@ -190,7 +192,7 @@ class SceneGraphMetric(BaseMetric):
                 max_k=max(self.ks),
                 iou_thr=self.iou_thr,
                 num_predicates=len(names) if names else None,
-                zero_shot_triplets=self._references.zero_shot,
+                zero_shot_triplets=self.references.zero_shot,
                 options=options,
                 name=name,
             )
@@ -220,7 +222,7 @@ class SceneGraphMetric(BaseMetric):
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """Compute the metrics from the matched images."""
         logger = MMLogger.get_current_instance()
-        options, references = self._options(), self._references
+        options, references = self._options(), self.references
         logger.info(
             f'Scene graphs: protocol={self.protocol}, iou_thr={self.iou_thr}, '
             + ', '.join(f'{key}={getattr(options, key)}' for key in OPTIONS)

@@ -84,3 +84,9 @@ def test_files_are_read_as_soon_as_the_data_set_is_known(tmp_path, key, name):
     (tmp_path / name).write_text('{')
     with pytest.raises(ValueError, match='is not valid JSON'):
         metric.dataset_meta = dict(classes=CLASSES, predicates=PREDICATES)
+
+
+def test_files_are_read_without_metainfo_too(tmp_path):
+    np.save(tmp_path / 'a.npy', np.array([[0, 1, 0]]))
+    metric = SceneGraphMetric(zero_shot_triplets=str(tmp_path / 'a.npy'))
+    assert metric.references.zero_shot == {(0, 1, 0)}

@@ -158,7 +158,8 @@ def test_count_weighted_cross_entropy_equals_the_formula(beta):
     seen = COUNTS > 0
     effective = (1 - beta ** COUNTS[seen]) / (1 - beta)
     weight = np.ones(5)
-    weight[:4][seen] = (1 / effective) / (1 / effective).mean()
+    per_relation = np.repeat(1 / effective, COUNTS[seen])
+    weight[:4][seen] = (1 / effective) / per_relation.mean()
     nll = -np.log(softmax(logits)[np.arange(8), labels])
     value = loss(torch.tensor(logits), torch.tensor(labels), avg_factor=8)
     np.testing.assert_allclose(value.item(), 2 * (weight[labels] * nll).sum() / 8, rtol=1e-6)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
 from mmdet.engine.hooks import DetVisualizationHook
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData, LabelData
 
-from gclip_mm.scene_graph.visualization import SceneGraphVisualizer, build_graph
+from gclip_mm.scene_graph.visualization import SceneGraphVisualizer, build_graph, drawing
 from gclip_mm.scene_graph.visualization.layout import circle_layout, edge_curve, place_labels
 
 META = dict(
@@ -186,3 +187,35 @@ def test_labels_of_ten_objects_do_not_overlap():
             overlap = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
             share = np.clip(overlap, 0, None).prod() / size.prod()
             assert share < 0.35, f'{i} covers {share:.0%} of {j}'
+
+
+def contrast(a, b):
+    """WCAG 2.1, by its text: relative luminances of two colors, the lighter one first."""
+
+    def luminance(color):
+        linear = [
+            v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(color)
+        ]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize('count', [10, 20])
+def test_text_on_every_node_color_is_readable(count):
+    """4.5 is the minimum of WCAG 2.1 for text."""
+    chosen = set()
+    for color in drawing._node_colors(count):
+        text = drawing._text_color(color)
+        other = dict(white='black', black='white')[text]
+        assert contrast(text, color) >= max(4.5, contrast(other, color))
+        chosen.add(text)
+    assert chosen == {'white', 'black'}
+
+
+def test_legend_does_not_say_that_a_hidden_edge_was_not_predicted():
+    """An annotated edge is drawn as missed too if its prediction is below the threshold."""
+    kinds = {e.kind for e in build_graph(sample(), (50, 100), META, edge_score_thr=0.9).edges}
+    assert kinds == {'missed'}
+    assert drawing.EDGE_STYLES['missed']['label'] == 'annotated, not among those shown'

@@ -16,9 +16,9 @@ class CountWeightedCrossEntropy(nn.Module):
     """Class-balanced cross-entropy (Cui et al., arXiv 1901.05555).
 
     The weight of a predicate with n relations in training is ``(1 - beta) / (1 - beta ** n)``,
-    divided by the mean over the predicates that occur; that of "no relation" is 1. A predicate that
-    does not occur, but which a flip may create, has the weight of one relation. The counts come
-    from ``FrequencyBiasHook``.
+    divided by the mean over all relations. That of "no relation" is 1, so relations and other
+    pairs keep their balance. A predicate that does not occur, but which a flip may create, has the
+    weight of one relation. The counts come from ``FrequencyBiasHook``.
 
     Args:
         beta: In [0, 1). 0: all weights are 1. The closer to 1, the closer the weights are to 1 / n.
@@ -47,7 +47,7 @@ class CountWeightedCrossEntropy(nn.Module):
         counts = predicate_counts(relations, np.shape(relations)[-1])
         effective = (1 - self.beta) / (1 - self.beta ** np.maximum(counts, 1).astype(np.float64))
         if counts.any():
-            effective /= effective[counts > 0].mean()
+            effective /= np.average(effective, weights=counts)
         weight = torch.from_numpy(np.append(effective, 1.0))
         self.class_weight = weight.to(self.class_weight)
 
