@@ -2,6 +2,7 @@
 #
 #   FAMILY=mm|onedl   OpenMMLab packages: upstream (default) or the maintained onedl-* forks
 #   PYTHON=...        interpreter to build the environment with (3.10 to 3.13)
+#   TORCH=2.1.2       another PyTorch, for make test-torch
 
 FAMILY ?= mm
 VENV := $(if $(filter mm,$(FAMILY)),.venv,.venv-$(FAMILY))
@@ -15,13 +16,15 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train test test-optimizers lint format clean
+.PHONY: help setup train test test-optimizers test-torch ecosystem lint format clean
 
 help:
 	@echo 'make train   train the quickstart detector, evaluate it and draw its report'
 	@echo '             (CONFIG=..., WORK_DIR=..., ARGS="--resume" or any other flag of tools/train.py)'
 	@echo 'make test    make lint, then the whole test suite (ARGS="-k resume" or any flag of pytest)'
 	@echo 'make test-optimizers   skipping and clipping over some 300 third-party optimizers'
+	@echo 'make test-torch TORCH=2.1.2   the tests that apply to another PyTorch, in .venv-torch-2.1.2'
+	@echo 'make ecosystem   every recipe on every stock config of ten other OpenMMLab packages'
 	@echo 'make lint    ruff check, ruff format --check and mypy'
 	@echo 'make format  apply the fixes and the format of ruff'
 	@echo 'make setup   only build $(VENV)'
@@ -62,5 +65,21 @@ test-optimizers: setup $(OPTIMIZERS)/.done
 	PYTHONPATH=$(CURDIR)/$(OPTIMIZERS) $(RUN) -m pytest -n 0 -q tests/optimizers $(ARGS)
 	PYTHONPATH=$(CURDIR)/$(OPTIMIZERS) $(RUN) -m tests.optimizers.table
 
+test-torch:
+	@TORCH='$(TORCH)' PYTHON='$(or $(PYTHON),python3)' sh scripts/test_torch.sh $(ARGS)
+
+# Like the optimizers: installed without dependencies, beside the environment and not in it.
+ECOSYSTEM := $(VENV)/ecosystem
+
+$(ECOSYSTEM)/.done: requirements/ecosystem.txt | setup
+	rm -rf $(ECOSYSTEM)
+	$(PY) -m pip --disable-pip-version-check --no-input install --no-deps --no-compile \
+		--target $(ECOSYSTEM) -r requirements/ecosystem.txt
+	touch $@
+
+ecosystem: setup $(ECOSYSTEM)/.done
+	$(RUN) tools/dev/ecosystem.py $(ECOSYSTEM) --out docs/ecosystem.md
+	PYTHONPATH=$(CURDIR)/$(ECOSYSTEM) $(RUN) -m pytest -n 0 -q -rs tests/ecosystem $(ARGS)
+
 clean:
-	rm -rf .venv .venv-onedl .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-onedl .venv-torch-* .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
