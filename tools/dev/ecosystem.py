@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import logging
 import os
@@ -44,11 +45,12 @@ CHANGED = ('optim_wrapper', 'custom_hooks', 'custom_imports', 'strategy')
 
 
 # -- one package, in its own process -------------------------------------------------------------
-def recipes() -> list[str]:
-    """The names of the recipes in ``configs/_base_/clip``."""
-    from gclip_mm.engine.apply_clip import RECIPES
+@functools.cache
+def recipes() -> dict[str, dict[str, Any]]:
+    """The ``clip_grad`` of each recipe in ``configs/_base_/clip``, by its name."""
+    from gclip_mm.engine.apply_clip import RECIPES, read_recipe
 
-    return sorted(path.stem for path in RECIPES.glob('*.py'))
+    return {path.stem: read_recipe(path.stem) for path in sorted(RECIPES.glob('*.py'))}
 
 
 def read_package(root: Path) -> list[dict[str, Any]]:
@@ -78,7 +80,6 @@ def try_recipes(cfg: Any) -> dict[str, Any]:
         AssertionError: a recipe changed what it must not, or lost its clipping without an error.
     """
     from gclip_mm import ClipConfigError, apply_clip
-    from gclip_mm.engine.apply_clip import read_recipe
 
     if not cfg.get('optim_wrapper') or not has_optimizer(cfg.optim_wrapper):
         return {'outcome': 'has no optimizer', 'why': 'a part of others, or for testing only'}
@@ -86,15 +87,15 @@ def try_recipes(cfg: Any) -> dict[str, Any]:
     # others get a config of the keys that may change.
     small = type(cfg)({key: cfg.get(key) for key in (*CHANGED, 'optimizer') if cfg.get(key)})
     taken, why = [], ''
-    for name in recipes():
+    for name, rule in recipes().items():
         given = small if taken else cfg
         one = copy.deepcopy(given)
         try:
-            apply_clip(one, name)
+            apply_clip(one, copy.deepcopy(rule))
         except ClipConfigError as error:
             why = why or str(error)
             continue
-        check_applied(given, one, read_recipe(name))
+        check_applied(given, one, rule)
         taken.append(name)
     outcome = 'takes' if len(taken) == len(recipes()) else 'refuses'
     return {'outcome': outcome, 'why': why, 'recipes': taken}
