@@ -3,6 +3,7 @@
 #   FAMILY=mm|onedl   OpenMMLab packages: upstream (default) or the maintained onedl-* forks
 #   PYTHON=...        interpreter to build the environment with (3.10 to 3.13)
 #   DETECTRON2=...    a checkout of Detectron2, for test-detectron2
+#   TORCH=2.1.2       another PyTorch, for make test-torch
 
 FAMILY ?= mm
 VENV := $(if $(filter mm,$(FAMILY)),.venv,.venv-$(FAMILY))
@@ -18,7 +19,8 @@ DETECTRON2 ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train test test-optimizers test-loops test-detectron2 docs lint format clean
+.PHONY: help setup train test test-optimizers test-loops test-detectron2 test-torch ecosystem docs \
+	lint format clean
 
 help:
 	@echo 'make train   train the quickstart detector, evaluate it and draw its report'
@@ -28,6 +30,8 @@ help:
 	@echo 'make docs    build the documentation into docs/_build/html'
 	@echo 'make test-loops        the pages on Lightning and Accelerate, with the real packages'
 	@echo 'make test-detectron2   builds Detectron2 from DETECTRON2=/path/to/its/source and tests with it'
+	@echo 'make test-torch TORCH=2.1.2   the tests that apply to another PyTorch, in .venv-torch-2.1.2'
+	@echo 'make ecosystem   every recipe on every stock config of ten other OpenMMLab packages'
 	@echo 'make lint    ruff check, ruff format --check and mypy'
 	@echo 'make format  apply the fixes and the format of ruff'
 	@echo 'make setup   only build $(VENV)'
@@ -113,5 +117,22 @@ test-detectron2: $(D2)/.done
 	PYTHONPATH=$(CURDIR) GCLIP_DETECTRON2_SOURCE=$(CURDIR)/$(D2)/source OMP_NUM_THREADS=1 \
 		$(D2)/bin/python -m pytest -q tests/detectron2 $(ARGS)
 
+test-torch:
+	@TORCH='$(TORCH)' PYTHON='$(or $(PYTHON),python3)' sh scripts/test_torch.sh $(ARGS)
+
+# Like the optimizers: installed without dependencies, beside the environment and not in it.
+ECOSYSTEM := $(VENV)/ecosystem
+
+$(ECOSYSTEM)/.done: requirements/ecosystem.txt | setup
+	rm -rf $(ECOSYSTEM)
+	$(PY) -m pip --disable-pip-version-check --no-input install --no-deps --no-compile \
+		--target $(ECOSYSTEM) -r requirements/ecosystem.txt
+	touch $@
+
+ecosystem: setup $(ECOSYSTEM)/.done
+	$(RUN) tools/dev/ecosystem.py $(ECOSYSTEM) --out docs/ecosystem.md
+	PYTHONPATH=$(CURDIR)/$(ECOSYSTEM) $(RUN) -m pytest -n 0 -q -rs tests/ecosystem $(ARGS)
+
 clean:
-	rm -rf docs/_build .venv .venv-onedl .venv-detectron2 .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
+	rm -rf docs/_build .venv .venv-onedl .venv-detectron2 .venv-torch-*
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

@@ -228,5 +228,6 @@ def numpy_multiarray() -> ModuleType:
     """The module that NumPy's pickles name: ``numpy._core.multiarray`` since NumPy 2."""
     import numpy as np
 
-    core = getattr(np, '_core', None) or np.core
-    return core.multiarray
+    # NumPy 1.26 has a package numpy._core as well, for the pickles of NumPy 2 only.
+    core = 'numpy.core' if np.__version__.startswith('1.') else 'numpy._core'
+    return importlib.import_module(f'{core}.multiarray')

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 import sys
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,11 +22,78 @@ def test_is_installed_finds_packages_without_importing_them(monkeypatch):
 
 @pytest.mark.parametrize(
     ('version', 'expected'),
-    [('2.4.0', False), ('2.5.1+cpu', False), ('2.6.0', True), ('2.10.0', True), ('3.0.0', True)],
+    [('2.0.1', (2, 0)), ('2.5.1+cpu', (2, 5)), ('2.10.0', (2, 10)), ('2.14.0a0+git1', (2, 14))],
 )
-def test_weights_only_is_the_default_since_torch_2_6(version, expected):
-    with mock.patch.object(torch, '__version__', version):
-        assert compat.loads_weights_only() is expected
+def test_releases_are_numbers_that_can_be_compared(version, expected):
+    assert compat._release(version) == expected
+
+
+@pytest.fixture(params=[(2, 0), (2, 1), (2, 4)], ids='as on {0[0]}.{0[1]}'.format)
+def older(request, monkeypatch):
+    """compat.py as an older torch would make it, with the installed one."""
+    if request.param > compat.TORCH:
+        pytest.skip('the installed torch is older')
+    monkeypatch.setattr(torch, '__version__', '{}.{}.0'.format(*request.param))
+    spec = importlib.util.spec_from_file_location('gclip_mm.older_compat', compat.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert request.param == module.TORCH
+    return module
+
+
+def test_replacements_for_an_older_torch_give_the_same_numbers(older):
+    tensors = [torch.randn(3, 4), torch.randn(5).mul_(1e3), torch.tensor(2.0)]
+    for p in (1.0, 2.0, 3.0):
+        norms = older.foreach_norm(tensors, p, dtype=torch.float64)
+        for norm, tensor in zip(norms, tensors, strict=True):
+            assert norm.dtype == torch.float64
+            true = np.linalg.norm(tensor.double().numpy().ravel(), p)
+            assert norm.item() == pytest.approx(float(true), rel=1e-12)
+    targets = [torch.zeros_like(tensor) for tensor in tensors]
+    older.foreach_copy_(targets, tensors)
+    assert all((a == b).all() for a, b in zip(targets, tensors, strict=True))
+    older.foreach_scale_(targets, torch.tensor(0.5))
+    assert all((a == 0.5 * b).all() for a, b in zip(targets, tensors, strict=True))
+
+
+@pytest.mark.parametrize('shape', [(), (3,), (2, 0), (4, 4)])
+def test_a_write_of_a_kernel_is_seen_by_autograd(older, shape):
+    tensor = torch.randn(4, 4).t() if shape == (4, 4) else torch.randn(shape)
+    before, version = tensor.clone(), tensor._version
+    older.mark_written([tensor])
+    assert tensor._version > version and (tensor == before).all()
+
+
+def test_extremes_of_float16_are_exact(older):
+    half = torch.tensor([1.0, -65504.0, 6e-8], dtype=torch.float16)
+    low, high = older.aminmax(half)
+    assert (low.item(), high.item()) == (-65504.0, 1.0) and low.dtype == torch.float16
+
+
+def test_untraced_function_takes_attributes_and_keeps_its_result():
+    class Owner:
+        def method(self, value):
+            return value + 1
+
+    function = compat.untraced(Owner().method, True, 'a reason')
+    function.mark = 'set'
+    assert function(1) == 2 and function.mark == 'set'
+
+
+@pytest.mark.parametrize('name', ['SGD', 'Adam', 'AdamW'])
+def test_lacks_fused_agrees_with_the_optimizer(name):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    lacks = False
+    try:
+        getattr(torch.optim, name)([parameter], lr=0.1, fused=True).step()
+    except (TypeError, RuntimeError):
+        lacks = True
+    assert compat.lacks_fused(name, 'cpu') is lacks
+
+
+def test_optimizer_that_is_never_fused_lacks_nothing():
+    assert not compat.lacks_fused('RMSprop', 'cpu')
 
 
 def test_numpy_multiarray_is_the_module_that_pickles_name():

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = ['host', 'np']
 
 try:
     import numpy as np
-except ImportError:
+
+    # Raises where torch was built for another NumPy: torch 2.2 and older work with NumPy 1 only.
+    torch.empty(0).numpy()
+except (ImportError, RuntimeError):
     # torch and this package run without NumPy, or with one that is broken. A CPU tensor is then
     # treated like a tensor on any other device, whose values the host does not read.
     np = None  # type: ignore[assignment]

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.registry import OPTIM_WRAPPERS
+
+from ..compat import lacks_fused
+from .scopes import register_scope
 
 
 class LaunchError(Exception):
@@ -82,7 +89,36 @@ def load_config(
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = os.path.join('work_dirs', Path(path).stem)
+    register_scope(cfg)
+    drop_missing_kernels(cfg)
     return cfg
+
+
+def drop_missing_kernels(cfg: Config) -> None:
+    """Remove ``fused=True`` from optimizers for which this PyTorch has no fused kernel.
+
+    PyTorch would refuse to build them. The run is the same but for rounding and speed.
+
+    Args:
+        cfg: the config; it is changed in place.
+    """
+    top = cfg.get('optim_wrapper')
+    wrappers = [top, *top.values()] if isinstance(top, dict) else []
+    for wrapper in wrappers:
+        optimizer = wrapper.get('optimizer') if isinstance(wrapper, dict) else None
+        if not isinstance(optimizer, dict) or not optimizer.get('fused'):
+            continue
+        kind = optimizer.get('type')
+        name = kind.split('.')[-1] if isinstance(kind, str) else getattr(kind, '__name__', '')
+        device = get_device()
+        if lacks_fused(name, device):
+            del optimizer['fused']
+            print_log(
+                f'PyTorch {torch.__version__} has no fused {name} for the device {device!r}: '
+                'fused=True is left out',
+                logger='current',
+                level=logging.WARNING,
+            )
 
 
 # -- optimizer wrappers --------------------------------------------------------------------------

@@ -126,8 +126,8 @@ def _start_gloo(timeout: float | None) -> None:
             f'--launcher pytorch, but {", ".join(missing)} is not in the environment; start the '
             'processes with torchrun, as tools/dist_train.sh does'
         )
-    dist.init_process_group(
-        'gloo', timeout=None if timeout is None else datetime.timedelta(seconds=timeout)
-    )
+    # Before torch 2.1 the timeout could not be None.
+    limit = {} if timeout is None else {'timeout': datetime.timedelta(seconds=timeout)}
+    dist.init_process_group('gloo', **limit)
     # A running gloo thread occasionally aborts the process at its exit.
     atexit.register(close_distributed)

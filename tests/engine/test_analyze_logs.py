@@ -8,10 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
-import mmdet
+import pytest
 
 from gclip_mm.clipping import LOG_KEYS
 
+mmdet = pytest.importorskip('mmdet')
 TOOL = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'analysis_tools' / 'analyze_logs.py'
 LOG = Path(__file__).parents[2] / 'results' / 'bccd' / 'norm.json'
 

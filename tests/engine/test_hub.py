@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 
 from gclip_mm.clipping import LOG_KEYS
 from gclip_mm.clipping.step.record import make_record
+from gclip_mm.compat import LOADS_WEIGHTS_ONLY
 from gclip_mm.engine.hub import (
     RecordLog,
     drop_records,
@@ -132,7 +133,7 @@ def _through_a_file(value):
     file = io.BytesIO()
     torch.save(value, file)
     file.seek(0)
-    return torch.load(file, weights_only=True)
+    return torch.load(file, weights_only=LOADS_WEIGHTS_ONLY)
 
 
 def test_pickled_buffer_names_no_class_of_this_package(hub):
@@ -260,7 +261,7 @@ def test_checkpoint_loads_without_this_package(tmp_path):
         default_hooks__checkpoint=dict(type='CheckpointHook', interval=12, by_epoch=False),
     )
     path = tmp_path / 'iter_12.pth'
-    checkpoint = torch.load(path, weights_only=True)
+    checkpoint = torch.load(path, weights_only=LOADS_WEIGHTS_ONLY)
     buffer = checkpoint['message_hub']['log_scalars']['train/grad_norm']
     assert type(buffer) is HistoryBuffer and len(buffer.data[0]) == 12
     assert checkpoint['optimizer']['gclip']['routes'][0]['rule'] == 'AdaGC'

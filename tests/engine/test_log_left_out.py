@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 
 from gclip_mm import GClipHook
 from gclip_mm.clipping.step.record import make_record
+from gclip_mm.compat import LOADS_WEIGHTS_ONLY
 from gclip_mm.engine.hub import StepHistory, Verdict, line_of_log, record_log
 from tests.engine.door_task import DOORS, history, read_scalars
 from tests.engine.left_out_task import SGD, build_run, on_device_only
@@ -189,7 +190,7 @@ def test_resumed_run_logs_as_the_whole_run(door, info, tmp_path):
     for line, expected in zip(again, whole[3:], strict=True):
         for key in ('loss_square', 'grad_norm', 'nonfinite', 'clip_coef'):
             assert line[key] == pytest.approx(expected[key], nan_ok=True), key
-    saved = torch.load(checkpoint, weights_only=True)['message_hub']['log_scalars']
+    saved = torch.load(checkpoint, weights_only=LOADS_WEIGHTS_ONLY)['message_hub']['log_scalars']
     for key in ('train/loss', 'train/grad_norm'):
         assert type(saved[key]) is HistoryBuffer
         assert saved[key].data[1].tolist() == [1, 1, 1, 0, 1, 1]
@@ -274,7 +275,7 @@ def test_share_is_counted_from_line_to_line(request):
     torch.save(hub.state_dict(), state)
     state.seek(0)
     add(1)
-    hub.load_state_dict(torch.load(state, weights_only=True))
+    hub.load_state_dict(torch.load(state, weights_only=LOADS_WEIGHTS_ONLY))
     add(0, 1)
     assert line() == 0.5
 

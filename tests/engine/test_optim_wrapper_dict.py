@@ -12,6 +12,7 @@ from torch import nn
 
 from gclip_mm import ClipConfigError, GClipOptimWrapper
 from gclip_mm.clipping import LOG_KEYS
+from gclip_mm.compat import LOADS_WEIGHTS_ONLY
 from tests.clipping.cases import equal
 from tests.engine.door_task import history, read_scalars, weights
 from tests.engine.toy_task import toy_config
@@ -164,7 +165,7 @@ def test_state_of_each_member_is_resumed(first, second, tmp_path):
     rule = dict(type='AutoClip', percentile=40, window=9)
     train_gan(tmp_path / 'a', first, rule, rule)
     path = tmp_path / 'a' / 'iter_3.pth'
-    state = torch.load(path, weights_only=True)['optimizer']
+    state = torch.load(path, weights_only=LOADS_WEIGHTS_ONLY)['optimizer']
     for name in ('generator', 'discriminator'):
         (route,) = state[name]['gclip']['routes']
         assert route['rule'] == 'AutoClip' and int(route['state']['count']) == 3
@@ -172,7 +173,7 @@ def test_state_of_each_member_is_resumed(first, second, tmp_path):
     cfg.load_from, cfg.resume = str(path), True
     runner = Runner.from_cfg(cfg)
     runner.train()
-    last = torch.load(tmp_path / 'b' / 'iter_6.pth', weights_only=True)['optimizer']
+    last = torch.load(tmp_path / 'b' / 'iter_6.pth', weights_only=LOADS_WEIGHTS_ONLY)['optimizer']
     assert int(last['generator']['gclip']['routes'][0]['state']['count']) == 6
     assert len(history(runner, 'train/generator.grad_norm')) == 6
 

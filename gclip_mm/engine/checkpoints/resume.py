@@ -16,6 +16,7 @@ import torch
 from mmengine.logging import print_log
 
 from ...compat import LOAD_MAPPED
+from .structure import read_structure
 
 
 class ResumeError(RuntimeError):
@@ -133,7 +134,7 @@ def _has_optimizer(path: Path) -> bool:
     if path.is_dir():
         return True
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True, **LOAD_MAPPED)
+        checkpoint = read_structure(path)
     except Exception:  # a complete file of another kind
         return False
     return isinstance(checkpoint, dict) and 'optimizer' in checkpoint and 'meta' in checkpoint

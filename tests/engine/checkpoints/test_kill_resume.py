@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gclip_mm.clipping import CLIPPERS
+from gclip_mm.compat import LOADS_WEIGHTS_ONLY
 from tests.engine.toy_task import RULES
 
 rule_or_skip = [
@@ -49,7 +50,7 @@ def train():
 
 
 def final(work_dir: Path, name: str = 'iter_24.pth') -> dict:
-    return torch.load(work_dir / name, weights_only=True)
+    return torch.load(work_dir / name, weights_only=LOADS_WEIGHTS_ONLY)
 
 
 def assert_same_run(left: dict, right: dict, why: str) -> None:
@@ -119,7 +120,7 @@ def test_truncated_checkpoint_of_the_stock_hook_is_skipped(train, tmp_path):
     # As if the pointer reached the disk before the checkpoint.
     (torn / 'last_checkpoint').write_text(str(torn / 'iter_15.pth'))
     with pytest.raises((RuntimeError, OSError)):
-        torch.load(torn / 'iter_15.pth', weights_only=True)
+        torch.load(torn / 'iter_15.pth', weights_only=LOADS_WEIGHTS_ONLY)
     assert train(torn, rule, resume=True, **STOCK, **keep) == 1, 'the stock runner checks nothing'
     assert train(torn, rule, find=True, **STOCK, **keep) == 0
     assert_same_run(final(torn), final(tmp_path / 'straight'), 'torn')

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 
 from gclip_mm import ClipConfigError, GClipHook, GClipOptimWrapper
 from gclip_mm.clipping import GradClipEngine
+from gclip_mm.compat import LOADS_WEIGHTS_ONLY
 from tests.clipping.cases import equal
 from tests.engine.door_task import door_config, history, run_door, weights
 
@@ -116,7 +117,7 @@ def test_hook_and_wrapper_resume_each_other(first, second, fused, tmp_path):
     whole = run_door(second, tmp_path / 'whole', STATEFUL, optimizer, resumable=True)
     run_door(first, tmp_path / 'first', STATEFUL, optimizer, resumable=True, **SAVING)
     path = tmp_path / 'first' / 'iter_6.pth'
-    checkpoint = torch.load(path, weights_only=True)
+    checkpoint = torch.load(path, weights_only=LOADS_WEIGHTS_ONLY)
     assert checkpoint['optimizer']['gclip']['steps'] == 6
     again = run_door(
         second,
@@ -138,7 +139,9 @@ def test_load_from_does_not_restore_rule_state(tmp_path):
     cfg = door_config('hook', tmp_path / 'b', STATEFUL, SGD, load_from=path, **SAVING)
     runner = Runner.from_cfg(cfg)
     runner.train()
-    state = torch.load(tmp_path / 'b' / 'iter_6.pth', weights_only=True)['optimizer']['gclip']
+    state = torch.load(tmp_path / 'b' / 'iter_6.pth', weights_only=LOADS_WEIGHTS_ONLY)['optimizer'][
+        'gclip'
+    ]
     assert state['steps'] == 6
 
 

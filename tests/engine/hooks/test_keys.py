@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from mmdet.registry import HOOKS as MMDET_HOOKS
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from gclip_mm import ClipConfigError
 from gclip_mm.engine.hooks.keys import reject_unknown_keys, valid_keys
+
+MMDET_HOOKS = pytest.importorskip('mmdet.registry').HOOKS
 
 #: Every registered hook of this package, by the registry that builds it.
 OURS = {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from gclip_mm.compat import LOADS_WEIGHTS_ONLY
 from gclip_mm.engine.checkpoints.rng_state import capture_rng_state, restore_rng_state
 from gclip_mm.engine.hooks import rng_state_hook
 from tests.engine.toy_task import RULES, run_toy
@@ -41,7 +42,7 @@ def test_state_survives_a_file(tmp_path):
     draw()
     torch.save(capture_rng_state(), tmp_path / 'state.pth')
     expected = [draw() for _ in range(3)]
-    restore_rng_state(torch.load(tmp_path / 'state.pth', weights_only=True))
+    restore_rng_state(torch.load(tmp_path / 'state.pth', weights_only=LOADS_WEIGHTS_ONLY))
     assert [draw() for _ in range(3)] == expected
 
 
@@ -55,7 +56,7 @@ def test_checkpoint_holds_the_state_at_the_time_of_saving(tmp_path, monkeypatch)
 
     monkeypatch.setattr(rng_state_hook.GClipRNGStateHook, 'before_save_checkpoint', watched)
     run_toy(tmp_path, RULE, train_cfg__max_iters=5)
-    saved = torch.load(tmp_path / 'iter_5.pth', weights_only=True)['gclip_rng']
+    saved = torch.load(tmp_path / 'iter_5.pth', weights_only=LOADS_WEIGHTS_ONLY)['gclip_rng']
     assert len(saved['states']) == 1 and saved['sampler_seed'] == 0
     assert torch.equal(saved['states'][0]['torch'], states[-1])
 
@@ -111,7 +112,7 @@ def test_checkpoint_without_random_state_is_warned_of(tmp_path, warnings):
 def test_other_number_of_processes_is_warned_of(tmp_path, warnings):
     run_toy(tmp_path, RULE, train_cfg__max_iters=5)
     path = tmp_path / 'iter_5.pth'
-    checkpoint = torch.load(path, weights_only=True)
+    checkpoint = torch.load(path, weights_only=LOADS_WEIGHTS_ONLY)
     checkpoint['gclip_rng']['states'] *= 2
     torch.save(checkpoint, path)
     run_toy(tmp_path, RULE, resume=True)
@@ -171,7 +172,7 @@ def test_each_process_gets_its_own_state_back(tmp_path):
     done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     straight, resumed = (
-        torch.load(tmp_path / name / 'iter_24.pth', weights_only=True)
+        torch.load(tmp_path / name / 'iter_24.pth', weights_only=LOADS_WEIGHTS_ONLY)
         for name in ('straight', 'cut')
     )
     states = straight['gclip_rng']['states']

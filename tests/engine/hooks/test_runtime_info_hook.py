@@ -21,6 +21,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gclip_mm.compat import LOADS_WEIGHTS_ONLY
 from gclip_mm.engine import GClipRuntimeInfoHook
 from gclip_mm.engine.hub import DeferredScalars
 from tests.engine import door_task  # noqa: F401  registers DoorNet
@@ -197,7 +198,7 @@ SAVING = dict(
 
 def saved_scalars(path: Path) -> dict[str, HistoryBuffer]:
     # weights_only: torch's safe loader, which accepts no class of this package.
-    return torch.load(path, weights_only=True)['message_hub']['log_scalars']
+    return torch.load(path, weights_only=LOADS_WEIGHTS_ONLY)['message_hub']['log_scalars']
 
 
 @pytest.mark.parametrize('model', ['DoorNet', 'MotleyNet'])
