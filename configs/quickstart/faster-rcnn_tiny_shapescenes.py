@@ -9,8 +9,8 @@ _base_ = [
 
 # ---- often changed: the run ----------------------------------------------------------------
 # Without clipping this rate ends in NaN (results/quickstart).
-lr = 1.28
-max_iters = 300
+lr = 2.56
+max_iters = 500
 warmup_iters = 30
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=lr, momentum=0.9, weight_decay=1e-4, fused=True),

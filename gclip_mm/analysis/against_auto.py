@@ -80,8 +80,8 @@ def explain(comparison: Comparison | None) -> str:
     text = f'After it the gradient is {comparison.longer:.3g} times as long as after Auto'
     if comparison.over:
         text += (
-            f'. {comparison.over:.0%} of the units may move further than with Auto, one in a '
-            f'hundred of all {comparison.furthest:.3g} times as far or more'
+            f'. {comparison.over:.0%} of the units may move further than with Auto, one unit in a '
+            f'hundred at least {comparison.furthest:.3g} times as far'
         )
     else:
         text += '. No unit may move further than with Auto'

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from ..clipping.base import Clipper, Finite, GlobalClipper, TensorClipper, UnitClipper
+from ..clipping.base import Finite, GlobalClipper, TensorClipper, UnitClipper
 from ..clipping.config.parse import parse_clip_grad
 from ..clipping.gradients.backend import Backend
 from ..clipping.gradients.names import describe_params
@@ -94,7 +94,7 @@ class Replay:
             return None
         rule.bind(self._optimizer, self._model)
         if rule.bounds_updates:
-            return self._of_updates(rule) if isinstance(rule, UnitClipper) else None
+            return self._of_updates(clip_grad)
         if isinstance(rule, UnitClipper):
             return self._of_units(rule, self._stats.unit_grad)
         if isinstance(rule, GlobalClipper | TensorClipper) and rule.norm_type == 2:
@@ -106,24 +106,22 @@ class Replay:
                 return self._of_clamp(high)
         return None
 
-    def _of_updates(self, rule: UnitClipper) -> Effect:
+    def _of_updates(self, clip_grad: dict[str, Any]) -> Effect:
         stats = self._stats
         rates = stats.lr / stats.lr_mult.max()
         # A step is proportional to its rate; the schedule's peak is what the advice is for.
         moved = stats.unit_move * (self._lr / rates)[:, None]
-        # As a step of SGD that moves each unit by that much, and by ten times as much in all.
-        params = [info.param for info in self._view.infos]
-        stand_in = SGD(params, lr=1.0, momentum=1 - 1 / _OF_ALL_UPDATES)
-        view = GradView(
-            self._view.infos,
-            list(range(len(params))),
-            self._view.slots,
-            self._view.size,
-            backend=self._view.backend,
+        # The bound of an update is that of the gradient which moves SGD as far in its first step.
+        rule = parse_clip_grad({**clip_grad, 'side': 'gradient'}).outer
+        assert isinstance(rule, UnitClipper)  # Auto, the rule that has sides
+        infos = self._view.infos
+        places = list(range(len(infos)))
+        rule.bind(
+            SGD([info.param for info in infos], lr=1.0, momentum=1 - 1 / _OF_ALL_UPDATES),
+            self._model,
         )
-        side = type(rule)(**{**_settings(rule), 'side': 'gradient'})
-        side.bind(stand_in, self._model)
-        return self._of_units(side, moved, view, of_updates=True)
+        view = GradView(infos, places, places, len(infos), backend=self._view.backend)
+        return self._of_units(rule, moved, view, of_updates=True)
 
     def _of_units(
         self,
@@ -134,8 +132,9 @@ class Replay:
     ) -> Effect:
         coefs = np.ones_like(norms)
         for step in range(len(norms)):
-            numbers = (norms[step, self._place], self._stats.unit_weight[step, self._place])
-            decided, _ = rule.decide(*map(torch.from_numpy, numbers), view or self._view)
+            parts = torch.from_numpy(norms[step, self._place])
+            weights = torch.from_numpy(self._stats.unit_weight[step, self._place])
+            decided, _ = rule.decide(parts, weights, view or self._view)
             coefs[step, self._place] = decided.double().numpy()
         return self._effect(coefs, norms, of_updates)
 
@@ -205,7 +204,3 @@ def _ranks(owners: np.ndarray) -> np.ndarray:
     ranks = np.empty(len(owners), dtype=int)
     ranks[np.argsort(owners, kind='stable')] = np.arange(len(owners))
     return ranks
-
-
-def _settings(rule: Clipper) -> dict[str, Any]:
-    return {key: getattr(rule, key) for key in rule.thresholds}
