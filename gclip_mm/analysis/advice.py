@@ -1,5 +1,8 @@
 """Thresholds for four clipping rules, from statistics of unclipped steps and a learning rate.
 
+``Auto``, which the advisor recommends, has no threshold; :mod:`.against_auto` compares the rules
+with it.
+
 For optimizers whose step is proportional to the gradient (SGD), the thresholds bound the change of
 the weights, not the length of the gradient. A unit (a filter, a row) whose gradient norm is ``r``
 times its weight norm moves by ``lr * r`` of the weights in one step, and by up to
@@ -48,11 +51,11 @@ class Advice(NamedTuple):
     """A rule and its threshold.
 
     Attributes:
-        name: ``value``, ``norm``, ``agc`` or ``zclip``.
+        name: ``auto``, ``value``, ``norm``, ``agc`` or ``zclip``.
         clip_grad: the config of the rule.
         reason: the reason for its threshold, in words.
         clipped: share of the recorded elements (value), steps (norm, and ``max_norm`` of ZClip) or
-            units (AGC) that the threshold would have clipped.
+            units (Auto, AGC) that the rule would have clipped.
     """
 
     name: str
@@ -84,7 +87,7 @@ def advise(
         raise ValueError(
             f'lr and reach must be above 0 and momentum in [0, 1), got {lr}, {reach}, {momentum}'
         )
-    stats = _with_gradient(stats)
+    stats = with_gradient(stats)
     if not proportional:
         return _advise_scale_free(stats)
     ratio = reach * (1 - momentum) / lr
@@ -177,9 +180,11 @@ def norm_bound(stats: GradientStats, ratio: float) -> float:
 def value_bound(stats: GradientStats, ratio: float) -> float:
     """The clamp at which ``UNITS_BY_VALUE`` have at most ``ratio``, in the median step."""
 
+    ratios, owners = stats.unit_ratio, stats.unit_param[stats.scaled]
+
     def reached(clip_value: float) -> float:
         kept = stats.value_clipped(clip_value) / np.maximum(stats.grad, 1e-300)
-        units = stats.unit_ratio * kept[:, stats.unit_param]
+        units = ratios * kept[:, owners]
         return float(np.median(np.quantile(units, UNITS_BY_VALUE, axis=1)))
 
     return _solve(reached, ratio, largest_element(stats))
@@ -229,14 +234,18 @@ def _bounded(bound: float, seen: float, why: str, what: str) -> tuple[float, str
     )
 
 
-def _with_gradient(stats: GradientStats) -> GradientStats:
+def with_gradient(stats: GradientStats) -> GradientStats:
+    """The steps that have a gradient.
+
+    Raises:
+        ValueError: no step has one, or no parameter has several units.
+    """
     keep = stats.norm > 0
     if not keep.any():
         raise ValueError('no recorded step has a gradient')
     if not stats.unit_ratio.shape[1]:
         raise ValueError('the model has no weights with units (filters, rows) to compare with')
-    per_step = ('weight', 'grad', 'unit_ratio', 'elements', 'loss', 'lr')
-    return stats._replace(**{key: getattr(stats, key)[keep] for key in per_step})
+    return stats.of_steps(keep)
 
 
 # -- the configs ---------------------------------------------------------------------------------

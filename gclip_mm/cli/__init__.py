@@ -19,7 +19,7 @@ from ..version import __version__
 COMMANDS = {
     'train': 'train a model of a config, with clipping',
     'test': 'evaluate a checkpoint',
-    'advise': 'measure the gradients of a config and suggest thresholds',
+    'advise': 'measure the gradients of a config and suggest clipping for it',
     'sweep': 'train a grid of learning rates, rules and seeds',
     'plot': 'draw what clipping did in one run or several',
     'report': 'draw detections and curves of a run, and print its metrics',

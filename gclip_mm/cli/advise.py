@@ -1,37 +1,54 @@
-"""``gclip advise``: suggest clipping thresholds for a config, from a short run without clipping."""
+"""``gclip advise``: which clipping for a config, from a short run without clipping."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.config import Config
 
-from ..analysis.advice import PROPORTIONAL, REACH, Advice, advise
+from ..analysis.advice import PROPORTIONAL, REACH, Advice, advise, with_gradient
 from ..analysis.advice_files import base_name, config_text, hooks_without_clipping, summary
+from ..analysis.against_auto import advise_auto, compare, describe_effect, explain
 from ..analysis.gradient_stats import GradientStats, load_stats, save_stats
 from ..analysis.record import AdviceError, record_gradients
+from ..analysis.replay import Effect, Replay, replay_config
 from ..clipping import ClipConfigError
-from ..engine.configs import LaunchError, load_config, optim_wrappers
+from ..engine.configs import LaunchError, clip_hooks, load_config, optim_wrappers
 from .arguments import add_cfg_options, add_config, add_json, new_parser, only_json
 
 DESCRIPTION = """\
-Suggest clipping thresholds for a config, from a short run without clipping.
+Suggest clipping for a config, from a short run without clipping.
 
-Prints a ready config for value, norm, AGC and ZClip with the reason for each number, and writes to
---out: a config file for each (norm.py, ...), the distributions as distributions.png, everything as
+Recommends Auto, which has no threshold, and prints what it would have done to the recorded steps.
+Then prints a ready config for value, norm, AGC and ZClip with the reason for each threshold, and
+how it compares with Auto. The config's own clip_grad is compared, too. Writes to --out: a config
+file for each rule (auto.py, norm.py, ...), the distributions as distributions.png, everything as
 advice.json, and the statistics as stats.npz, from which advice for another learning rate takes no
 training.
 
 The statistics are recorded at the learning rate of the config, or at a lower one if the run does
 not survive it without clipping. The advice is for the learning rate of --lr."""
-TITLES = {'value': 'Value', 'norm': 'Norm', 'agc': 'AGC', 'zclip': 'ZClip'}
+TITLES = {
+    'auto': 'Auto, recommended',
+    'value': 'Value',
+    'norm': 'Norm',
+    'agc': 'AGC',
+    'zclip': 'ZClip',
+}
 #: What the share of what was clipped is a share of.
-OF = {'value': 'elements', 'norm': 'steps', 'agc': 'units', 'zclip': 'steps, by max_norm'}
+OF = {
+    'auto': 'units',
+    'value': 'elements',
+    'norm': 'steps',
+    'agc': 'units',
+    'zclip': 'steps, by max_norm',
+}
 
 
 def build_parser(prog: str = 'gclip advise') -> argparse.ArgumentParser:
@@ -104,8 +121,10 @@ def gather(args: argparse.Namespace, cfg: Config) -> tuple[GradientStats, dict[s
     return recording.stats, how
 
 
-def report(advices: list[Advice], texts: dict[str, str], how: dict[str, Any]) -> str:
-    """The printed report: a section for each rule."""
+def report(
+    advices: list[Advice], texts: dict[str, str], how: dict[str, Any], own: dict[str, Any] | None
+) -> str:
+    """The printed report: a section for each rule, and one for the config's own clipping."""
     parts = []
     for failed in how.get('rates_that_blew_up', []):
         parts.append(f'Without clipping lr {failed["lr"]:g} blew up: {failed["why"]}.')
@@ -113,9 +132,40 @@ def report(advices: list[Advice], texts: dict[str, str], how: dict[str, Any]) ->
         parts.append(f'Recorded {how["steps"]} steps at lr {how["record_lr"]:g}.')
     for advice in advices:
         share = f'{advice.clipped:.2%} of the recorded {OF[advice.name]} would have been clipped'
-        title = f'{TITLES[advice.name]}: {share}'
-        parts += ['', title, '-' * len(title), texts[advice.name].rstrip()]
+        parts += _section(f'{TITLES[advice.name]}: {share}', texts[advice.name].rstrip())
+        if advice.name == 'auto' and own is not None:
+            keys = ', '.join(f'{key}={value!r}' for key, value in own['clip_grad'].items())
+            parts += _section(f"The config's own: {keys}", textwrap.fill(own['text'], 98))
     return '\n'.join(parts)
+
+
+def _section(title: str, text: str) -> list[str]:
+    return ['', title, '-' * len(title), text]
+
+
+def own_clipping(cfg: Config, replay: Replay, auto: Effect) -> dict[str, Any] | None:
+    """The config's own ``clip_grad``, compared with Auto; None if it does not clip.
+
+    Raises:
+        ClipConfigError: it is not valid.
+    """
+    ((_, wrapper),) = optim_wrappers(cfg)
+    found = [wrapper.get('clip_grad'), *(hook.get('clip_grad') for hook in clip_hooks(cfg))]
+    clip_grad = next((dict(item) for item in found if item), None)
+    if clip_grad is None:
+        return None
+    effect = replay.effect(clip_grad)
+    if effect is None:
+        text = 'What it does cannot be computed from the recorded steps.'
+        return {'clip_grad': clip_grad, 'effect': None, 'against_auto': None, 'text': text}
+    comparison = compare(effect, auto)
+    text = f'It would have acted in {effect.steps:.0%} of the recorded steps. {explain(comparison)}'
+    return {
+        'clip_grad': clip_grad,
+        'effect': describe_effect(effect),
+        'against_auto': None if comparison is None else comparison._asdict(),
+        'text': text,
+    }
 
 
 def main(argv: list[str] | None = None, prog: str = 'gclip advise') -> int:
@@ -148,13 +198,27 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise AdviceError('optim_wrapper.optimizer has no lr; give one with --lr')
     kind = getattr(optimizer['type'], '__name__', optimizer['type'])
     momentum = optimizer.get('momentum', 0.0)
-    advices = advise(stats, lr, momentum, proportional=kind in PROPORTIONAL, reach=args.reach)
+    thresholds = advise(stats, lr, momentum, proportional=kind in PROPORTIONAL, reach=args.reach)
+    replay = replay_config(cfg, lr, with_gradient(stats))
+    auto = replay.effect({'type': 'Auto'})
+    assert auto is not None
+    effects = {'auto': auto}
+    comparisons: dict[str, Any] = {'auto': None}
+    advices = [advise_auto(auto, lr, momentum)]
+    for advice in thresholds:
+        effect = replay.effect(advice.clip_grad)
+        assert effect is not None
+        effects[advice.name] = effect
+        comparison = compare(effect, auto)
+        comparisons[advice.name] = None if comparison is None else comparison._asdict()
+        advices.append(advice._replace(reason=f'{advice.reason} {explain(comparison)}'))
+    own = own_clipping(cfg, replay, auto)
     out = args.out or Path('work_dirs') / 'advise' / Path(cfg.filename).stem
     out.mkdir(parents=True, exist_ok=True)
     base = base_name(args.config, out)
     hooks = hooks_without_clipping(cfg)
     texts = {a.name: config_text(a, wrapper, lr, base, hooks) for a in advices}
-    print(report(advices, texts, how))
+    print(report(advices, texts, how, own))
     for name, text in texts.items():
         (out / f'{name}.py').write_text(text)
     save_stats(stats, out / 'stats.npz')
@@ -165,14 +229,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         'momentum': momentum,
         'reach': args.reach,
         **how,
-        'advice': [advice._asdict() for advice in advices],
+        'advice': [
+            {
+                **advice._asdict(),
+                'effect': describe_effect(effects[advice.name]),
+                'against_auto': comparisons[advice.name],
+            }
+            for advice in advices
+        ],
+        'own': own,
         **summary(stats),
     }
     (out / 'advice.json').write_text(json.dumps(content, indent=2) + '\n')
     # Matplotlib is imported late, because it is slow and an error above makes it useless.
     from ..analysis.pictures.advice import save_distributions
 
-    save_distributions(stats, advices, out / 'distributions.png', f'{args.config} at lr {lr:g}')
+    title = f'{args.config} at lr {lr:g}'
+    save_distributions(stats, advices, auto, out / 'distributions.png', title)
     files = [*(f'{name}.py' for name in texts), 'advice.json', 'distributions.png', 'stats.npz']
     print(f'\nSaved to {out}: {", ".join(files)}')
     return {**content, 'out': out, 'files': files}

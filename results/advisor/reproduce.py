@@ -1,4 +1,4 @@
-"""Measures the advisor: each of its suggestions trained on BCCD at each learning rate.
+"""Measures the advisor: each of its thresholds trained on BCCD at each learning rate.
 
     python results/advisor/reproduce.py --out results/advisor
 
@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/bccd/faster-rcnn_tiny_bccd_none.py'
+#: The rules with a threshold; trainings with Auto are in results/auto.
 RULES = ('value', 'norm', 'agc', 'zclip')
 COLUMNS = ('lr', 'rule', 'clip_grad', 'mAP', 'mAP50', 'last_loss', 'clipped_in_advice', 'command')
 
@@ -67,6 +68,8 @@ def main() -> None:
         advice = json.loads((ROOT / folder / 'advice.json').read_text())
         for item in advice['advice']:
             name = item['name']
+            if name not in RULES:
+                continue
             work_dir = args.work_dir / f'{name}_lr{lr:g}'
             command = ['python', 'tools/train.py', str(folder / f'{name}.py')]
             command += ['--work-dir', str(work_dir)]

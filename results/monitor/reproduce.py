@@ -69,6 +69,11 @@ def main() -> None:
     for name in ('before_clip', 'on_record'):
         timed(_StepMeasurer, name, 'spikes')
     cfg = Config.fromfile(str(ROOT / CONFIG))
+    cfg.optim_wrapper = dict(
+        type='GClipOptimWrapper',
+        optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.01, fused=True),
+        clip_grad=dict(type='NormClip', max_norm=5.0),
+    )
     with tempfile.TemporaryDirectory() as folder:
         cfg.work_dir = folder
         cfg.train_cfg = dict(

@@ -73,6 +73,9 @@ class Trainer:
         (ROOT / config).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / config).write_text(
             f"_base_ = [{base!r}]\ncustom_hooks = [dict(type='GClipRNGStateHook')]\n"
+            # The thresholds are for this optimizer, whose state is larger than that of SGD.
+            "optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=2e-3,\n"
+            '    weight_decay=0.01, fused=True))\n'
         )
         command = ['python', 'tools/train.py', str(config), '--clip', self.recipe]
         command += ['--work-dir', str(work_dir), *(['--resume'] * resume)]

@@ -35,7 +35,9 @@ def build(rule: str | None, folder: str) -> Runner:
     cfg = Config.fromfile(str(ROOT / CONFIG))
     cfg.work_dir, cfg.experiment_name, cfg.log_level = folder, f'throughput_{rule}', 'ERROR'
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=10**6, val_interval=10**6)
-    wrapper = dict(type='OptimWrapper', optimizer=dict(cfg.optim_wrapper.optimizer, lr=1e-12))
+    # AdamW and not the quickstart's SGD: GradientStabilizer works with no other kind.
+    optimizer = dict(type='AdamW', lr=1e-12, weight_decay=0.01, fused=True)
+    wrapper = dict(type='OptimWrapper', optimizer=optimizer)
     if rule is not None:
         clip_grad = dict(type=rule, **CLIPPERS.get(rule).example)
         wrapper.update(type='GClipOptimWrapper', clip_grad=clip_grad)

@@ -8,30 +8,10 @@ import torch
 from torch import nn
 
 from gclip_mm.analysis.advice import advise, norm_bound, two_digits, value_bound
-from gclip_mm.analysis.gradient_stats import GradientRecorder, load_stats, octave_sizes, save_stats
+from gclip_mm.analysis.gradient_stats import load_stats, octave_sizes, save_stats
 from gclip_mm.clipping import CLIPPERS, attach
-from gclip_mm.clipping.base import Measure
-from gclip_mm.clipping.config.routes import Route
-from gclip_mm.clipping.gradients.names import describe_params
-from gclip_mm.clipping.gradients.view import GradView
-from gclip_mm.clipping.step.parameters import RoutedView
 
-
-def record(model, steps, optimizer=None, make_grads=None):
-    """Statistics of steps whose gradients ``make_grads`` sets."""
-    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
-    recorder = GradientRecorder(optimizer, model)
-    params = [p for group in optimizer.param_groups for p in group['params']]
-    infos = describe_params(params, model)
-    for step in range(steps):
-        make_grads(step)
-        live = [i for i, p in enumerate(params) if p.grad is not None]
-        view = GradView([infos[i] for i in live], live, live, len(params))
-        view.load([params[i].grad for i in live])
-        part = RoutedView(Route(None, None, ''), view)
-        recorder.before_clip([part], [Measure(torch.zeros(()))], torch.zeros(()), None)
-        recorder.end_step(1.0)
-    return recorder.stats()
+from .recorded import record
 
 
 @pytest.fixture
@@ -76,7 +56,8 @@ def test_recorder_matches_hand_computed_statistics(net):
         expected = torch.cat([first, last]).detach()
         np.testing.assert_allclose(stats.unit_ratio[s], expected, rtol=1e-5)
         assert stats.elements[s].sum(1).tolist() == [60, 10, 40]
-    assert stats.unit_param.tolist() == [0] * 10 + [2] * 4
+    assert stats.unit_param.tolist() == [0] * 10 + [1] + [2] * 4
+    assert stats.scaled.tolist() == [True] * 10 + [False] + [True] * 4
 
 
 def test_norms_after_a_clamp_match_torch(stats, net):
@@ -117,7 +98,7 @@ def test_norm_bound_keeps_95_percent_of_units_within_the_ratio(stats):
 def test_value_bound_keeps_90_percent_of_units_within_the_ratio(stats):
     bound = value_bound(stats, 0.1)
     kept = stats.value_clipped(bound) / stats.grad
-    after = stats.unit_ratio * kept[:, stats.unit_param]
+    after = stats.unit_ratio * kept[:, stats.unit_param[stats.scaled]]
     assert np.median(np.quantile(after, 0.9, axis=1)) == pytest.approx(0.1, rel=1e-6)
     assert value_bound(stats, 1e9) == np.inf
 
@@ -206,4 +187,4 @@ def test_empty_statistics_are_refused(stats):
     with pytest.raises(ValueError, match='no recorded step'):
         advise(stats._replace(grad=np.zeros_like(stats.grad)), 0.1)
     with pytest.raises(ValueError, match='no weights with units'):
-        advise(stats._replace(unit_ratio=np.zeros((12, 0))), 0.1)
+        advise(stats._replace(has_scale=np.zeros(3, bool)), 0.1)

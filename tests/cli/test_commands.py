@@ -144,8 +144,8 @@ def test_commands_on_an_mmengine_config_do_not_need_mmdet(tmp_path):
     advice = json.loads(done.stdout)
     assert advice == json.loads((tmp_path / 'advice/advice.json').read_text()) | {
         'out': 'advice',
-        'files': ['value.py', 'norm.py', 'agc.py', 'zclip.py', 'advice.json', 'distributions.png',
-                  'stats.npz'],
+        'files': ['auto.py', 'value.py', 'norm.py', 'agc.py', 'zclip.py', 'advice.json',
+                  'distributions.png', 'stats.npz'],
     }  # fmt: skip
 
 

@@ -9,16 +9,27 @@ import numpy as np
 from ...engine.telemetry.module_probe import cut_name
 from ..advice import Advice
 from ..gradient_stats import GradientStats, octave_sizes
+from ..replay import Effect
 from .backend import Axes, plt
 
-BAR, LINE, LOSS = '#0072B2', '#D55E00', '#999999'
+BAR, LINE, LOSS, AUTO = '#0072B2', '#D55E00', '#999999', '#009E73'
 
 
-def save_distributions(stats: GradientStats, advices: list[Advice], path: Path, title: str) -> None:
-    """Draw the norms of the steps, modules, units and elements with the advised thresholds."""
+def save_distributions(
+    stats: GradientStats, advices: list[Advice], auto: Effect, path: Path, title: str
+) -> None:
+    """Draw the norms of the steps, modules, units and elements with the advised thresholds.
+
+    Args:
+        stats: the recorded steps.
+        advices: the advised rules.
+        auto: what ``Auto`` does to the steps that have a gradient.
+        path: PNG to write.
+        title: headline.
+    """
     by_name = {advice.name: advice.clip_grad for advice in advices}
     figure, axes = plt.subplots(2, 2, figsize=(13, 9), layout='constrained')
-    _steps(axes[0, 0], stats, by_name['norm']['max_norm'])
+    _steps(axes[0, 0], stats, by_name['norm']['max_norm'], auto)
     _modules(axes[0, 1], stats)
     _units(axes[1, 0], stats, by_name['agc']['clip_factor'])
     _elements(axes[1, 1], stats, by_name['value']['clip_value'])
@@ -27,10 +38,13 @@ def save_distributions(stats: GradientStats, advices: list[Advice], path: Path, 
     plt.close(figure)
 
 
-def _steps(axes: Axes, stats: GradientStats, max_norm: float) -> None:
+def _steps(axes: Axes, stats: GradientStats, max_norm: float, auto: Effect) -> None:
     steps = np.arange(1, len(stats.norm) + 1)
     axes.plot(steps, stats.norm, '.-', color=BAR, label='gradient norm')
     axes.axhline(max_norm, color=LINE, ls='--', label=f'max_norm={max_norm:g}')
+    if not auto.of_updates:
+        # Steps without a gradient are not replayed.
+        axes.plot(steps[stats.norm > 0], auto.after, '.-', color=AUTO, label='norm after Auto')
     axes.set_yscale('log')
     axes.set(title='Global norm', xlabel='recorded step', ylabel='gradient norm')
     loss = axes.twinx()
