@@ -18,16 +18,16 @@ def read(folder: Path) -> dict[str, Any]:
     log = (folder / 'log.txt').read_text()
     losses = [line['total_loss'] for line in lines if 'total_loss' in line]
     scores = next((line for line in lines if 'bbox/AP' in line), {})
-    stop = re.search(r'Exception during training:', log)
+    stopped = 'Exception during training:' in log
     return {
         'rule': rule,
         'lr': rate,
         'seed': seed,
-        'outcome': 'FloatingPointError' if stop else 'finished',
+        'outcome': 'FloatingPointError' if stopped else 'finished',
         'iterations': 1 + max(line['iteration'] for line in lines if 'total_loss' in line),
         'total_loss': f'{losses[-1]:.3f}',
-        'AP': f'{scores["bbox/AP"]:.3f}' if scores else '',
-        'AP50': f'{scores["bbox/AP50"]:.3f}' if scores else '',
+        'AP': f'{scores["bbox/AP"] / 100:.3f}' if scores else '',
+        'AP50': f'{scores["bbox/AP50"] / 100:.3f}' if scores else '',
     }
 
 
