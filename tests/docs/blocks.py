@@ -152,7 +152,7 @@ def check_config(block: Block, folder: Path) -> None:
         if hook['type'].startswith('GClip'):
             HOOKS.build(hook)
     if cfg.get('log_processor') is not None:
-        LOG_PROCESSORS.build(dict(type='LogProcessor', **cfg.log_processor))
+        LOG_PROCESSORS.build({'type': 'LogProcessor', **cfg.log_processor})
 
 
 def bind(wrapper: dict[str, Any]) -> None:

@@ -1,11 +1,11 @@
 # BCCD: 364 microscope photos (640x480) of blood, with red cells, white cells and platelets, in VOC
 # layout. Splits as published: train 205, val 87, test 72.
+_base_ = './tiny_loaders.py'
 
-# ---- often changed: paths and workers ------------------------------------------------------
+# ---- often changed: paths and batch --------------------------------------------------------
 data_root = 'data/BCCD/'
 scale = (256, 192)
 batch_size = 8
-num_workers = 0  # loading these images takes less time than starting a worker
 
 # ---- rarely changed ------------------------------------------------------------------------
 dataset_type = 'BCCDDataset'
@@ -28,9 +28,6 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=batch_size,
-    num_workers=num_workers,
-    persistent_workers=num_workers > 0,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -42,10 +39,6 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=batch_size,
-    num_workers=num_workers,
-    persistent_workers=num_workers > 0,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

@@ -1,5 +1,7 @@
 # BCCD with proposals, for R-CNN and Fast R-CNN. Make the proposals once before training:
 #   python tools/dataset_converters/make_proposals.py CONFIG --method felzenszwalb --max-width 320
+_base_ = './tiny_loaders.py'
+
 dataset_type = 'BCCDDataset'
 data_root = 'data/'  # proposals are stored beside data/BCCD, which may be a link to a shared copy
 scale = (256, 192)
@@ -32,9 +34,6 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=batch_size,
-    num_workers=0,
-    persistent_workers=False,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
         type=dataset_type,
@@ -48,10 +47,6 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=batch_size,
-    num_workers=0,
-    persistent_workers=False,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

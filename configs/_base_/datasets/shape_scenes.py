@@ -1,11 +1,11 @@
 # ShapeScenes: pictures of colored shapes, drawn on first use.
+_base_ = './tiny_loaders.py'
 
-# ---- often changed: paths and workers ------------------------------------------------------
+# ---- often changed: paths and batch --------------------------------------------------------
 data_root = 'data/shape_scenes/'
 # Both splits are drawn together, so both data sets must have the same parameters.
 params = dict(num_train=800, num_val=200, image_size=(160, 128), seed=0)
 batch_size = 8
-num_workers = 0  # loading these images takes less time than starting a worker
 
 # ---- rarely changed ------------------------------------------------------------------------
 dataset_type = 'ShapeScenesDataset'
@@ -27,9 +27,6 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=batch_size,
-    num_workers=num_workers,
-    persistent_workers=num_workers > 0,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -40,10 +37,6 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=batch_size,
-    num_workers=num_workers,
-    persistent_workers=num_workers > 0,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

@@ -1,5 +1,7 @@
 # ShapeScenes with the proposals of selective search, for R-CNN and Fast R-CNN. Make the proposals
 # once before training: python tools/dataset_converters/make_proposals.py CONFIG
+_base_ = './tiny_loaders.py'
+
 dataset_type = 'ShapeScenesDataset'
 data_root = 'data/shape_scenes/'
 scale = (160, 128)
@@ -34,9 +36,6 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=batch_size,
-    num_workers=0,
-    persistent_workers=False,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -49,10 +48,6 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=batch_size,
-    num_workers=0,
-    persistent_workers=False,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

@@ -2,33 +2,14 @@
 # channels, one encoder and two decoder layers, few queries. The width stays 256, because
 # DINO's decoder encodes each box coordinate by 128 numbers. Set num_classes in the inheriting
 # config.
+_base_ = './r18_tiny.py'
+
 model = dict(
     type='DINO',
     num_queries=60,  # every photo has fewer than half as many cells
     with_box_refine=True,
     as_two_stage=True,
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=32,
-    ),
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=16,
-        num_stages=4,
-        out_indices=(2, 3),
-        frozen_stages=-1,  # no pretrained weights, so no frozen stages
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch',
-        init_cfg=[
-            dict(type='Kaiming', layer='Conv2d'),
-            dict(type='Constant', val=1, layer='BatchNorm2d'),
-        ],
-    ),
+    backbone=dict(out_indices=(2, 3)),
     neck=dict(
         type='ChannelMapper',
         in_channels=[64, 128],

@@ -1,31 +1,14 @@
 # R-CNN small enough to train from scratch on two CPU cores in minutes: a ResNet-18 with a quarter
 # of its channels on regions of 48 pixels. Set num_classes in the inheriting config.
-norm_cfg = dict(type='BN', requires_grad=True)
+_base_ = './r18_tiny.py'
+
 model = dict(
     type='RCNN',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=1,
-    ),
+    data_preprocessor=dict(pad_size_divisor=1),
     backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=16,
-        num_stages=4,
         out_indices=(3,),
         # Stride 16, not 32: the feature map of a crop is 3 pixels wide instead of 1.5.
         strides=(1, 2, 2, 1),
-        frozen_stages=-1,  # no pretrained weights, so no frozen stages
-        norm_cfg=norm_cfg,
-        norm_eval=False,
-        style='pytorch',
-        init_cfg=[
-            dict(type='Kaiming', layer='Conv2d'),
-            dict(type='Constant', val=1, layer='BatchNorm2d'),
-        ],
     ),
     roi_head=dict(
         type='RegionRoIHead',

@@ -2,31 +2,16 @@
 # channels (a VGG spends most of its time at full resolution), one extra layer, and boxes of 16 to
 # 96 pixels. Losses, matching and mining of hard negatives are those of mmdet's ssd300. Set
 # num_classes in the inheriting config.
+_base_ = './r18_tiny.py'
+
 model = dict(
     type='SingleStageDetector',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=32,
-    ),
     backbone=dict(
-        type='ResNet',
-        depth=18,
         base_channels=24,
         num_stages=3,
         strides=(1, 2, 2),
         dilations=(1, 1, 1),
         out_indices=(1, 2),
-        frozen_stages=-1,  # no pretrained weights, so no frozen stages
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch',
-        init_cfg=[
-            dict(type='Kaiming', layer='Conv2d'),
-            dict(type='Constant', val=1, layer='BatchNorm2d'),
-        ],
     ),
     neck=dict(
         type='SSDNeck',

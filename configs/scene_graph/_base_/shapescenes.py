@@ -1,9 +1,10 @@
 # ShapeScenes with relations and scenes; the first run generates the pictures.
+_base_ = '../../_base_/datasets/tiny_loaders.py'
+
 dataset_type = 'ShapeScenesGraphDataset'
 data_root = 'data/shape_scenes_graph/'  # more pictures than in the quickstart
 # Both splits need the same parameters, because they are generated together.
 params = dict(num_train=2000, num_val=200, image_size=(160, 128), seed=0)
-num_workers = 0  # loading these small pictures is faster than a worker process
 batch_size = 8
 
 train_pipeline = [
@@ -26,9 +27,6 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=batch_size,
-    num_workers=num_workers,
-    persistent_workers=num_workers > 0,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -41,10 +39,6 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=batch_size,
-    num_workers=num_workers,
-    persistent_workers=num_workers > 0,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

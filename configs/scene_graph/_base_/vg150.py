@@ -1,71 +1,40 @@
 # Visual Genome VG150; tools/dataset_converters/vg150.py creates the files.
-dataset_type = 'SceneGraphDataset'
+_base_ = './photo_graphs.py'
+
+# ---- often changed: paths and batch --------------------------------------------------------
 data_root = 'data/vg150/'
-batch_size = 12
+batch_size = 12  # of each GPU; the schedule is for this many images in all
 scale = (1000, 600)
 
+# ---- rarely changed ------------------------------------------------------------------------
+dataset_type = 'SceneGraphDataset'
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadSceneGraphAnnotations'),
+    *_base_.load_steps,
     dict(type='Resize', scale=scale, keep_ratio=True),
     # VG150 has no predicate with left or right, so horizontal flips do not change predicates.
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSceneGraphInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    # Before all transforms that move pixels: PredCls and SGCls use the ground-truth boxes.
-    dict(type='LoadSceneGraphAnnotations'),
+    *_base_.load_steps,
     dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(
-        type='PackSceneGraphInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
+    _base_.pack_for_test,
 ]
+images = dict(img='VG_100K/')
 train_dataloader = dict(
     batch_size=batch_size,
-    num_workers=4,
-    persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
-    batch_sampler=dict(type='AspectRatioBatchSampler'),
-    dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        ann_file='train.json',
-        data_prefix=dict(img='VG_100K/'),
-        filter_cfg=dict(filter_empty_gt=True, filter_empty_relations=True),
-        pipeline=train_pipeline,
-    ),
+    dataset=dict(data_root=data_root, data_prefix=images, pipeline=train_pipeline),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        ann_file='val.json',
-        data_prefix=dict(img='VG_100K/'),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
+        data_root=data_root, ann_file='val.json', data_prefix=images, pipeline=test_pipeline
+    )
 )
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        ann_file='test.json',
-        data_prefix=dict(img='VG_100K/'),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
+        data_root=data_root, ann_file='test.json', data_prefix=images, pipeline=test_pipeline
+    )
 )
 
 # The annotation files contain the metric convention of the literature.
