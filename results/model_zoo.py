@@ -19,10 +19,10 @@ PAGE = ROOT / 'docs' / 'model_zoo.md'
 HEAD = """# Model zoo
 
 Every model on this page was trained from scratch on a CPU, with the command in its row, on one
-thread (`OMP_NUM_THREADS=1`) except for the quickstart. R-CNN and Fast R-CNN used proposals that
-were made before training ([configs/bccd](../configs/bccd)). `python results/model_zoo.py` writes
-the page from the tables in [results](../results), which describe each measurement. Checkpoints are
-not kept: the longest of these trainings takes minutes.
+thread (`OMP_NUM_THREADS=1`). R-CNN and Fast R-CNN used proposals that were made before training
+([configs/bccd](../configs/bccd)). `python results/model_zoo.py` writes the page from the tables in
+[results](../results), which describe each measurement. Checkpoints are not kept: the longest of
+these trainings takes minutes.
 
 Recipes for stock detectors on COCO ([configs](../configs)) and scene graphs on Visual Genome and
 PSG ([configs/scene_graph](../configs/scene_graph)) inherit published schedules. They have **not**
@@ -127,11 +127,11 @@ def scene_graphs() -> str:
 
 
 def quickstart() -> list[str]:
-    log = 'results/quickstart/norm.json'
+    log = 'results/quickstart/auto_seed0.json'
     result = json.loads((ROOT / log).read_text().splitlines()[-1])
     config = 'configs/quickstart/faster-rcnn_tiny_shapescenes.py'
     return [
-        'norm',
+        'Auto',
         three(result['coco/bbox_mAP']),
         three(result['coco/bbox_mAP_50']),
         link('config', config),

@@ -60,6 +60,7 @@ def draw_curves(axes: Sequence[Axes], runs: list[Run]) -> None:
                         steps[keep], values[keep], style, color=color, ms=3,
                         marker='^sDv'[i % 4] if members else None, label=run.label + member + name,
                     )  # fmt: skip
+    _limit_loss(top, runs)
     top.legend(fontsize=8)
     if bottom.lines:
         bottom.set_yscale('log')
@@ -67,6 +68,15 @@ def draw_curves(axes: Sequence[Axes], runs: list[Run]) -> None:
     bottom.set_xlabel('step')
     bottom.set_ylabel('gradient norm')
     bottom.grid(alpha=0.25, which='both')
+
+
+def _limit_loss(axes: Axes, runs: list[Run]) -> None:
+    """Let the losses of lost runs leave the panel, where the other runs would become flat lines."""
+    kept = [run.scalars.series('loss')[1] for run in runs if run.scalars.lost_from() is None]
+    finite = [loss for series in kept for loss in series if np.isfinite(loss)]
+    if finite and len(kept) < len(runs):
+        margin = 0.1 * (max(finite) - min(finite))
+        axes.set_ylim(min(finite) - margin, max(finite) + 2 * margin)
 
 
 def save_comparison(
