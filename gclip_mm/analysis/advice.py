@@ -179,7 +179,6 @@ def norm_bound(stats: GradientStats, ratio: float) -> float:
 
 def value_bound(stats: GradientStats, ratio: float) -> float:
     """The clamp at which ``UNITS_BY_VALUE`` have at most ``ratio``, in the median step."""
-
     ratios, owners = stats.unit_ratio, stats.unit_param[stats.scaled]
 
     def reached(clip_value: float) -> float:

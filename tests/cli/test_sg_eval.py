@@ -112,7 +112,7 @@ def test_training_annotations_travel_in_the_file(evaluate, tmp_path):
     )
     (tmp_path / 'train.json').write_text(json.dumps(content))
     options = dict(train_ann_file=str(tmp_path / 'train.json'), predicate_groups='thirds')
-    figures, out = evaluate('predcls', '--json', **options)
+    _, out = evaluate('predcls', '--json', **options)
     result = json.loads(out)['figures']['motifs']
     expected, _ = evaluate('predcls', '--json', **options, convention='motifs')
     for key in ('zR@20', 'ngzR@50', 'head_mR@50', 'body_mR@50', 'tail_mR@20'):

@@ -33,13 +33,13 @@ class SceneGraphCheckHook(Hook):
     metrics. Error messages name the config key to change.
 
     Raises:
-        ValueError: The model is not a SceneGraphDetector; its number of classes, predicates or scenes
-            differs from a data set; a data set has other names than the training set, or than the
-            training set of the tested checkpoint; that checkpoint belongs to another model; the
-            training set has no relation, or no scene although the model has a scene head; a metric
-            has another protocol; a detector that has to find or classify objects is trained
-            without its losses; a frozen one has random weights; a flip of the pipeline would
-            invalidate predicates; or a model to evaluate has weights that are not finite.
+        ValueError: The model is not a SceneGraphDetector; its number of classes, predicates or
+            scenes differs from a data set; a data set has other names than the training set, or
+            than the training set of the tested checkpoint; that checkpoint belongs to another
+            model; the training set has no relation, or no scene although the model has a scene
+            head; a metric has another protocol; a detector that has to find or classify objects is
+            trained without its losses; a frozen one has random weights; a flip of the pipeline
+            would invalidate predicates; or a model to evaluate has weights that are not finite.
         FileNotFoundError: Pictures of a data set do not exist.
 
     Example:
