@@ -237,7 +237,7 @@ def check_gclip(words: list[str]) -> None:
         return
     name, rest = words[1], words[2:]
     assert name in COMMANDS, name
-    module = f'gclip_mm.cli.{name}'
+    module = f'gclip_mm.cli.{name.replace("-", "_")}'
     if name == 'convert' and rest[0] != '--help':
         assert rest[0] in CONVERTERS, rest[0]
         module, rest = f'{module}.{rest[0]}', rest[1:]
