@@ -105,6 +105,5 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 
 def _range(norms: dict[str, float]) -> str:
-    return f'{norms["p50"]:.3g} in the median step (80% between {norms["p10"]:.3g} and ' + (
-        f'{norms["p90"]:.3g})'
-    )
+    low, middle, high = (f'{norms[key]:.3g}' for key in ('p10', 'p50', 'p90'))
+    return f'{middle} in the median step (80% between {low} and {high})'
