@@ -174,7 +174,7 @@ import torch
 from detectron2.config import LazyCall, get_cfg
 from detectron2.modeling import build_model
 from detectron2.solver import get_default_optimizer_params
-from fvcore.common.param_scheduler import ConstantParamScheduler
+from fvcore.common.param_scheduler import MultiStepParamScheduler
 from gclip_mm.detectron2 import lazy
 from tests.detectron2.real_parts import loader, model
 
@@ -184,7 +184,7 @@ optimizer = LazyCall(torch.optim.AdamW)(
     lr=1e-3,
 )
 optimizer = lazy(optimizer, type='Auto')
-lr_multiplier = LazyCall(ConstantParamScheduler)(value=1.0)
+lr_multiplier = LazyCall(MultiStepParamScheduler)(values=[1.0], milestones=[100])
 dataloader = dict(train=LazyCall(loader)(words={options()!r}))
 train = dict(
     output_dir='', init_checkpoint='', max_iter=21, amp=dict(enabled=False), eval_period=0,
