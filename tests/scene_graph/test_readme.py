@@ -9,8 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
+from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import Runner
 
 import gclip_mm  # noqa: F401
@@ -98,6 +100,21 @@ def test_readme_steps_work_on_own_data(tmp_path, monkeypatch):
     assert {p['scene']['name'] for p in predictions} <= {'home', 'street'}
     assert len(list((tmp_path / 'out' / 'vis').iterdir())) == 8
     assert len(list((tmp_path / 'out' / 'preds').iterdir())) == 8
+
+
+def test_example_of_any_detector_builds(tmp_path):
+    (example,) = (
+        block
+        for block in re.findall(r'^```python\n(.*?)^```', README, re.DOTALL | re.MULTILINE)
+        if 'SceneGraphDetector' in block
+    )
+    (tmp_path / 'wrapped.py').write_text(example)
+    cfg = Config.fromfile(str(tmp_path / 'wrapped.py'))
+    init_default_scope('mmdet')
+    with torch.device('meta'):  # shapes only, without memory
+        model = MODELS.build(cfg.model)
+    assert type(model.detector).__name__ == 'RetinaNet'
+    assert model.relation_head.num_classes == 80 and model.freeze_detector
 
 
 def test_files_named_in_readme_exist():
