@@ -18,12 +18,11 @@ from ..clipping.config.parse import parse_clip_grad
 from ..clipping.gradients.backend import Backend
 from ..clipping.gradients.names import describe_params
 from ..clipping.gradients.view import GradView
+from ..clipping.rules.auto import REACH_OF_ONE_UPDATE, TOTAL_OF_ONE_UPDATE, Auto
 from ..engine.configs import optim_wrappers
 from .gradient_stats import GradientStats, octave_sizes
 
 _FINITE = Finite(True)
-#: ``Auto`` allows a single update what it allows a gradient that momentum multiplies by this.
-_OF_ALL_UPDATES = 10.0
 
 
 class Effect(NamedTuple):
@@ -111,15 +110,14 @@ class Replay:
         rates = stats.lr / stats.lr_mult.max()
         # A step is proportional to its rate; the schedule's peak is what the advice is for.
         moved = stats.unit_move * (self._lr / rates)[:, None]
-        # The bound of an update is that of the gradient which moves SGD as far in its first step.
+        # The bound of an update is that of a gradient which moves plain SGD as far.
         rule = parse_clip_grad({**clip_grad, 'side': 'gradient'}).outer
-        assert isinstance(rule, UnitClipper)  # Auto, the rule that has sides
+        assert isinstance(rule, Auto)  # the rule that has sides
+        rule.reach *= REACH_OF_ONE_UPDATE
+        rule.total *= TOTAL_OF_ONE_UPDATE
         infos = self._view.infos
         places = list(range(len(infos)))
-        rule.bind(
-            SGD([info.param for info in infos], lr=1.0, momentum=1 - 1 / _OF_ALL_UPDATES),
-            self._model,
-        )
+        rule.bind(SGD([info.param for info in infos], lr=1.0), self._model)
         view = GradView(infos, places, places, len(infos), backend=self._view.backend)
         return self._of_units(rule, moved, view, of_updates=True)
 

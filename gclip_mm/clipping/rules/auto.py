@@ -22,8 +22,8 @@ from .auto_units import AutoUnits
 #: The parts of ``reach`` and ``total`` that a single update may take. A gradient moves the weights
 #: by its momentum as well, some ten times as far as in its own step, while successive updates of
 #: Adam partly cancel. Chosen by results/auto.
-_REACH_OF_ONE_UPDATE = 0.2
-_TOTAL_OF_ONE_UPDATE = 1 / 3
+REACH_OF_ONE_UPDATE = 0.2
+TOTAL_OF_ONE_UPDATE = 1 / 3
 
 
 class _Known(NamedTuple):
@@ -188,7 +188,7 @@ class Auto(UnitClipper):
             # The kernel of a fused optimizer may have passed over the step; its state then tells of
             # the last step that was taken.
             moved = torch.where(self._is_taken.to(moved.device), moved, 0.0)
-        reach, total = self.reach * _REACH_OF_ONE_UPDATE, self.total * _TOTAL_OF_ONE_UPDATE
+        reach, total = self.reach * REACH_OF_ONE_UPDATE, self.total * TOTAL_OF_ONE_UPDATE
         units = self._units_of(view)
         coefs, bounds = _bounded(moved, sizes, units, view, moved, reach, total)
         view.backend.shorten_change(movement, coefs)
