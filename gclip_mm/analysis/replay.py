@@ -18,7 +18,7 @@ from ..clipping.config.parse import parse_clip_grad
 from ..clipping.gradients.backend import Backend
 from ..clipping.gradients.names import describe_params
 from ..clipping.gradients.view import GradView
-from ..clipping.rules.auto import REACH_OF_ONE_UPDATE, TOTAL_OF_ONE_UPDATE, Auto
+from ..clipping.rules.auto import OF_ONE_UPDATE, Auto
 from ..engine.configs import optim_wrappers
 from .gradient_stats import GradientStats, octave_sizes
 
@@ -113,8 +113,8 @@ class Replay:
         # The bound of an update is that of a gradient which moves plain SGD as far.
         rule = parse_clip_grad({**clip_grad, 'side': 'gradient'}).outer
         assert isinstance(rule, Auto)  # the rule that has sides
-        rule.reach *= REACH_OF_ONE_UPDATE
-        rule.total *= TOTAL_OF_ONE_UPDATE
+        rule.reach *= OF_ONE_UPDATE
+        rule.total *= OF_ONE_UPDATE
         infos = self._view.infos
         places = list(range(len(infos)))
         rule.bind(SGD([info.param for info in infos], lr=1.0), self._model)

@@ -19,11 +19,10 @@ from ..gradients.norm_layers import followers
 from ..gradients.view import GradView
 from .auto_units import AutoUnits
 
-#: The parts of ``reach`` and ``total`` that a single update may take. A gradient moves the weights
-#: by its momentum as well, some ten times as far as in its own step, while successive updates of
-#: Adam partly cancel. Chosen by results/auto.
-REACH_OF_ONE_UPDATE = 0.2
-TOTAL_OF_ONE_UPDATE = 1 / 3
+#: The part of ``reach`` and ``total`` that a single update may take. A gradient moves the weights by
+#: its momentum as well, some ten times as far as in its own step, while successive updates of Adam
+#: partly cancel. Chosen by results/auto.
+OF_ONE_UPDATE = 0.2
 
 
 class _Known(NamedTuple):
@@ -64,7 +63,7 @@ class Auto(UnitClipper):
 
     An optimizer whose step is not proportional to the gradient (AdamW, Lion, ...) is bounded on the
     side of the update: it steps, and what moved too far is taken back. One update may take a fifth
-    of ``reach`` and a third of ``total``. For Adam, AdamW and Adamax the movement follows from the
+    of ``reach`` and of ``total``. For Adam, AdamW and Adamax the movement follows from the
     optimizer's state; for all others one copy of the weights is kept.
 
     Good for: a first training of any detector, learning rates above the usual one, runs that end in
@@ -188,7 +187,7 @@ class Auto(UnitClipper):
             # The kernel of a fused optimizer may have passed over the step; its state then tells of
             # the last step that was taken.
             moved = torch.where(self._is_taken.to(moved.device), moved, 0.0)
-        reach, total = self.reach * REACH_OF_ONE_UPDATE, self.total * TOTAL_OF_ONE_UPDATE
+        reach, total = self.reach * OF_ONE_UPDATE, self.total * OF_ONE_UPDATE
         units = self._units_of(view)
         coefs, bounds = _bounded(moved, sizes, units, view, moved, reach, total)
         view.backend.shorten_change(movement, coefs)

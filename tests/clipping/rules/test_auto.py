@@ -214,7 +214,7 @@ def test_update_of_other_optimizers_is_bounded(name):
             assert (moved <= 0.2 * REACH * sizes * (1 + slack)).all(), n
             if n in LOOSE and param.ndim > 1:
                 total += float(moved.norm() / sizes.norm())
-        assert total <= TOTAL / 3 * (1 + slack)
+        assert total <= 0.2 * TOTAL * (1 + slack)
 
 
 #: The movement of these follows from their state.
