@@ -19,9 +19,9 @@ from ..gradients.norm_layers import followers
 from ..gradients.view import GradView
 from .auto_units import AutoUnits
 
-#: The part of ``reach`` and ``total`` that a single update may take. A gradient moves the weights by
-#: its momentum as well, some ten times as far as in its own step, while successive updates of Adam
-#: partly cancel. Chosen by results/auto.
+#: The part of ``reach`` and ``total`` that a single update may take. A gradient moves the weights
+#: by its momentum as well, some ten times as far as in its own step, while successive updates of
+#: Adam partly cancel. Chosen by results/auto.
 OF_ONE_UPDATE = 0.2
 
 
