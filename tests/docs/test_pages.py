@@ -109,7 +109,12 @@ def test_paths_in_a_page_exist(page):
 
 
 #: Paths that a page tells its reader to make, or that are those of another project.
-MADE_UP = {'docs/_build/html', 'tools/lazyconfig_train_net.py'}
+MADE_UP = {
+    'docs/_build/html',
+    'tools/lazyconfig_train_net.py',
+    'tools/plain_train_net.py',
+    'tools/train_net.py',
+}
 
 
 def test_the_table_of_rules_is_that_of_the_registry():
