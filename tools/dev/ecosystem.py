@@ -220,12 +220,15 @@ def main() -> None:
         rows = read_package(args.folder / args.package / '.mim' / 'configs')
         print(json.dumps(rows))
         return
-    found = {d.metadata['Name'].lower(): d.version for d in distributions(path=[str(args.folder)])}
+    found = {
+        d.metadata['Name'].lower().replace('_', '-'): d.version
+        for d in distributions(path=[str(args.folder)])
+    }
+    versions = {package: found[name] for package, name in PACKAGES.items()}
     results = {}
     for package in PACKAGES:
         results[package] = read_in_process(args.folder, package)
         print(package, dict(Counter(row['outcome'] for row in results[package])), flush=True)
-    versions = {package: found[name] for package, name in PACKAGES.items()}
     text = page(versions, results)
     if args.out:
         args.out.write_text(text)
