@@ -170,8 +170,9 @@ def untraced(function: Callable[..., Any], recursive: bool, reason: str) -> Any:
             return function(*args, **kwargs)
 
         return call
-    # functools.wraps copies this mark of a disabled function, and torch would unwrap ours by it.
-    vars(getattr(function, '__func__', function)).pop('_torchdynamo_orig_callable', None)
+    # functools.wraps copies the marks of a disabled function, and torch would unwrap ours by them.
+    for mark in ('_torchdynamo_orig_callable', 'get_compiler_config'):
+        vars(getattr(function, '__func__', function)).pop(mark, None)
     disable: Any = torch.compiler.disable
     # Before torch 2.8 it took no reason.
     options = {'reason': reason} if 'reason' in inspect.signature(disable).parameters else {}
