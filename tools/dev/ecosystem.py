@@ -141,7 +141,8 @@ def load_error(error: Exception, root: Path) -> str:
         return f'needs the module {missing[1].split(".")[0]}, which is not installed'
     if isinstance(error, FileNotFoundError):
         return 'a file that it names is not in the wheel'
-    first = (text.strip().splitlines() or [''])[0].replace(str(root), '').strip()
+    # Below the folder: <package>/.mim/configs.
+    first = (text.strip().splitlines() or [''])[0].replace(f'{root.parents[2]}/', '').strip()
     return f'{type(error).__name__}: {first[:100]}'
 
 
