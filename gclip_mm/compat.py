@@ -142,12 +142,12 @@ is_compiling: Callable[[], bool] = (
 )
 
 
-if TORCH >= (2, 1):
+if TORCH >= (2, 4):
     aminmax: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.aminmax
 else:
 
     def aminmax(tensor: Tensor) -> tuple[Tensor, Tensor]:
-        """``torch.aminmax``, which takes float16 on a CPU since torch 2.1."""
+        """``torch.aminmax``, which older releases lack for float16 on a CPU."""
         if tensor.dtype != torch.float16:
             return torch.aminmax(tensor)
         low, high = torch.aminmax(tensor.float())
@@ -170,6 +170,9 @@ def untraced(function: Callable[..., Any], recursive: bool, reason: str) -> Any:
             return function(*args, **kwargs)
 
         return call
+    # functools.wraps copies the marks of a disabled function, and torch would unwrap ours by them.
+    for mark in ('_torchdynamo_orig_callable', 'get_compiler_config'):
+        vars(getattr(function, '__func__', function)).pop(mark, None)
     disable: Any = torch.compiler.disable
     # Before torch 2.8 it took no reason.
     options = {'reason': reason} if 'reason' in inspect.signature(disable).parameters else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import pickle
 import sys
@@ -78,6 +79,18 @@ def test_untraced_function_takes_attributes_and_keeps_its_result():
     function = compat.untraced(Owner().method, True, 'a reason')
     function.mark = 'set'
     assert function(1) == 2 and function.mark == 'set'
+
+
+def test_untraced_wrapper_of_an_untraced_function_is_called():
+    """torch finds what it has disabled by an attribute, which ``functools.wraps`` copies."""
+    inner = compat.untraced(lambda: 'inner', True, 'a reason')
+
+    @functools.wraps(inner)
+    def outer():
+        return f'outer of {inner()}'
+
+    for recursive in (True, False):
+        assert compat.untraced(outer, recursive, 'a reason')() == 'outer of inner'
 
 
 @pytest.mark.parametrize('name', ['SGD', 'Adam', 'AdamW'])

@@ -127,9 +127,9 @@ def _start_gloo(timeout: float | None) -> None:
             'processes with torchrun, as tools/dist_train.sh does'
         )
     # Before torch 2.1 the timeout could not be None.
-    limit: dict[str, Any] = (
-        {} if timeout is None else {'timeout': datetime.timedelta(seconds=timeout)}
-    )
+    limit: dict[str, Any] = {}
+    if timeout is not None:
+        limit['timeout'] = datetime.timedelta(seconds=timeout)
     dist.init_process_group('gloo', **limit)
     # A running gloo thread occasionally aborts the process at its exit.
     atexit.register(close_distributed)

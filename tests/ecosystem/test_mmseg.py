@@ -1,28 +1,20 @@
-"""A tiny model of MMSegmentation trains on drawn data, clipped through every door of MMEngine.
+"""A tiny model of MMSegmentation trains on drawn data, through every door.
 
-Needs MMSegmentation, which ``make ecosystem`` puts beside the environment.
+Needs the package, which ``make ecosystem`` puts beside the environment.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
-import torch
-from mmengine.logging import MessageHub
 
-pytest.importorskip('mmseg.models', reason='run by `make ecosystem`')
+pytest.importorskip('mmseg.models', reason='run by `make ecosystem`', exc_type=ImportError)
 
-from gclip_mm.cli.train import main
-from gclip_mm.compat import LOADS_WEIGHTS_ONLY
+from tests.ecosystem.doors import check_clipped, resume_halfway, same, train
 
-BOUND = 0.05
 CONFIG = """
 default_scope = 'mmseg'
-custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 pipeline = [
     dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
 train_dataloader = dict(
@@ -49,27 +41,12 @@ model = dict(
         type='FCNHead', in_channels=64, channels=8, num_convs=1, dropout_ratio=0, num_classes=2,
         norm_cfg=norm, loss_decode=dict(type='CrossEntropyLoss')),
 )
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=20, val_interval=1000)
-default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=1),
-    checkpoint=dict(type='CheckpointHook', interval=10, by_epoch=False),
-)
-log_processor = dict(by_epoch=False)
-randomness = dict(seed=3)
 """
-RULE = f"clip_grad=dict(type='NormClip', max_norm={BOUND})"
-OPTIMIZER = "optimizer=dict(type='SGD', lr=0.05, momentum=0.9)"
-DOORS = {
-    'wrapper': f"optim_wrapper = dict(type='GClipOptimWrapper', {OPTIMIZER}, {RULE})",
-    'hook': f"optim_wrapper = dict(type='OptimWrapper', {OPTIMIZER})\n"
-    f"custom_hooks = [dict(type='GClipHook', {RULE})]",
-    'flag': f"optim_wrapper = dict(type='OptimWrapper', {OPTIMIZER})",
-}
 
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory) -> Path:
-    """Eight images of 48 x 48 with a bright square, and their masks."""
+def settings(tmp_path_factory) -> str:
+    """A config for eight images of 48 x 48 with a bright square, and their masks."""
     folder = tmp_path_factory.mktemp('drawn')
     random = np.random.default_rng(0)
     for name in ('images', 'masks'):
@@ -82,53 +59,24 @@ def root(tmp_path_factory) -> Path:
         mask[y : y + 20, x : x + 20] = 1
         cv2.imwrite(str(folder / 'images' / f'{i}.png'), image)
         cv2.imwrite(str(folder / 'masks' / f'{i}.png'), mask)
-    return folder
-
-
-def train(root: Path, work: Path, door: str, *flags: str) -> dict[str, torch.Tensor]:
-    """Train by the command; returns the last weights."""
-    config = work.parent / f'{door}.py'
-    config.write_text(CONFIG.format(root=str(root)) + DOORS[door] + '\n')
-    clip = ['--clip', f'type=NormClip,max_norm={BOUND}'] if door == 'flag' else []
-    # A second runner in one process would continue the counts of the first.
-    MessageHub._instance_dict.clear()
-    assert main([str(config), '--work-dir', str(work), *clip, *flags]) == 0
-    checkpoint = torch.load(work / 'iter_20.pth', weights_only=LOADS_WEIGHTS_ONLY)
-    return checkpoint['state_dict']
-
-
-def scalars(work: Path) -> list[dict]:
-    """The lines of the newest run's scalars.json."""
-    path = max(work.glob('*/vis_data/scalars.json'), key=lambda p: p.stat().st_mtime_ns)
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    return CONFIG.format(root=str(folder))
 
 
 @pytest.fixture(scope='module')
-def by_wrapper(root, tmp_path_factory):
+def by_wrapper(settings, tmp_path_factory):
     work = tmp_path_factory.mktemp('wrapper') / 'run'
-    return work, train(root, work, 'wrapper')
+    return work, train(settings, work, 'wrapper')
 
 
 def test_every_step_of_20_is_clipped(by_wrapper):
-    lines = [line for line in scalars(by_wrapper[0]) if 'grad_norm' in line]
-    assert len(lines) == 20
-    assert all(line['grad_norm'] > BOUND for line in lines), 'the bound is tight'
-    assert all(line['grad_norm_post'] == pytest.approx(BOUND, rel=1e-4) for line in lines)
+    check_clipped(by_wrapper[0])
 
 
 @pytest.mark.parametrize('door', ['hook', 'flag'])
-def test_doors_give_bit_identical_weights(door, root, by_wrapper, tmp_path):
-    assert same(train(root, tmp_path / 'run', door), by_wrapper[1])
+def test_doors_give_bit_identical_weights(door, settings, by_wrapper, tmp_path):
+    assert same(train(settings, tmp_path / 'run', door), by_wrapper[1])
 
 
-def test_resumed_run_is_bit_identical(root, by_wrapper, tmp_path):
+def test_resumed_run_is_bit_identical(settings, by_wrapper, tmp_path):
     work, whole = by_wrapper
-    again = tmp_path / 'run'
-    again.mkdir()
-    (again / 'iter_10.pth').write_bytes((work / 'iter_10.pth').read_bytes())
-    (again / 'last_checkpoint').write_text(str(again / 'iter_10.pth'))
-    assert same(train(root, again, 'wrapper', '--resume'), whole)
+    assert same(resume_halfway(settings, work, tmp_path / 'run'), whole)

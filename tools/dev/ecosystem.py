@@ -141,7 +141,8 @@ def load_error(error: Exception, root: Path) -> str:
         return f'needs the module {missing[1].split(".")[0]}, which is not installed'
     if isinstance(error, FileNotFoundError):
         return 'a file that it names is not in the wheel'
-    first = (text.strip().splitlines() or [''])[0].replace(str(root), '').strip()
+    # Below the folder: <package>/.mim/configs.
+    first = (text.strip().splitlines() or [''])[0].replace(f'{root.parents[2]}/', '').strip()
     return f'{type(error).__name__}: {first[:100]}'
 
 
@@ -220,12 +221,15 @@ def main() -> None:
         rows = read_package(args.folder / args.package / '.mim' / 'configs')
         print(json.dumps(rows))
         return
-    found = {d.metadata['Name'].lower(): d.version for d in distributions(path=[str(args.folder)])}
+    found = {
+        d.metadata['Name'].lower().replace('_', '-'): d.version
+        for d in distributions(path=[str(args.folder)])
+    }
+    versions = {package: found[name] for package, name in PACKAGES.items()}
     results = {}
     for package in PACKAGES:
         results[package] = read_in_process(args.folder, package)
         print(package, dict(Counter(row['outcome'] for row in results[package])), flush=True)
-    versions = {package: found[name] for package, name in PACKAGES.items()}
     text = page(versions, results)
     if args.out:
         args.out.write_text(text)

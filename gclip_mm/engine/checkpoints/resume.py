@@ -44,7 +44,9 @@ def check_checkpoint(path: str | Path) -> str | None:
                 bad = archive.testzip()
             if bad is not None:
                 return f'its record {bad} is damaged'
-        torch.load(path, map_location='cpu', weights_only=True, **(LOAD_MAPPED if is_zip else {}))
+        torch.load(
+            str(path), map_location='cpu', weights_only=True, **(LOAD_MAPPED if is_zip else {})
+        )
     except pickle.UnpicklingError as error:
         # A complete file may hold classes that are not on the allow-list of torch.load.
         return None if is_zip and 'weights_only' in str(error).lower() else _first_line(error)
