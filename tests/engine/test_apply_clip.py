@@ -302,5 +302,8 @@ def test_apex_error_names_the_amp_wrapper():
 
 
 def test_attach_refuses_a_non_optimizer():
-    with pytest.raises(gclip_mm.ClipConfigError, match='gradient_clipping'):
+    with pytest.raises(gclip_mm.ClipConfigError, match=r'torch\.optim\.Optimizer, got object$'):
         gclip_mm.attach(object(), dict(max_norm=1))
+    engine = type('DeepSpeedEngine', (), {'__module__': 'deepspeed.runtime.engine'})()
+    with pytest.raises(gclip_mm.ClipConfigError, match='DeepSpeedEngine.*gradient_clipping'):
+        gclip_mm.attach(engine, dict(max_norm=1))
