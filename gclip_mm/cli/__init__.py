@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from ..version import __version__
 
-#: Name of each sub-command and one line of help; the module has the same name.
+#: Name of each sub-command and one line of help; the module has the same name, with underscores.
 COMMANDS = {
     'train': 'train a model of a config, with clipping',
     'test': 'evaluate a checkpoint',
@@ -27,6 +27,7 @@ COMMANDS = {
     'spikes': 'draw the images behind the gradient spikes of a run',
     'routes': 'print which rule clips which parameter',
     'relations': 'draw images of a scene-graph data set with their relations',
+    'export-onnx': 'write a trained scene-graph model as ONNX files',
     'convert': 'convert a data set, or make proposal files',
     'benchmark': 'time the rules against other implementations',
     'cost': 'estimate the cost of clipping on many GPUs',
@@ -89,7 +90,7 @@ def dispatch(
         near = difflib.get_close_matches(name, commands, n=1)
         hint = f'; did you mean {near[0]!r}?' if near else ''
         parser.error(f'unknown command {name!r}{hint} (commands: {", ".join(commands)})')
-    main: Callable[..., int] = import_module(f'{package}.{name}').main
+    main: Callable[..., int] = import_module(f'{package}.{name.replace("-", "_")}').main
     return main(argv[1:], prog=f'{parser.prog} {name}')
 
 

@@ -72,6 +72,7 @@ def match_image(
     zero_shot_triplets: Collection[tuple[int, int, int]] | None = None,
     predicates_per_pair: int | None = None,
     name: str = 'image',
+    iou: np.ndarray | None = None,
 ) -> ImageMatch:
     """Rank the triplets of one image and find the first hit of each ground-truth relation.
 
@@ -81,6 +82,7 @@ def match_image(
     Args:
         max_k: Number of triplets to use.
         name: Name of the image in error messages.
+        iou: (N, G) IoU of predicted and true objects. None: that of their boxes.
 
     Raises:
         ValueError: An array is missing, has a wrong shape, holds NaN or an index out of range.
@@ -110,7 +112,7 @@ def match_image(
         miss = np.full(len(relations), NO_HIT, np.int32)
         return ImageMatch(predicates, zero_shot, miss, miss, miss, len(pairs) > 0)
 
-    box_ok = box_iou(boxes, gt_boxes, iou_plus_one) >= iou_thr
+    box_ok = (box_iou(boxes, gt_boxes, iou_plus_one) if iou is None else iou) >= iou_thr
     box_ok &= labels[:, None] == gt_labels[None, :]
     pair_scores = scores[pairs[:, 0]] * scores[pairs[:, 1]]
 

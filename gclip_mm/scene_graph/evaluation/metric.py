@@ -15,6 +15,7 @@ from terminaltables import AsciiTable
 
 from ..datasets.json_file import read_json
 from ..datasets.relation_index import RelationIndex
+from .masks import by_masks, check_match
 from .matching import ImageMatch, match_image
 from .recall import CONVENTIONS, as_triplet_set, check_options, predicate_recall, summarize
 from .samples import ground_truth_of, prediction_of, to_numpy
@@ -59,6 +60,9 @@ class SceneGraphMetric(BaseMetric):
             labels are given.
         classwise: Log a table with the recall of each predicate and report it as
             ``<predicate>_R@K`` and ``<predicate>_ngR@K``.
+        match: What overlaps: ``'box'``, ``'mask'`` (OpenPSG, arXiv 2207.11247) or ``'single_mask'``
+            (the corrected protocol of arXiv 2407.09216); see :mod:`.masks`. Masks need
+            ``LoadSceneGraphAnnotations(with_seg=True)`` and, in SGDet, a detector with masks.
         collect_device, prefix, collect_dir: As for :class:`mmengine.evaluator.BaseMetric`.
 
     Returns by ``evaluate``: ``sg/R@K``, ``sg/mR@K``, ``sg/ngR@K``, ``sg/ngmR@K``, ``sg/A@K``,
@@ -90,6 +94,7 @@ class SceneGraphMetric(BaseMetric):
         train_ann_file: str | None = None,
         box_metric: bool | None = None,
         classwise: bool = False,
+        match: str = 'box',
         collect_device: str = 'cpu',
         prefix: str | None = None,
         collect_dir: str | None = None,
@@ -114,6 +119,7 @@ class SceneGraphMetric(BaseMetric):
         self.zero_shot: Any = as_triplet_set(zero_shot_triplets)
         self.train_ann_file = train_ann_file
         self.classwise = classwise
+        self.match = check_match(match)
         self.box_metric = self.protocol != 'predcls' if box_metric is None else box_metric
         self._coco: Any = CocoMetric(metric='bbox', prefix='coco') if self.box_metric else None
 
@@ -152,8 +158,14 @@ class SceneGraphMetric(BaseMetric):
         for sample in data_samples:
             name = f'image {sample.get("img_path") or sample.get("img_id")}'
             truth, prediction = ground_truth_of(sample, name), prediction_of(sample, name)
+            matched, iou = prediction, None
+            if self.match != 'box':
+                given = self.protocol != 'sgdet'
+                matched, iou = by_masks(
+                    sample, prediction, truth, self.match, given, self.iou_thr, name
+                )
             match = match_image(
-                prediction,
+                matched,
                 truth,
                 max_k=max(self.ks),
                 iou_thr=self.iou_thr,
@@ -162,6 +174,7 @@ class SceneGraphMetric(BaseMetric):
                 zero_shot_triplets=self._zero_shot(),
                 predicates_per_pair=options['predicates_per_pair'],
                 name=name,
+                iou=iou,
             )
             # MMEngine rebuilds nested results by type, which fails for a NamedTuple.
             result: dict[str, Any] = dict(match=match._asdict(), scene_rank=None, boxes=None)
@@ -192,7 +205,7 @@ class SceneGraphMetric(BaseMetric):
         options = self._options()
         shared = dict(empty_pred=options['empty_pred'], average=options['average'])
         logger.info(
-            f'Scene graphs: protocol={self.protocol}, iou_thr={self.iou_thr}, '
+            f'Scene graphs: protocol={self.protocol}, match={self.match}, iou_thr={self.iou_thr}, '
             + ', '.join(f'{key}={value}' for key, value in options.items())
         )
         matches = [ImageMatch(**result['match']) for result in results]

@@ -31,8 +31,8 @@ class SceneGraphRCNN(TwoStageDetector):
     """Predicts objects, their relations and the scene of an image.
 
     Consists of any backbone, neck, RPN and ``StandardRoIHead`` of MMDetection (Faster or Mask
-    R-CNN; masks are not predicted), a relation head and a scene head. Parameters are named as in
-    MMDetection, so ``load_from`` can load a trained detector.
+    R-CNN, whose masks are predicted in SGDet), a relation head and a scene head. Parameters are
+    named as in MMDetection, so ``load_from`` can load a trained detector.
 
     ``protocol`` selects the input of the heads: ground-truth boxes and labels (PredCls),
     ground-truth boxes (SGCls) or detections (SGDet). Ground-truth boxes come from
@@ -345,7 +345,8 @@ class SceneGraphRCNN(TwoStageDetector):
 
         Returns:
             The data samples, with ``pred_instances`` (``bboxes`` (n, 4), ``labels`` (n,),
-            ``scores`` (n,)), ``pred_relations`` (``pairs`` (m, 2), indices of subject and object
+            ``scores`` (n,), with a mask head in SGDet ``masks`` (n, H, W)), ``pred_relations``
+            (``pairs`` (m, 2), indices of subject and object
             in ``pred_instances``, and ``scores`` (m, P)) and, with a scene head, ``pred_scene``
             (``score`` (S,), ``label`` (1,)).
 
@@ -357,8 +358,26 @@ class SceneGraphRCNN(TwoStageDetector):
         scene_logits = None
         if self.scene_head is not None:
             scene_logits = self._scene(x, output, batch_data_samples)
-        graphs = split_graphs(output, self.protocol, self.relation_test_cfg)
+        masks = self._masks(x, output, batch_data_samples)
+        graphs = split_graphs(output, self.protocol, self.relation_test_cfg, masks)
         return write_predictions(batch_data_samples, graphs, scene_logits, rescale)
+
+    def _masks(
+        self, x: tuple[Tensor, ...], output: SceneGraphOutput, samples: SampleList
+    ) -> list[Tensor] | None:
+        """Masks of the detected objects (N, H, W), in the network's input; None without a head."""
+        if self.protocol.has_boxes or not self.roi_head.with_mask:
+            return None
+        labels = output.logits.objects[:, :-1].argmax(dim=1).split(output.objects.num_objs)
+        boxes = output.objects.boxes[:, :4].split(output.objects.num_objs)
+        found = [InstanceData(bboxes=b, labels=n) for b, n in zip(boxes, labels, strict=True)]
+        # Masks are pasted into the original image, so the input is passed off as one.
+        metas = [
+            {**sample.metainfo, 'ori_shape': sample.img_shape, 'scale_factor': (1.0, 1.0)}
+            for sample in samples
+        ]
+        found = self.roi_head.predict_mask(x, metas, found, rescale=True)
+        return [instances.masks for instances in found]
 
     def _test_boxes(self, x: tuple[Tensor, ...], samples: SampleList) -> list[Tensor]:
         if self.protocol.has_boxes:

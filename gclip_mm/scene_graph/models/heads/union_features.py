@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mmdet.registry import MODELS
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..pooling import average_to
 from ..task_modules.geometry import PAIR_GEOMETRY_DIM, pair_geometry, pair_masks
 
 
@@ -58,8 +58,8 @@ class UnionFeatures(nn.Module):
         Returns:
             (M, channels, S, S).
         """
-        size = union_maps.shape[-1]
+        size = int(union_maps.shape[-1])  # a constant of the model, for a tracer too
         masks = self.mask_convs(pair_masks(boxes, pairs, size * self.mask_scale) - 0.5)
-        masks = F.adaptive_avg_pool2d(masks, (union_maps.shape[-2], size))
+        masks = average_to(masks, size)
         geometry = self.geometry(pair_geometry(boxes, pairs))
         return (union_maps + masks + geometry[:, :, None, None]).relu()

@@ -1,0 +1,1 @@
+"""Export of scene-graph models to ONNX. ``runtime`` needs neither MMDetection nor PyTorch."""
