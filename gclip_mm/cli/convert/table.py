@@ -306,7 +306,8 @@ def run(args: argparse.Namespace) -> None:
         content = writers['train'].content
         names = {key: [entry['name'] for entry in content[key]] for key in KEYS.values()}
         for what, key in KEYS.items():
-            print(f'{what}={len(names[key])}  # {", ".join(names[key])}')
+            if names[key]:
+                print(f'{what}={len(names[key])}  # {", ".join(names[key])}')
         result.update(
             {split: str(args.out / f'{split}.json') for split in writers},
             **{what: len(names[key]) for what, key in KEYS.items()},

@@ -176,7 +176,7 @@ class RelationGraph(nn.Module):
 
     def _scene(self, feats: tuple[Tensor, ...], obj_ctx: Tensor, size: Tensor) -> Tensor:
         """(S,) scene scores; pools as :class:`~..models.heads.scene_head.SceneHead` does."""
-        head = self.model.scene_head
+        head: Any = self.model.scene_head
         divisor = self.model.data_preprocessor.pad_size_divisor
         padded = torch.ceil(size / divisor) * divisor
         pooled = []

@@ -44,9 +44,7 @@ def check_exportable(model: nn.Module) -> SceneGraphRCNN:
     return model
 
 
-def export(
-    model: nn.Module, folder: Path, metadata: dict[str, Any], opset: int = 17
-) -> dict[str, Path]:
+def export(model: Any, folder: Path, metadata: dict[str, Any], opset: int = 17) -> dict[str, Path]:
     """Write ``detector.onnx`` and ``relation_head.onnx``.
 
     Args:
@@ -66,7 +64,8 @@ def export(
         import onnx
     except ImportError as error:
         raise ImportError("export needs ONNX: pip install 'gclip-mm[onnx]'") from error
-    model = check_exportable(model).eval()
+    model = check_exportable(model)
+    model.eval()
     folder.mkdir(parents=True, exist_ok=True)
     image, size, boxes, labels = _example(model, *_TRACED)
     files = {'detector': folder / DETECTOR_FILE, 'relation_head': folder / RELATION_FILE}
@@ -112,7 +111,7 @@ def export(
     return files
 
 
-def compare(model: nn.Module, folder: Path) -> list[dict[str, float]]:
+def compare(model: Any, folder: Path) -> list[dict[str, float]]:
     """Largest difference between ONNX Runtime and PyTorch, for each size of :data:`CHECKS`.
 
     Boxes and labels are drawn at random, so that the relation head is compared also where a
@@ -126,7 +125,8 @@ def compare(model: nn.Module, folder: Path) -> list[dict[str, float]]:
         ValueError: The outputs differ in their shapes or in ``pairs``.
     """
     ort = import_onnxruntime()
-    model = check_exportable(model).eval()
+    model = check_exportable(model)
+    model.eval()
     detector, head = (
         ort.InferenceSession(str(folder / name), providers=['CPUExecutionProvider'])
         for name in (DETECTOR_FILE, RELATION_FILE)

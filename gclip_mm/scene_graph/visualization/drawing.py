@@ -113,12 +113,12 @@ def _draw_image(axes: Axes, image: np.ndarray, nodes: list[Node], colors: list) 
 
 def _over_masks(image: np.ndarray, nodes: list[Node], colors: list) -> np.ndarray:
     """The image (H, W, 3) uint8 tinted by the masks, large ones first so that small ones show."""
-    masked = [i for i, node in enumerate(nodes) if node.mask is not None]
+    masks = {i: node.mask for i, node in enumerate(nodes) if node.mask is not None}
     tinted = image.astype(np.float64)
-    for i in sorted(masked, key=lambda i: -np.count_nonzero(nodes[i].mask)):
+    for i, mask in sorted(masks.items(), key=lambda item: -np.count_nonzero(item[1])):
         color = 255 * np.array(colors[i][:3])
-        tinted[nodes[i].mask] = (1 - MASK_OPACITY) * image[nodes[i].mask] + MASK_OPACITY * color
-    return tinted.round().astype(np.uint8) if masked else image
+        tinted[mask] = (1 - MASK_OPACITY) * image[mask] + MASK_OPACITY * color
+    return tinted.round().astype(np.uint8) if masks else image
 
 
 def _node_text(i: int, node: Node) -> str:

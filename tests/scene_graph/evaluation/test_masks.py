@@ -205,7 +205,7 @@ def psg(tmp_path):
     segments[:, :20], segments[10:30, 30:50] = 700, 70000
     write_segments(tmp_path / 'seg.png', segments)
     cv2.imwrite(str(tmp_path / 'a.jpg'), np.full((40, 60, 3), 90, np.uint8))
-    writer = SceneGraphWriter(['sky', 'dog'], ['on', 'left of'])
+    writer = SceneGraphWriter(['sky', 'dog'], ['on', 'near'])
     writer.add_image(
         'a.jpg',
         60,

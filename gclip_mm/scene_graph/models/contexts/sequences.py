@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,12 +109,14 @@ class Padding:
             self.mask = (group == 0)[None]
             self.lengths = self.mask.sum(dim=1)
             return
-        every = torch.arange(group.max() + 1, device=group.device)
+        last: Any = group.max()
+        every = torch.arange(last + 1, device=group.device)
         counts = (every[:, None] == group[None]).sum(dim=1)
         starts = counts.cumsum(0) - counts
         self._sequence = group
         self._place = torch.arange(group.shape[0], device=group.device) - starts[group]
-        self.mask = torch.arange(counts.max(), device=group.device)[None] < counts[:, None]
+        longest: Any = counts.max()  # a tensor for the tracer
+        self.mask = torch.arange(longest, device=group.device)[None] < counts[:, None]
         self.lengths = counts.clamp(min=1)
 
     def pad(self, rows: Tensor) -> Tensor:
