@@ -22,10 +22,10 @@ relation_head.onnx
     pairs, and of the scene.
 
 Both take pictures of any size and any number of objects. ONNX Runtime and PyTorch are compared at
-two sizes of picture; a difference above --tolerance is a failure. In Python,
+three sizes of picture; a difference above --tolerance is a failure. In Python,
 gclip_mm.scene_graph.export.runtime.OnnxSceneGraph runs the files without PyTorch.
 
-Needs onnx and onnxruntime: pip install 'gclip-mm[onnx]'."""
+Needs onnx and onnxruntime: pip install onnx onnxruntime."""
 
 
 def parse_args(

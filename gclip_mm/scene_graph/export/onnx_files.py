@@ -18,7 +18,7 @@ from .graphs import DetectorGraph, RelationGraph
 from .runtime import DETECTOR_FILE, METADATA_KEY, RELATION_FILE, import_onnxruntime
 
 #: Height and width of the pictures, and number of objects, on which ONNX is compared.
-CHECKS = ((128, 160, 7), (211, 97, 3))
+CHECKS = ((128, 160, 7), (211, 97, 3), (90, 90, 1))
 #: Size of the picture and number of objects with which the graphs are traced.
 _TRACED = (192, 256, 5)
 
@@ -63,7 +63,7 @@ def export(model: Any, folder: Path, metadata: dict[str, Any], opset: int = 17) 
     try:
         import onnx
     except ImportError as error:
-        raise ImportError("export needs ONNX: pip install 'gclip-mm[onnx]'") from error
+        raise ImportError('export needs ONNX: pip install onnx onnxruntime') from error
     model = check_exportable(model)
     model.eval()
     folder.mkdir(parents=True, exist_ok=True)

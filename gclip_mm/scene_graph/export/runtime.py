@@ -28,7 +28,7 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ImportError("ONNX Runtime is missing: pip install 'gclip-mm[onnx]'") from error
+        raise ImportError('ONNX Runtime is missing: pip install onnx onnxruntime') from error
     return onnxruntime
 
 

@@ -109,13 +109,13 @@ class Padding:
             self.mask = (group == 0)[None]
             self.lengths = self.mask.sum(dim=1)
             return
-        last: Any = group.max()
+        last: Any = torch.cat([group, group.new_zeros(1)]).max()  # without pairs there is no row
         every = torch.arange(last + 1, device=group.device)
         counts = (every[:, None] == group[None]).sum(dim=1)
         starts = counts.cumsum(0) - counts
         self._sequence = group
         self._place = torch.arange(group.shape[0], device=group.device) - starts[group]
-        longest: Any = counts.max()  # a tensor for the tracer
+        longest: Any = counts.max().clamp(min=1)  # a tensor for the tracer
         self.mask = torch.arange(longest, device=group.device)[None] < counts[:, None]
         self.lengths = counts.clamp(min=1)
 
