@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from ..version import __version__
 
-#: Name of each sub-command and one line of help; the module has the same name, with underscores.
+#: Name of each sub-command and one line of help; the module has the same name, ``_`` for ``-``.
 COMMANDS = {
     'train': 'train a model of a config, with clipping',
     'test': 'evaluate a checkpoint',

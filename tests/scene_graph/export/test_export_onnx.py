@@ -44,8 +44,8 @@ def trained(tmp_path, name, **changes):
             if 'frequency_bias' not in name_:
                 weight.add_(torch.randn_like(weight) * 0.02)
         if not model.protocol.has_boxes:
-            # As sure of its classes as a trained one, or no object would pass the threshold.
-            model.roi_head.bbox_head.fc_cls.weight.mul_(20)
+            # Surer of its classes than at random, or no object would pass the threshold.
+            model.roi_head.bbox_head.fc_cls.weight.mul_(4)
     cfg.dump(str(tmp_path / 'config.py'))
     checkpoint = dict(state_dict=model.state_dict(), meta=dict(dataset_meta=NAMES))
     torch.save(checkpoint, tmp_path / 'model.pth')
