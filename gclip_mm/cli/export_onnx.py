@@ -23,7 +23,7 @@ relation_head.onnx
 
 Both take pictures of any size and any number of objects. ONNX Runtime and PyTorch are compared at
 three sizes of picture; a difference above --tolerance is a failure. In Python,
-gclip_mm.scene_graph.export.runtime.OnnxSceneGraph runs the files without PyTorch.
+gclip_mm.scene_graph.export.runtime.OnnxSceneGraph runs the files with ONNX Runtime.
 
 Needs onnx and onnxruntime: pip install onnx onnxruntime."""
 

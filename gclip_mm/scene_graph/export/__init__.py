@@ -1,1 +1,1 @@
-"""Export of scene-graph models to ONNX. ``runtime`` needs neither MMDetection nor PyTorch."""
+"""Export of scene-graph models to ONNX. ``runtime`` runs them and does not need MMDetection."""

@@ -1,4 +1,4 @@
-"""Runs exported models with ONNX Runtime; needs NumPy, OpenCV and onnxruntime only."""
+"""Runs exported models with ONNX Runtime, NumPy and OpenCV; no PyTorch module takes part."""
 
 from __future__ import annotations
 

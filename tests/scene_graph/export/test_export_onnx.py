@@ -15,9 +15,10 @@ from mmengine.structures import InstanceData
 from torch.nn import functional as F
 
 from gclip_mm.cli import main
-from gclip_mm.scene_graph.export.graphs import DetectorGraph
+from gclip_mm.scene_graph.export.graphs import DetectorGraph, RelationGraph
 from gclip_mm.scene_graph.models.contexts.sequences import Padding, count_by, sum_by
 from gclip_mm.scene_graph.models.pooling import average_to
+from gclip_mm.scene_graph.models.task_modules import candidate_pairs
 
 onnxruntime = pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx')
@@ -200,3 +201,16 @@ def test_the_detector_graph_pads_as_the_preprocessor(tmp_path):
     image = torch.randint(0, 255, (3, 70, 45), dtype=torch.uint8)
     expected = model.data_preprocessor(dict(inputs=[image], data_samples=None))['inputs']
     torch.testing.assert_close(DetectorGraph(model)._preprocess(image[None].float()), expected)
+
+
+@pytest.mark.parametrize('max_pairs', [None, 6, 1000])
+@pytest.mark.parametrize('require_overlap', [False, True])
+def test_the_relation_graph_pairs_as_the_model(tmp_path, max_pairs, require_overlap):
+    model, *_ = trained(tmp_path, 'identity_predcls')
+    options = dict(max_pairs=max_pairs, require_overlap=require_overlap)
+    model.relation_test_cfg = {**model.relation_test_cfg, **options}
+    start = torch.rand(6, 2) * 60
+    boxes, scores = torch.cat([start, start + 5 + torch.rand(6, 2) * 40], dim=1), torch.rand(6)
+    expected = candidate_pairs(boxes, scores, **options)
+    assert 0 < len(expected) <= 30
+    assert torch.equal(RelationGraph(model)._pairs(boxes, scores), expected)

@@ -55,7 +55,7 @@ def stable_order(keys: Tensor) -> Tensor:
 def sum_by(rows: Tensor, index: Tensor, count: int) -> Tensor:
     """(count, D): the sum of the rows (M, D) of each index (M,) int64."""
     if torch.onnx.is_in_onnx_export():
-        # ONNX Runtime's ScatterElements does not add up equal indices reliably.
+        # As exported, index_add gave other sums where an index occurs several times.
         return _members(index, count).to(rows) @ rows
     return rows.new_zeros(count, rows.shape[1]).index_add(0, index, rows)
 
