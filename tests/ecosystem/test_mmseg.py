@@ -16,8 +16,8 @@ from mmengine.logging import MessageHub
 
 pytest.importorskip('mmseg.models', reason='run by `make ecosystem`')
 
-from gclip_mm.cli.train import main  # noqa: E402
-from gclip_mm.compat import LOADS_WEIGHTS_ONLY  # noqa: E402
+from gclip_mm.cli.train import main
+from gclip_mm.compat import LOADS_WEIGHTS_ONLY
 
 BOUND = 0.05
 CONFIG = """
