@@ -92,7 +92,7 @@ def table(path: Path) -> str:
     """Mean and standard deviation over the seeds, as Markdown."""
     with path.open() as stream:
         rows = list(csv.DictReader(stream))
-    shown = (*COLUMNS[:3], *GROUPS)
+    shown = (*COLUMNS[3:], *GROUPS)
     lines = ['| debiasing | ' + ' | '.join(shown) + ' |', '|---' * (len(shown) + 1) + '|']
     for name in dict.fromkeys(row['debias'] for row in rows):
         cells = []
