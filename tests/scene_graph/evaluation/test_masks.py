@@ -11,8 +11,11 @@ import pytest
 import torch
 from mmengine.structures import InstanceData
 
+from gclip_mm.scene_graph.boxes import box_iou
 from gclip_mm.scene_graph.evaluation import SceneGraphMetric
 from gclip_mm.scene_graph.evaluation.masks import one_mask_each, one_to_one
+from gclip_mm.scene_graph.evaluation.matching import NO_HIT, match_image
+from gclip_mm.scene_graph.evaluation.options import RecallOptions
 from gclip_mm.scene_graph.segments import mask_iou, masks_of, merge_masks, read_segments
 
 from .random_segments import NUM_PREDICATES, random_picture
@@ -130,6 +133,28 @@ def test_missing_masks_are_an_error(tmp_path, key, message):
 def test_an_unknown_match_is_an_error():
     with pytest.raises(ValueError, match=r"must be one of \('box', 'mask', 'single_mask'\)"):
         SceneGraphMetric(match='pixel')
+
+
+def test_phrases_are_matched_by_boxes_only(tmp_path):
+    by_box = evaluate(tmp_path, range(3), convention='psg')
+    by_mask = evaluate(tmp_path, range(3), convention='psg', match='mask')
+    assert set(by_box) - set(by_mask) == {key for key in by_box if 'phr' in key} != set()
+    with pytest.raises(ValueError, match="phrase=True needs match='box', got match='mask'"):
+        SceneGraphMetric(match='mask', phrase=True)
+
+
+def test_a_given_iou_replaces_that_of_the_boxes():
+    truth, prediction, _ = random_picture(0)
+    shape = len(prediction['labels']), len(truth['labels'])
+    by_iou = match_image(prediction, truth, iou=box_iou(prediction['bboxes'], truth['bboxes']))
+    np.testing.assert_equal(by_iou._asdict(), match_image(prediction, truth)._asdict())
+    assert (by_iou.rank != NO_HIT).any()
+    nothing = match_image(prediction, truth, iou=np.zeros(shape))
+    assert (nothing.rank == NO_HIT).all() and (nothing.rank_ng == NO_HIT).all()
+    with pytest.raises(ValueError, match=r'iou must have shape'):
+        match_image(prediction, truth, iou=np.zeros(shape[::-1] + (1,)))
+    with pytest.raises(ValueError, match='set phrase=False with iou'):
+        match_image(prediction, truth, iou=np.zeros(shape), options=RecallOptions(phrase=True))
 
 
 # -- Segments --------------------------------------------------------------------------------------

@@ -40,6 +40,13 @@ def trained(tmp_path, name, **changes):
     model = MODELS.build(cfg.model)
     counts = np.random.default_rng(0).integers(0, 5, (10, 10, 10))
     model.relation_head.frequency_bias.set_counts(counts, np.ones((10, 10)))
+    debias = model.relation_head.debias
+    if hasattr(debias, 'set_counts'):
+        counts[:, :, 3] = 0  # a predicate that is never predicted
+        debias.set_counts(counts, np.ones((10, 10)))
+    elif debias is not None:
+        debias.average.normal_()
+        debias.weight.fill_(0.5)
     with torch.no_grad():
         for name_, weight in model.named_parameters():
             if 'frequency_bias' not in name_:
@@ -78,6 +85,17 @@ def test_every_context_and_protocol_equals_pytorch(tmp_path, capsys, name):
         assert difference['predicate_scores'] < 1e-5 and difference['object_scores'] < 1e-5
         assert difference['scene_scores'] < 1e-5
     check_runtime(model, tmp_path / 'out')
+
+
+@pytest.mark.parametrize('debias', ['LogitAdjustment', 'TDE'])
+def test_debiasing_is_exported(tmp_path, capsys, debias):
+    changes = {'model.relation_head.debias': dict(type=debias)}
+    model, config, checkpoint = trained(tmp_path, 'rnn_predcls', **changes)
+    assert export(tmp_path, config, checkpoint) == 0
+    check_runtime(model, tmp_path / 'out')
+    model.relation_head.debias = None
+    with pytest.raises(AssertionError):
+        check_runtime(model, tmp_path / 'out')
 
 
 def check_runtime(model, folder):
