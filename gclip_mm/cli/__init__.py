@@ -28,6 +28,7 @@ COMMANDS = {
     'routes': 'print which rule clips which parameter',
     'relations': 'draw images of a scene-graph data set with their relations',
     'sg-eval': 'compute every scene-graph metric under every published convention',
+    'export-onnx': 'write a trained scene-graph model as ONNX files',
     'convert': 'convert a data set, or make proposal files',
     'benchmark': 'time the rules against other implementations',
     'cost': 'estimate the cost of clipping on many GPUs',

@@ -32,8 +32,8 @@ compared with: of the same data set, protocol and convention."""
 _AP = ('mAP_rel', 'wmAP_rel', 'mAP_phr', 'wmAP_phr', 'score', 'score_wtd')
 
 
-def parse_args(argv: list[str] | None = None, prog: str = 'gclip sg-eval') -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip sg-eval') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog,
         DESCRIPTION,
@@ -65,6 +65,12 @@ def parse_args(argv: list[str] | None = None, prog: str = 'gclip sg-eval') -> ar
         'published groups of VG150',
     )
     add_json(parser)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None, prog: str = 'gclip sg-eval') -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     try:
         check_ks(args.k, args.iou_thr)

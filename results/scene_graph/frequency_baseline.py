@@ -1,10 +1,12 @@
-"""PredCls on ShapeScenes from the classes of subject and object alone: no network, no training.
+"""PredCls from the classes of subject and object alone: no network, no training.
 
 Counts the training split, gives every pair of annotated boxes the log-frequencies of its two
-classes, and evaluates the validation split.
+classes, and evaluates the validation split. The data are ShapeScenes, or train.json and val.json in
+a folder.
 
 Example:
     python results/scene_graph/frequency_baseline.py --out results/scene_graph/frequency.json
+    python results/scene_graph/frequency_baseline.py --data data/derived --out frequency.json
 """
 
 from __future__ import annotations
@@ -23,14 +25,17 @@ sys.path.insert(0, str(ROOT))
 
 from mmengine.config import Config  # noqa: E402
 
-from gclip_mm.scene_graph.datasets import ShapeScenesGraphDataset  # noqa: E402
+from gclip_mm.scene_graph.datasets import (  # noqa: E402
+    SceneGraphDataset,
+    ShapeScenesGraphDataset,
+)
 from gclip_mm.scene_graph.engine.frequency_bias_hook import count_relations  # noqa: E402
 from gclip_mm.scene_graph.evaluation import scene_graph_recall  # noqa: E402
 from gclip_mm.scene_graph.models import FrequencyBias  # noqa: E402
 from gclip_mm.scene_graph.models.task_modules import all_pairs  # noqa: E402
 
 
-def evaluate(train: ShapeScenesGraphDataset, val: ShapeScenesGraphDataset) -> dict[str, float]:
+def evaluate(train: SceneGraphDataset, val: SceneGraphDataset) -> dict[str, float]:
     meta = train.metainfo
     bias = FrequencyBias(len(meta['classes']), len(meta['predicates']))
     bias.set_counts(*count_relations(train, only_overlapping=False))
@@ -62,9 +67,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--out', type=Path, required=True, help='JSON to write')
+    parser.add_argument('--data', type=Path, help='folder of train.json and val.json')
     args = parser.parse_args()
+    train, val = shape_scenes() if args.data is None else folder(args.data)
+    result = {key: round(value, 4) for key, value in evaluate(train, val).items()}
+    args.out.write_text(json.dumps(result, indent=1) + '\n')
+    print(result)
+
+
+def shape_scenes() -> list[SceneGraphDataset]:
+    """Both splits of the configs of configs/scene_graph/shapescenes."""
     cfg = Config.fromfile(str(ROOT / 'configs/scene_graph/_base_/shapescenes.py'))
-    train, val = (
+    return [
         ShapeScenesGraphDataset(
             data_root=cfg.data_root,
             params=cfg.params.to_dict(),
@@ -73,10 +87,21 @@ def main() -> None:
             pipeline=[],
         )
         for split in ('train', 'val')
-    )
-    result = {key: round(value, 4) for key, value in evaluate(train, val).items()}
-    args.out.write_text(json.dumps(result, indent=1) + '\n')
-    print(result)
+    ]
+
+
+def folder(path: Path) -> list[SceneGraphDataset]:
+    """Both splits of data that ``gclip convert`` wrote."""
+    return [
+        SceneGraphDataset(
+            data_root=str(path),
+            ann_file=f'{split}.json',
+            data_prefix=dict(img=''),
+            test_mode=split == 'val',
+            pipeline=[],
+        )
+        for split in ('train', 'val')
+    ]
 
 
 if __name__ == '__main__':

@@ -11,7 +11,11 @@ import pytest
 from gclip_mm.cli import COMMANDS, completion
 from gclip_mm.cli.convert import CONVERTERS
 
-MODULES = {f'gclip {name}': f'gclip_mm.cli.{name}' for name in COMMANDS if name != 'convert'}
+MODULES = {
+    f'gclip {name}': f'gclip_mm.cli.{name.replace("-", "_")}'
+    for name in COMMANDS
+    if name != 'convert'
+}
 MODULES |= {f'gclip convert {name}': f'gclip_mm.cli.convert.{name}' for name in CONVERTERS}
 
 #: Calls the completion function as bash does when Tab is pressed behind the last word.

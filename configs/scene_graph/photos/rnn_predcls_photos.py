@@ -1,4 +1,4 @@
-# Relations among the given objects of your own photos; a minute or two of training on a CPU.
+# Relations among the given objects of your own photos; some minutes of training on a CPU.
 # The inheriting config sets num_classes, num_predicates and the paths: see README.md.
 _base_ = [
     '../_base_/scene-graph-rcnn_r18_tiny.py',

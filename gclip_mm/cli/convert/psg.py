@@ -20,7 +20,8 @@ Convert PSG, Panoptic Scene Graphs (Yang et al., arXiv 2207.11247), to scene-gra
 Reads psg.json and writes train.json and test.json: the boxes of things and stuff with the
 relations among them. As published, images without relations are left out, test images are those
 in "test_image_ids", and a triplet that is annotated twice for a pair counts once. Crowd segments
-are boxes like others, because PSG relates them too."""
+are boxes like others, because PSG relates them too. The panoptic pictures are named, and the
+segment of each box, for LoadSceneGraphAnnotations(with_seg=True) and metrics by masks."""
 
 
 XYXY, XYWH = 0, 1  # Detectron2's BoxMode, which "bbox_mode" is
@@ -86,6 +87,21 @@ def image_boxes(image: Mapping[str, Any], num_things: int) -> tuple[np.ndarray, 
     return np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64)
 
 
+def segments_of(image: Mapping[str, Any]) -> tuple[str, list[int]] | None:
+    """Panoptic picture and segment ids of an image; None if psg.json does not name them.
+
+    Raises:
+        ValueError: If a segment has no id, or two have the same.
+    """
+    name, segments = image.get('pan_seg_file_name'), image.get('segments_info')
+    if not name or segments is None:
+        return None
+    ids = [segment['id'] for segment in segments]
+    if len(set(ids)) != len(ids):
+        raise ValueError(f'two segments have the same id: {ids}')
+    return name, ids
+
+
 def build_parser(prog: str = 'gclip convert psg') -> argparse.ArgumentParser:
     """The parser."""
     parser = new_parser(
@@ -149,6 +165,7 @@ def run(args: argparse.Namespace) -> None:
                 labels,
                 np.array(relations, np.int64),
                 image_id=int(image['image_id']) if numeric else None,
+                segments=segments_of(image),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{args.psg}, image {image["image_id"]!r}: {error!r}') from error

@@ -72,10 +72,8 @@ def add_split(
             raise ValueError(f'image {image.get("id")!r}: {error!r}') from error
 
 
-def parse_args(
-    argv: list[str] | None = None, prog: str = 'gclip convert reltr'
-) -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip convert reltr') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog, DESCRIPTION, 'gclip convert reltr --annotations data/vg --out data/reltr_vg'
     )
@@ -88,7 +86,14 @@ def parse_args(
         help='metric convention to write into the files (default: none)',
     )
     add_output(parser)
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_args(
+    argv: list[str] | None = None, prog: str = 'gclip convert reltr'
+) -> argparse.Namespace:
+    """Parse and check the arguments."""
+    return build_parser(prog).parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:

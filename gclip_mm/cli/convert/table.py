@@ -257,10 +257,8 @@ def convert(args: argparse.Namespace) -> dict[str, SceneGraphWriter]:
     return writers
 
 
-def parse_args(
-    argv: list[str] | None = None, prog: str = 'gclip convert table'
-) -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip convert table') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog,
         DESCRIPTION,
@@ -286,6 +284,14 @@ def parse_args(
     parser.add_argument('--seed', type=int, default=0, help='of the random split (default: 0)')
     add_output(parser)
     add_json(parser)
+    return parser
+
+
+def parse_args(
+    argv: list[str] | None = None, prog: str = 'gclip convert table'
+) -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     if not 0 < args.val_fraction < 1:
         parser.error(f'--val-fraction must be between 0 and 1, got {args.val_fraction}')
@@ -306,7 +312,8 @@ def run(args: argparse.Namespace) -> None:
         content = writers['train'].content
         names = {key: [entry['name'] for entry in content[key]] for key in KEYS.values()}
         for what, key in KEYS.items():
-            print(f'{what}={len(names[key])}  # {", ".join(names[key])}')
+            if names[key]:
+                print(f'{what}={len(names[key])}  # {", ".join(names[key])}')
         result.update(
             {split: str(args.out / f'{split}.json') for split in writers},
             **{what: len(names[key]) for what, key in KEYS.items()},

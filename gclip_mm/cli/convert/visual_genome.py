@@ -137,10 +137,8 @@ def add_image(
     )
 
 
-def parse_args(
-    argv: list[str] | None = None, prog: str = 'gclip convert visual_genome'
-) -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip convert visual_genome') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog,
         DESCRIPTION,
@@ -161,6 +159,14 @@ def parse_args(
     parser.add_argument('--num-test', type=int, default=0, help='images for testing (0)')
     parser.add_argument('--seed', type=int, default=0, help='of the random split (0)')
     add_output(parser)
+    return parser
+
+
+def parse_args(
+    argv: list[str] | None = None, prog: str = 'gclip convert visual_genome'
+) -> argparse.Namespace:
+    """Parse and check the arguments."""
+    parser = build_parser(prog)
     args = parser.parse_args(argv)
     for name in ('num_classes', 'num_predicates', 'num_val'):
         if getattr(args, name) < 1:

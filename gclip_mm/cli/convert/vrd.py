@@ -71,10 +71,8 @@ def add_picture(
     )
 
 
-def parse_args(
-    argv: list[str] | None = None, prog: str = 'gclip convert vrd'
-) -> argparse.Namespace:
-    """Parse and check the arguments."""
+def build_parser(prog: str = 'gclip convert vrd') -> argparse.ArgumentParser:
+    """The parser."""
     parser = new_parser(
         prog,
         DESCRIPTION,
@@ -90,7 +88,14 @@ def parse_args(
         '--skip-missing', action='store_true', help='leave out pictures whose file is not there'
     )
     add_output(parser)
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_args(
+    argv: list[str] | None = None, prog: str = 'gclip convert vrd'
+) -> argparse.Namespace:
+    """Parse and check the arguments."""
+    return build_parser(prog).parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:

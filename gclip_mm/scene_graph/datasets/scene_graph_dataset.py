@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os.path as osp
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,10 @@ class SceneGraphDataset(CocoDataset):
     ``info.convention`` selects the metric convention under which results on these data are
     published, a name in :data:`gclip_mm.scene_graph.evaluation.CONVENTIONS`. It is copied to the
     metainfo, which ``SceneGraphMetric`` reads.
+
+    Panoptic segments: an image may have ``pan_seg_file_name``, a PNG relative to
+    ``data_prefix['seg']`` (or ``['img']``), and each of its annotations a ``segment_id`` in it.
+    ``LoadSceneGraphAnnotations(with_seg=True)`` reads them. ``gclip convert psg`` keeps both.
 
     Class, predicate and scene names are read from the file, in its order, unless ``metainfo``
     sets them. Fewer names select a subset; predicates and scenes may be reordered. A relation is
@@ -130,11 +135,15 @@ class SceneGraphDataset(CocoDataset):
             # One at a time, because the parent does not report which annotations it drops.
             parsed = super().parse_data_info({'raw_img_info': image, 'raw_ann_info': [annotation]})
             kept = parsed['instances'] or self._invalid_box(annotation)
-            instances += [{**i, 'ann_id': annotation['id']} for i in kept]
+            own = {key: annotation[key] for key in ('segment_id',) if key in annotation}
+            instances += [{**i, 'ann_id': annotation['id'], **own} for i in kept]
         relations = self._index.relations(image['img_id'])
         whole = np.isin(relations[:, :2], [i['ann_id'] for i in instances]).all(axis=1)
         self._dropped += int((~whole).sum())
         data_info['instances'] = instances
+        if image.get('pan_seg_file_name'):
+            folder = self.data_prefix.get('seg', self.data_prefix.get('img', ''))
+            data_info['seg_map_path'] = osp.join(folder, image['pan_seg_file_name'])
         data_info['relations'] = relations[whole]
         data_info['scene_label'] = self._index.scene_of_image[image['img_id']]
         return data_info

@@ -72,6 +72,7 @@ class SceneGraphWriter:
         scene: int | None = None,
         image_id: int | None = None,
         crowd: Sequence[bool] | np.ndarray | None = None,
+        segments: tuple[str, Sequence[int]] | None = None,
     ) -> int:
         """Add an image. Boxes are clipped to the image.
 
@@ -85,6 +86,8 @@ class SceneGraphWriter:
             scene: Scene label, 0-based.
             image_id: Id of the image. None: number of the image, from 1.
             crowd: (N,) bool, True for boxes of groups, which training ignores.
+            segments: Panoptic PNG, relative to the folder of such pictures, and the id in it of
+                the segment of each of the N boxes.
 
         Returns:
             Id of the image.
@@ -108,8 +111,14 @@ class SceneGraphWriter:
         image = dict(id=image_id, file_name=file_name, width=int(width), height=int(height))
         if scene is not None:
             image['scene'] = scene
+        if segments is not None:
+            image['pan_seg_file_name'] = segments[0]
         self.content['images'].append(image)
         first = self._add_boxes(image_id, clipped, classes, crowd)
+        if segments is not None:
+            added = self.content['annotations'][first - 1 :]
+            for annotation, segment_id in zip(added, segments[1], strict=True):
+                annotation['segment_id'] = int(segment_id)
         for subject, object_, predicate in triplets[~to_itself].tolist():
             self.content['relations'].append(
                 dict(

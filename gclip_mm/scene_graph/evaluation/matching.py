@@ -84,6 +84,7 @@ def match_image(
     zero_shot_triplets: Container[tuple[int, int, int]] | None = None,
     options: RecallOptions | None = None,
     name: str = 'image',
+    iou: np.ndarray | None = None,
 ) -> ImageMatch:
     """Rank the triplets of one image and find the first hit of each ground-truth relation.
 
@@ -94,13 +95,17 @@ def match_image(
         max_k: Number of triplets to use.
         options: Options of the recall; None: the defaults.
         name: Name of the image in error messages.
+        iou: (N, G) IoU of predicted and true objects, such as that of their masks. None: that of
+            their boxes. ``options.phrase`` needs boxes.
 
     Raises:
-        ValueError: An array is missing, has a wrong shape, holds NaN or an index out of range.
+        ValueError: An array is missing, has a wrong shape, holds NaN or an index out of range; or
+            ``iou`` is given for phrases.
     """
     options = options or RecallOptions()
     arrays = check_graphs(prediction, ground_truth, num_predicates, name)
     boxes, labels, scores, pairs, rel_scores, gt_boxes, gt_labels, relations = arrays
+    _check_iou(iou, (len(boxes), len(gt_boxes)), options, name)
     subjects, objects, predicates = relations.T
     triplet_classes = zip(
         gt_labels[subjects].tolist(), gt_labels[objects].tolist(), predicates.tolist(), strict=True
@@ -116,7 +121,8 @@ def match_image(
         ranks: dict[str, Any] = dict.fromkeys(RANKS, miss)
         return ImageMatch(predicates, zero_shot, **ranks, has_pairs=has_pairs, num_predicates=width)
 
-    box_ok = box_iou(boxes, gt_boxes, options.iou_plus_one) >= iou_thr
+    overlap = box_iou(boxes, gt_boxes, options.iou_plus_one) if iou is None else iou
+    box_ok = overlap >= iou_thr
     box_ok &= labels[:, None] == gt_labels[None, :]
     pair_scores = scores[pairs[:, 0]] * scores[pairs[:, 1]]
 
@@ -236,6 +242,17 @@ def check_graphs(
         raise ValueError(f'{name}: prediction has {len(boxes)} bboxes but {len(scores)} scores')
     _check_range(pairs, len(boxes), f"{name}: prediction['pairs']")
     return GraphArrays(boxes, labels, scores, pairs, rel_scores, gt_boxes, gt_labels, relations)
+
+
+def _check_iou(
+    iou: np.ndarray | None, shape: tuple[int, int], options: RecallOptions, name: str
+) -> None:
+    if iou is None:
+        return
+    if options.phrase:
+        raise ValueError(f'{name}: phrase=True unites boxes; set phrase=False with iou')
+    if iou.shape != shape:
+        raise ValueError(f'{name}: iou must have shape {shape}, got {iou.shape}')
 
 
 def _candidates(

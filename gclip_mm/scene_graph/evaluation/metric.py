@@ -16,6 +16,7 @@ from terminaltables import AsciiTable
 
 from ..datasets.json_file import read_json
 from ..datasets.relation_index import RelationIndex
+from .masks import by_masks, check_match
 from .matching import ImageMatch, match_image
 from .options import CONVENTIONS, OPTIONS, RecallOptions, check_ks
 from .predicate_groups import NAMED, predicate_groups
@@ -66,6 +67,10 @@ class SceneGraphMetric(BaseMetric):
             labels are given.
         classwise: Log a table with the recall of each predicate and report it as
             ``<predicate>_R@K`` and ``<predicate>_ngR@K``.
+        match: What overlaps: ``'box'``, ``'mask'`` (OpenPSG, arXiv 2207.11247) or ``'single_mask'``
+            (the corrected protocol of arXiv 2407.09216); see :mod:`.masks`. Masks need
+            ``LoadSceneGraphAnnotations(with_seg=True)`` and, in SGDet, a detector with masks.
+            Phrases are matched by boxes only, so masks turn off the ``phrase`` of a convention.
         collect_device, prefix, collect_dir: As for :class:`mmengine.evaluator.BaseMetric`.
         **options: Fields of :class:`~gclip_mm.scene_graph.evaluation.RecallOptions`, such as
             ``absent='skip'``; they override the convention.
@@ -98,6 +103,7 @@ class SceneGraphMetric(BaseMetric):
         predicate_groups: str | Mapping[str, Sequence[str]] | None = None,
         box_metric: bool | None = None,
         classwise: bool = False,
+        match: str = 'box',
         collect_device: str = 'cpu',
         prefix: str | None = None,
         collect_dir: str | None = None,
@@ -108,6 +114,7 @@ class SceneGraphMetric(BaseMetric):
         if self.protocol not in PROTOCOLS:
             raise ValueError(f'protocol must be one of {PROTOCOLS}, got {protocol!r}')
         self.convention = _checked_convention(convention)
+        self.match = check_match(match)
         unknown = sorted(set(options) - set(OPTIONS))
         if unknown:
             raise ValueError(
@@ -157,7 +164,12 @@ class SceneGraphMetric(BaseMetric):
         convention = self.convention
         if convention is None:
             convention = _checked_convention((self.dataset_meta or {}).get('convention'))
-        return RecallOptions(**{**CONVENTIONS.get(convention or '', {}), **self.overrides})
+        published = dict(CONVENTIONS.get(convention or '', {}))
+        if self.match != 'box':
+            if self.overrides.get('phrase'):
+                raise ValueError(f"phrase=True needs match='box', got match={self.match!r}")
+            published['phrase'] = False
+        return RecallOptions(**{**published, **self.overrides})
 
     def _read_references(self) -> References:
         meta = self.dataset_meta or {}
@@ -186,8 +198,14 @@ class SceneGraphMetric(BaseMetric):
         for sample in data_samples:
             name = f'image {sample.get("img_path") or sample.get("img_id")}'
             truth, prediction = ground_truth_of(sample, name), prediction_of(sample, name)
+            matched, iou = prediction, None
+            if self.match != 'box':
+                given = self.protocol != 'sgdet'
+                matched, iou = by_masks(
+                    sample, prediction, truth, self.match, given, self.iou_thr, name
+                )
             match = match_image(
-                prediction,
+                matched,
                 truth,
                 max_k=max(self.ks),
                 iou_thr=self.iou_thr,
@@ -195,6 +213,7 @@ class SceneGraphMetric(BaseMetric):
                 zero_shot_triplets=self.references.zero_shot,
                 options=options,
                 name=name,
+                iou=iou,
             )
             # MMEngine rebuilds nested results by type, which fails for a NamedTuple.
             result: dict[str, Any] = dict(match=match._asdict(), scene_rank=None, boxes=None)
@@ -224,7 +243,7 @@ class SceneGraphMetric(BaseMetric):
         logger = MMLogger.get_current_instance()
         options, references = self._options(), self.references
         logger.info(
-            f'Scene graphs: protocol={self.protocol}, iou_thr={self.iou_thr}, '
+            f'Scene graphs: protocol={self.protocol}, match={self.match}, iou_thr={self.iou_thr}, '
             + ', '.join(f'{key}={getattr(options, key)}' for key in OPTIONS)
         )
         matches = [ImageMatch(**result['match']) for result in results]

@@ -21,6 +21,7 @@ class PackSceneGraphInputs(PackDetInputs):
     - ``gt_relations`` (InstanceData): ``pairs`` (M, 2) int64, subject and object as indices into
       ``gt_instances``, and ``labels`` (M,) int64, the predicate. A pair may occur several times.
       Relations whose subject or object was dropped, or is ignored (crowd), are left out.
+    - ``gt_instances.segment_ids`` (n,) int64, if ``LoadSceneGraphAnnotations`` loaded segments.
     - ``gt_scene`` (LabelData): ``label`` (1,) int64. Only if the image has a scene label.
 
     Adds neither if there are no annotations (inference).
@@ -54,10 +55,14 @@ class PackSceneGraphInputs(PackDetInputs):
             {**results, 'gt_bboxes': HorizontalBoxes(boxes.tensor, clone=False)}
         )
         ignored = results.get('gt_ignore_flags')
-        pairs, labels = graph.indexed(
-            None if ignored is None else np.flatnonzero(np.asarray(ignored) == 0)
-        )
+        kept = None if ignored is None else np.flatnonzero(np.asarray(ignored) == 0)
+        pairs, labels = graph.indexed(kept)
         data_sample = packed['data_samples']
+        if 'segment_ids' in results:
+            ids = (graph.ids if kept is None else graph.ids[kept]).tolist()
+            data_sample.gt_instances.segment_ids = torch.tensor(
+                [results['segment_ids'][i] for i in ids], dtype=torch.int64
+            )
         data_sample.gt_relations = InstanceData(
             pairs=torch.from_numpy(np.ascontiguousarray(pairs)),
             labels=torch.from_numpy(np.ascontiguousarray(labels)),

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.registry import TRANSFORMS
+from mmdet.structures.mask import BitmapMasks
 
+from ..segments import masks_of, read_segments
 from .boxes import SceneGraphBoxes
 from .flips import PredicateFlips
 from .graph import RelationGraph
@@ -30,6 +32,8 @@ class LoadSceneGraphAnnotations(LoadAnnotations):
     returned by :class:`~gclip_mm.scene_graph.datasets.SceneGraphDataset`.
 
     Args:
+        with_seg: Also load the panoptic segments, as the masks of the objects (``gt_masks``), and
+            their ids, by which :class:`SceneGraphMetric` with ``match='mask'`` finds them.
         **kwargs: As for :class:`mmdet.datasets.transforms.LoadAnnotations`. ``with_bbox`` and
             ``with_label`` must be True, ``box_type`` must be 'hbox'.
 
@@ -47,8 +51,11 @@ class LoadSceneGraphAnnotations(LoadAnnotations):
         ...     dict(type='PackSceneGraphInputs')]
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, with_seg: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if with_seg and self.with_mask:
+            raise ValueError('with_seg=True gives the masks already: leave out with_mask')
+        self.with_segments = with_seg
         if not (self.with_bbox and self.with_label):
             raise ValueError('relations need boxes and labels: with_bbox=True, with_label=True')
         if self.box_type != 'hbox':
@@ -84,4 +91,22 @@ class LoadSceneGraphAnnotations(LoadAnnotations):
         results['gt_bboxes'] = SceneGraphBoxes(
             results['gt_bboxes'].tensor, clone=False, graph=graph
         )
+        if self.with_segments:
+            self._load_segments(results, instances)
         return results
+
+    @staticmethod
+    def _load_segments(results: dict, instances: list[dict]) -> None:
+        """Add ``gt_masks`` and ``segment_ids``, the segment of each annotation id."""
+        path = results.get('seg_map_path')
+        without = [i['ann_id'] for i in instances if 'segment_id' not in i]
+        if path is None or without:
+            what = '"pan_seg_file_name"' if path is None else f'"segment_id" of box {without[0]}'
+            raise RuntimeError(
+                f'with_seg=True, but the annotation file has no {what} for '
+                f'{results.get("img_path")}; gclip convert psg writes it'
+            )
+        ids = [instance['segment_id'] for instance in instances]
+        masks = masks_of(read_segments(path), ids)
+        results['gt_masks'] = BitmapMasks(masks.astype(np.uint8), *masks.shape[1:])
+        results['segment_ids'] = {i['ann_id']: i['segment_id'] for i in instances}

@@ -25,6 +25,7 @@ EDGE_STYLES: dict[str, dict[str, Any]] = {
     'missed': dict(color='#777777', linestyle='--', label='annotated, not among those shown'),
 }
 PANEL_INCHES = 7.0
+MASK_OPACITY = 0.5
 NODE_FONT, EDGE_FONT, TITLE_FONT = 10, 8, 12
 # Inches per point of font size; a letter is about 0.55 of the font size wide.
 _POINT = 1 / 72
@@ -89,7 +90,7 @@ def _title(graph: Graph) -> tuple[str, str]:
 
 
 def _draw_image(axes: Axes, image: np.ndarray, nodes: list[Node], colors: list) -> None:
-    axes.imshow(image)
+    axes.imshow(_over_masks(image, nodes, colors))
     axes.set_axis_off()
     height, width = image.shape[:2]
     for i, node in enumerate(nodes):
@@ -118,6 +119,16 @@ def _draw_image(axes: Axes, image: np.ndarray, nodes: list[Node], colors: list) 
         )
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_ylim(height - 0.5, -0.5)
+
+
+def _over_masks(image: np.ndarray, nodes: list[Node], colors: list) -> np.ndarray:
+    """The image (H, W, 3) uint8 tinted by the masks, large ones first so that small ones show."""
+    masks = {i: node.mask for i, node in enumerate(nodes) if node.mask is not None}
+    tinted = image.astype(np.float64)
+    for i, mask in sorted(masks.items(), key=lambda item: -np.count_nonzero(item[1])):
+        color = 255 * np.array(colors[i][:3])
+        tinted[mask] = (1 - MASK_OPACITY) * image[mask] + MASK_OPACITY * color
+    return tinted.round().astype(np.uint8) if masks else image
 
 
 def _node_text(i: int, node: Node) -> str:

@@ -11,6 +11,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
 from ..boxes import box_iou
+from ..segments import scale_masks
 
 #: Kinds of edges and nodes. ``plain``: no annotation to compare with.
 KINDS = ('plain', 'true', 'extra', 'missed')
@@ -18,12 +19,16 @@ KINDS = ('plain', 'true', 'extra', 'missed')
 
 @dataclass
 class Node:
-    """Object: box (4,) xyxy in pixels of the picture, class name, score or None."""
+    """Object: box (4,) xyxy in pixels of the picture, class name, score or None.
+
+    ``mask`` (H, W) bool has the size of the picture; None if the object has none.
+    """
 
     box: np.ndarray
     name: str
     score: float | None = None
     kind: str = 'plain'
+    mask: np.ndarray | None = None
 
 
 @dataclass
@@ -56,11 +61,21 @@ class _Arrays:
     scores: np.ndarray | None
     triplets: np.ndarray  # (E, 3): subject, object, predicate
     triplet_scores: np.ndarray | None
+    masks: np.ndarray | None = None  # (N, H, W) bool in the size of the picture
 
 
 def _numpy(value: Any) -> np.ndarray:
     value = getattr(value, 'tensor', value)
     return value.detach().cpu().numpy() if hasattr(value, 'detach') else np.asarray(value)
+
+
+def _masks(instances: InstanceData, size: tuple[int, int]) -> np.ndarray | None:
+    """Masks of all objects, scaled to the picture; None without masks."""
+    masks = instances.get('masks')
+    if masks is None or not len(masks):
+        return None
+    array = _numpy(masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks)
+    return scale_masks(array.astype(bool), size)
 
 
 def name_of(names: Sequence[str] | None, label: int, kind: str) -> str:
@@ -80,7 +95,14 @@ def _annotated(sample: DetDataSample, size: tuple[int, int]) -> _Arrays | None:
     instances, relations = sample.gt_instances, sample.gt_relations
     triplets = np.concatenate([_numpy(relations.pairs), _numpy(relations.labels)[:, None]], axis=1)
     boxes = _numpy(instances.bboxes).reshape(-1, 4) * _scale(sample, 'img_shape', size)
-    return _Arrays(boxes, _numpy(instances.labels), None, np.unique(triplets, axis=0), None)
+    return _Arrays(
+        boxes,
+        _numpy(instances.labels),
+        None,
+        np.unique(triplets, axis=0),
+        None,
+        _masks(instances, size),
+    )
 
 
 def _predicted(
@@ -108,12 +130,14 @@ def _predicted(
     order = np.argsort(-rank, kind='stable')
     order = order[best_score[order] >= edge_score_thr][:max_edges]
     boxes = _numpy(instances.bboxes).reshape(-1, 4)[keep] * _scale(sample, 'ori_shape', size)
+    masks = _masks(instances, size)
     return _Arrays(
         boxes,
         _numpy(instances.labels)[keep],
         scores,
         np.concatenate([pairs, best[:, None]], axis=1)[order],
         best_score[order],
+        None if masks is None else masks[keep],
     )
 
 
@@ -170,7 +194,9 @@ def build_graph(
         node_scores = None
     for i, (box, label) in enumerate(zip(side.boxes, side.labels, strict=True)):
         name = name_of(classes, int(label), 'class')
-        graph.nodes.append(Node(box, name, None if node_scores is None else float(node_scores[i])))
+        score = None if node_scores is None else float(node_scores[i])
+        mask = None if side.masks is None else side.masks[i]
+        graph.nodes.append(Node(box, name, score, mask=mask))
     for i, (subject, object_, predicate) in enumerate(side.triplets.tolist()):
         name = name_of(predicates, predicate, 'predicate')
         score = None if side.triplet_scores is None else float(side.triplet_scores[i])
@@ -216,7 +242,8 @@ def _compare(
         else:
             node_of[g] = len(graph.nodes)
             name = name_of(classes, int(truth.labels[g]), 'class')
-            graph.nodes.append(Node(truth.boxes[g], name, kind='missed'))
+            mask = None if truth.masks is None else truth.masks[g]
+            graph.nodes.append(Node(truth.boxes[g], name, kind='missed', mask=mask))
     for subject, object_, predicate in sorted(annotated - found):
         name = name_of(predicates, predicate, 'predicate')
         graph.edges.append(Edge(node_of[subject], node_of[object_], name, kind='missed'))

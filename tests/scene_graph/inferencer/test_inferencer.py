@@ -177,7 +177,7 @@ def test_bad_inputs_raise(trained, inferencer, tmp_path):
         SceneGraphInferencer(*trained, device='cpu', protocol='phrdet')
     with pytest.raises(ValueError, match='max_relations must be at least 1'):
         SceneGraphInferencer(*trained, device='cpu', max_relations=0)
-    with pytest.raises(ValueError, match='needs a SceneGraphRCNN, got FasterRCNN'):
+    with pytest.raises(ValueError, match='needs a SceneGraphDetector, got FasterRCNN'):
         SceneGraphInferencer(
             'configs/quickstart/faster-rcnn_tiny_shapescenes.py', device='cpu', show_progress=False
         )

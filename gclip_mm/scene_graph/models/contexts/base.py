@@ -12,6 +12,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..pooling import average_to
+
 
 class BaseContext(BaseModule, metaclass=ABCMeta):
     """Passes information between the objects of an image and between their pairs.
@@ -121,5 +123,5 @@ class MapEncoder(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Map (M, channels, S, S) to (M, out_dim)."""
         if maps.shape[-1] != self.grid or maps.shape[-2] != self.grid:
-            maps = F.adaptive_avg_pool2d(maps, self.grid)
+            maps = average_to(maps, self.grid)
         return F.relu(self.fc(maps.flatten(1)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .base import BaseContext, MapEncoder
 from .recurrence import Recurrence, invert
-from .sequences import ORDERINGS, order_objects
+from .sequences import ORDERINGS, count_by, order_objects, sum_by
 
 
 @MODELS.register_module()
@@ -97,15 +97,15 @@ class CRNNContext(BaseContext):
         subject, partner = pairs.unbind(1)
         rank = invert(order_objects(boxes, num_objs, self.ordering))
         # Sort by subject, then by the rank of the partner.
-        order = torch.argsort(subject * max(len(boxes), 1) + rank[partner])
+        order = torch.argsort(subject * (boxes.shape[0] + 1) + rank[partner])
         rows = torch.cat(
             [self.encode_map(self.convs(union_feats)), objs[subject], objs[partner]], dim=1
         )
         states = self.rnn(self.dropout(rows[order]), subject[order])
         edge_ctx = states[invert(order)]
 
-        total = states.new_zeros(len(objs), states.shape[1]).index_add(0, subject[order], states)
-        count = torch.bincount(subject, minlength=len(objs)).clamp(min=1)
+        total = sum_by(states, subject[order], objs.shape[0])
+        count = count_by(subject, objs.shape[0]).clamp(min=1)
         mean = total / count[:, None].to(total.dtype)
         obj_ctx = self.obj_out(torch.cat([objs.to(mean.dtype), mean], dim=1)).relu()
         return obj_ctx, edge_ctx

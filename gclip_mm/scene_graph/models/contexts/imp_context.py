@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from .base import BaseContext, MapEncoder
+from .sequences import count_by, sum_by
 
 
 class _Gate(nn.Module):
@@ -84,16 +85,16 @@ class IMPContext(BaseContext):
         edge = self.edge_gru(self.edge_in(union_feats))
         for _ in range(self.num_iters):
             to_edge = self.from_subject(edge, obj[subject]) + self.from_object(edge, obj[object_])
-            to_obj = self._collect(self.from_outgoing(obj[subject], edge), subject, len(obj))
+            to_obj = self._collect(self.from_outgoing(obj[subject], edge), subject, obj.shape[0])
             to_obj = to_obj + self._collect(
-                self.from_incoming(obj[object_], edge), object_, len(obj)
+                self.from_incoming(obj[object_], edge), object_, obj.shape[0]
             )
             obj, edge = self.obj_gru(to_obj, obj), self.edge_gru(to_edge, edge)
         return obj, edge
 
     def _collect(self, messages: Tensor, receiver: Tensor, num_objs: int) -> Tensor:
-        total = messages.new_zeros(num_objs, messages.shape[1]).index_add(0, receiver, messages)
+        total = sum_by(messages, receiver, num_objs)
         if self.aggregate == 'mean':
-            count = torch.bincount(receiver, minlength=num_objs).clamp(min=1)
+            count = count_by(receiver, num_objs).clamp(min=1)
             total = total / count[:, None].to(total.dtype)
         return total

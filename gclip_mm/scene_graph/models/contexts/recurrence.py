@@ -80,5 +80,5 @@ class Recurrence(nn.Module):
 def invert(order: Tensor) -> Tensor:
     """Inverse of the permutation ``order``, (N,) int64."""
     inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order), device=order.device)
+    inverse[order] = torch.arange(order.shape[0], device=order.device)
     return inverse

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from mmdet.registry import MODELS
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .base import BaseContext, PairComposer
 from .sequences import Padding, image_index
@@ -103,4 +104,34 @@ class TransformerContext(BaseContext):
 
     @staticmethod
     def _encode(encoder: nn.TransformerEncoder, rows: Tensor, padding: Padding) -> Tensor:
+        if torch.onnx.is_in_onnx_export():
+            return _encode_one(encoder, rows)
         return padding.unpad(encoder(padding.pad(rows), src_key_padding_mask=~padding.mask))
+
+
+def _encode_one(encoder: nn.TransformerEncoder, rows: Tensor) -> Tensor:
+    """What ``encoder`` returns in eval mode for the objects (N, D) of one image.
+
+    ``nn.MultiheadAttention`` keeps N as a constant in an exported graph.
+    """
+    for layer in encoder.layers:
+        if layer.norm_first:
+            rows = rows + _attend(layer.self_attn, layer.norm1(rows))
+            rows = rows + _feed_forward(layer, layer.norm2(rows))
+        else:
+            rows = layer.norm1(rows + _attend(layer.self_attn, rows))
+            rows = layer.norm2(rows + _feed_forward(layer, rows))
+    return rows if encoder.norm is None else encoder.norm(rows)
+
+
+def _attend(attention: nn.MultiheadAttention, rows: Tensor) -> Tensor:
+    """Self-attention among rows (N, D)."""
+    projected = F.linear(rows, attention.in_proj_weight, attention.in_proj_bias)
+    heads = projected.reshape(-1, 3, attention.num_heads, attention.head_dim).permute(1, 2, 0, 3)
+    weights = (heads[0] * attention.head_dim**-0.5 @ heads[1].transpose(1, 2)).softmax(dim=-1)
+    joined = (weights @ heads[2]).transpose(0, 1).reshape(-1, attention.embed_dim)
+    return attention.out_proj(joined)
+
+
+def _feed_forward(layer: nn.TransformerEncoderLayer, rows: Tensor) -> Tensor:
+    return layer.linear2(layer.activation(layer.linear1(rows)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from mmdet.structures import SampleList
+from mmdet.structures import DetDataSample, SampleList
 from mmengine.structures import InstanceData, LabelData
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..heads.relation_head import GraphLogits, GraphObjects
 from ..protocol import SceneGraphProtocol
@@ -31,7 +33,10 @@ class SceneGraphOutput(NamedTuple):
 
 
 def split_graphs(
-    output: SceneGraphOutput, protocol: SceneGraphProtocol, cfg: dict[str, Any]
+    output: SceneGraphOutput,
+    protocol: SceneGraphProtocol,
+    cfg: dict[str, Any],
+    masks: Sequence[Tensor] | None = None,
 ) -> list[tuple[InstanceData, InstanceData]]:
     """Compute objects and relations of each image.
 
@@ -39,9 +44,11 @@ def split_graphs(
         output: Inputs and outputs of the relation head.
         protocol: Determines whether labels are refined and duplicates suppressed.
         cfg: ``test_cfg.relation``.
+        masks: For each image (N, H, W) bool, the masks of its objects, if the detector has some.
 
     Returns:
-        For each image, objects with ``bboxes`` (n, 4), ``labels`` (n,) and ``scores`` (n,); and
+        For each image, objects with ``bboxes`` (n, 4), ``labels`` (n,) and ``scores`` (n,), and
+        ``masks`` (n, H, W) if given; and
         relations with ``pairs`` (m, 2), indices of the objects, and ``scores`` (m, P) without
         "no relation".
     """
@@ -52,7 +59,15 @@ def split_graphs(
     scores = output.logits.predicates.softmax(dim=1)[:, :-1].split(output.num_pairs)
     for i, count in enumerate(num_objs):
         graphs.append(
-            _image_graph(boxes[i][:, :4], probs[i], pairs[i] - start, scores[i], protocol, cfg)
+            _image_graph(
+                boxes[i][:, :4],
+                probs[i],
+                pairs[i] - start,
+                scores[i],
+                protocol,
+                cfg,
+                None if masks is None else masks[i],
+            )
         )
         start += count
     return graphs
@@ -74,12 +89,14 @@ def _image_graph(
     predicate_scores: Tensor,
     protocol: SceneGraphProtocol,
     cfg: dict[str, Any],
+    masks: Tensor | None,
 ) -> tuple[InstanceData, InstanceData]:
     if protocol is SceneGraphProtocol.SGDET:
         keep, labels, scores = refined_nms(boxes, probs, cfg['nms_iou_thr'])
         position = torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
         position[keep] = torch.arange(len(keep), device=boxes.device)
         boxes, pairs = boxes[keep], position[pairs]
+        masks = None if masks is None else masks[keep]
         whole = (pairs >= 0).all(dim=1)
         pairs, predicate_scores = pairs[whole], predicate_scores[whole]
     elif len(boxes):
@@ -92,6 +109,8 @@ def _image_graph(
         chosen = torch.sort(rank, descending=True, stable=True).indices[:most].sort().values
         pairs, predicate_scores = pairs[chosen], predicate_scores[chosen]
     objects = InstanceData(bboxes=boxes, labels=labels, scores=scores)
+    if masks is not None:
+        objects.masks = masks
     return objects, InstanceData(pairs=pairs, scores=predicate_scores)
 
 
@@ -118,9 +137,22 @@ def write_predictions(
             objects.bboxes = objects.bboxes / objects.bboxes.new_tensor(
                 sample.metainfo.get('scale_factor', (1.0, 1.0))
             ).repeat(2)
+            if 'masks' in objects:
+                objects.masks = _rescaled(objects.masks, sample)
         sample.pred_instances = objects
         sample.pred_relations = relations
         if scene_logits is not None:
             score = scene_logits[i].softmax(dim=0)
             sample.pred_scene = LabelData(score=score, label=score.argmax().reshape(1))
     return samples
+
+
+def _rescaled(masks: Tensor, sample: DetDataSample) -> Tensor:
+    """Masks (n, H, W) bool of the network's input in pixels of the original image."""
+    height, width = sample.img_shape[:2]
+    size = tuple(sample.metainfo.get('ori_shape', sample.img_shape)[:2])
+    inside = masks[:, :height, :width]
+    if inside.shape[1:] == size or not len(inside):
+        return inside if len(inside) else masks.new_zeros(0, *size)
+    scaled = F.interpolate(inside[None].float(), size, mode='bilinear', align_corners=False)[0]
+    return scaled >= 0.5

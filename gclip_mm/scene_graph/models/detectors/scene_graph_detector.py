@@ -42,7 +42,8 @@ class SceneGraphDetector(BaseDetector):
 
     A two-stage detector with one box head classifies given boxes with it. With other detectors, a
     given box has label and score of the best detection on it, if there is one. In both cases the
-    relation head refines the labels.
+    relation head refines the labels. In SGDet, a detector with masks also gives those of the
+    objects.
 
     Args:
         detector: Config of a detector, for example ``{{_base_.model}}``.
@@ -324,6 +325,9 @@ class SceneGraphDetector(BaseDetector):
             return None
         found = self.adapter.detect(maps, batch_inputs, samples, proposals)
         most = self.relation_test_cfg['max_objects']
+        if self.training or self.protocol.has_boxes:
+            for result in found:
+                result.pop('masks', None)  # large, and not used
         return [result if self.protocol.has_boxes else result[:most] for result in found]
 
     def _objects(
@@ -414,25 +418,31 @@ class SceneGraphDetector(BaseDetector):
 
         Returns:
             The data samples, with ``pred_instances`` (``bboxes`` (n, 4), ``labels`` (n,),
-            ``scores`` (n,)), ``pred_relations`` (``pairs`` (m, 2), indices of subject and object
-            in ``pred_instances``, and ``scores`` (m, P)) and, with a scene head, ``pred_scene``
+            ``scores`` (n,); in SGDet, of a detector with masks, also ``masks`` (n, H, W) bool),
+            ``pred_relations`` (``pairs`` (m, 2), indices of subject and object in
+            ``pred_instances``, and ``scores`` (m, P)) and, with a scene head, ``pred_scene``
             (``score`` (S,), ``label`` (1,)).
 
         Raises:
             ValueError: A data sample lacks boxes or labels that the protocol needs, or the detector
                 cannot predict.
         """
-        x, output = self._predicted(batch_inputs, batch_data_samples)
+        maps, x, found, output = self._predicted(batch_inputs, batch_data_samples)
         scene_logits = None
         if self.scene_head is not None:
             scene_logits = self._scene(x, output, batch_data_samples)
-        graphs = split_graphs(output, self.protocol, self.relation_test_cfg)
+        masks = None
+        if not self.protocol.has_boxes:
+            assert found is not None  # SGDet detects
+            labels = output.logits.objects[:, :-1].argmax(dim=1).split(output.objects.num_objs)
+            masks = self.adapter.masks(maps, batch_data_samples, found, labels)
+        graphs = split_graphs(output, self.protocol, self.relation_test_cfg, masks)
         return write_predictions(batch_data_samples, graphs, scene_logits, rescale)
 
     def _predicted(
         self, batch_inputs: Tensor, samples: SampleList
-    ) -> tuple[tuple[Tensor, ...], SceneGraphOutput]:
-        """Feature maps, and output of the relation head for the boxes of a test."""
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], list[InstanceData] | None, SceneGraphOutput]:
+        """Maps of detector and heads, detections, output of the relation head for test boxes."""
         given = given_boxes(samples, self.protocol) if self.protocol.has_boxes else None
         maps = self._detector_maps(batch_inputs)
         x = self._graph_maps(maps, batch_inputs)
@@ -441,9 +451,9 @@ class SceneGraphDetector(BaseDetector):
         if boxes is None:
             assert found is not None  # SGDet detects
             boxes = [result.bboxes for result in found]
-        return x, self._relate(x, boxes, samples, found=found)
+        return maps, x, found, self._relate(x, boxes, samples, found=found)
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> tuple[Tensor, ...]:
         """Raw logits of objects (N, C + 1) and pairs (M, P + 1)."""
-        _, output = self._predicted(batch_inputs, batch_data_samples)
+        *_, output = self._predicted(batch_inputs, batch_data_samples)
         return output.logits.objects, output.logits.predicates

@@ -22,8 +22,8 @@ class SceneGraphRCNN(SceneGraphDetector, TwoStageDetector):
 
     Gives the same results as ``SceneGraphDetector(detector=dict(type='FasterRCNN', ...))``, and
     each loads the checkpoints of the other. Consists of any backbone, neck, RPN and
-    ``StandardRoIHead`` of MMDetection (Faster or Mask R-CNN; masks are not predicted), a relation
-    head and a scene head. Parameters are named as in MMDetection.
+    ``StandardRoIHead`` of MMDetection (Faster or Mask R-CNN, whose masks are predicted in SGDet), a
+    relation head and a scene head. Parameters are named as in MMDetection.
 
     Args:
         backbone, neck, rpn_head, roi_head, data_preprocessor, init_cfg: As for

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from mmdet.registry import MODELS
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..pooling import average_to
 from ..task_modules.geometry import PAIR_GEOMETRY_DIM, pair_geometry, pair_masks
 
 
@@ -58,8 +59,14 @@ class UnionFeatures(nn.Module):
         Returns:
             (M, channels, S, S).
         """
-        size = union_maps.shape[-1]
-        masks = self.mask_convs(pair_masks(boxes, pairs, size * self.mask_scale) - 0.5)
-        masks = F.adaptive_avg_pool2d(masks, (union_maps.shape[-2], size))
+        size = int(union_maps.shape[-1])  # a constant of the model, for a tracer too
+        side = size * self.mask_scale
+        masks = pair_masks(boxes, pairs, side) - 0.5
+        if torch.onnx.is_in_onnx_export():
+            # ONNX Runtime normalises one map or more, but an image may have no pair.
+            masks = self.mask_convs(torch.cat([masks, masks.new_zeros(1, 2, side, side)]))[:-1]
+        else:
+            masks = self.mask_convs(masks)
+        masks = average_to(masks, size)
         geometry = self.geometry(pair_geometry(boxes, pairs))
         return (union_maps + masks + geometry[:, :, None, None]).relu()

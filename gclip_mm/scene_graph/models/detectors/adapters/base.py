@@ -110,7 +110,8 @@ class DetectorAdapter:
 
         Returns:
             For each image ``bboxes`` (n, 4) in pixels of the network's input, ``labels`` (n,) int64
-            and ``scores`` (n,).
+            and ``scores`` (n,); and ``masks`` (n, H, W) bool of the network's input if ``predict``
+            gives masks.
 
         Raises:
             ValueError: ``predict`` fails or gives no boxes, because the data sample or the
@@ -145,11 +146,38 @@ class DetectorAdapter:
                 f'{self.name}.predict gives masks without boxes, and a graph needs both'
             )
         order = torch.sort(found.scores[solid], descending=True, stable=True).indices
-        return InstanceData(
+        result = InstanceData(
             bboxes=boxes[solid][order],
             labels=found.labels[solid][order],
             scores=found.scores[solid][order].float(),
         )
+        if 'masks' in found:
+            result.masks = found.masks[solid][order].bool()
+        return result
+
+    def masks(
+        self,
+        x: tuple[Tensor, ...],
+        samples: SampleList,
+        found: list[InstanceData],
+        labels: list[Tensor],
+    ) -> list[Tensor] | None:
+        """Masks of detected objects.
+
+        Args:
+            x: Feature maps of the detector.
+            samples: Data samples.
+            found: Output of :meth:`detect`, or the first detections of each image.
+            labels: (n,) int64 labels of each image after refinement, for detectors that predict
+                the mask of a given box and class.
+
+        Returns:
+            For each image (n, H, W) bool in pixels of the network's input; None if the detector
+            predicts boxes only.
+        """
+        if not all('masks' in result for result in found):
+            return None
+        return [result.masks for result in found]
 
     def class_probs(
         self,

@@ -33,7 +33,8 @@ def runs_one_box_head(detector: nn.Module) -> bool:
 class TwoStageAdapter(DetectorAdapter):
     """Runs RPN and RoI head one after the other, and classifies boxes with the box head.
 
-    Masks are not predicted. Proposals come from the RPN, or from the data samples for a detector
+    Masks come from the mask head, if there is one, for the objects of the graph and their refined
+    labels. Proposals come from the RPN, or from the data samples for a detector
     without RPN.
 
     Args:
@@ -117,6 +118,32 @@ class TwoStageAdapter(DetectorAdapter):
             return head.predict_bbox(
                 x, metas, proposals, self.detector.test_cfg.rcnn, rescale=False
             )
+
+    @torch.no_grad()
+    def masks(
+        self,
+        x: tuple[Tensor, ...],
+        samples: SampleList,
+        found: list[InstanceData],
+        labels: list[Tensor],
+    ) -> list[Tensor] | None:
+        """Masks (n, H, W) bool of the mask head for boxes and refined labels, or None."""
+        head = self.detector.roi_head
+        if not head.with_mask:
+            return None
+        # Without scores: the head of Mask Scoring R-CNN would change them.
+        objects = [
+            InstanceData(bboxes=result.bboxes, labels=n)
+            for result, n in zip(found, labels, strict=True)
+        ]
+        # Masks are pasted into the original image, so the input is passed off as one.
+        metas = [
+            {**sample.metainfo, 'ori_shape': sample.img_shape, 'scale_factor': (1.0, 1.0)}
+            for sample in samples
+        ]
+        with evaluating(head):
+            objects = head.predict_mask(x, metas, objects, rescale=True)
+        return [result.masks.bool() for result in objects]
 
     def class_probs(
         self,

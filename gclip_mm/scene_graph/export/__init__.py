@@ -1,0 +1,1 @@
+"""Export of scene-graph models to ONNX. ``runtime`` runs them and does not need MMDetection."""
