@@ -144,7 +144,7 @@ def test_phrases_are_matched_by_boxes_only(tmp_path):
 
 
 def test_a_given_iou_replaces_that_of_the_boxes():
-    truth, prediction, _ = random_picture(0)
+    truth, prediction, _ = random_picture(2)
     shape = len(prediction['labels']), len(truth['labels'])
     by_iou = match_image(prediction, truth, iou=box_iou(prediction['bboxes'], truth['bboxes']))
     np.testing.assert_equal(by_iou._asdict(), match_image(prediction, truth)._asdict())
@@ -152,7 +152,7 @@ def test_a_given_iou_replaces_that_of_the_boxes():
     nothing = match_image(prediction, truth, iou=np.zeros(shape))
     assert (nothing.rank == NO_HIT).all() and (nothing.rank_ng == NO_HIT).all()
     with pytest.raises(ValueError, match=r'iou must have shape'):
-        match_image(prediction, truth, iou=np.zeros(shape[::-1] + (1,)))
+        match_image(prediction, truth, iou=np.zeros((shape[0] + 1, shape[1])))
     with pytest.raises(ValueError, match='set phrase=False with iou'):
         match_image(prediction, truth, iou=np.zeros(shape), options=RecallOptions(phrase=True))
 
