@@ -1,3 +1,10 @@
-# 300 iterations.
-_base_ = './warmup_cosine.py'
-train_cfg = dict(max_iters=300, val_interval=300)
+# 300 iterations: a linear warm-up of 30, then half a cosine down to 0.
+max_iters = 300
+warmup_iters = 30
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=warmup_iters, end=max_iters, eta_min=0),
+]
