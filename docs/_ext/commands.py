@@ -19,7 +19,9 @@ class GclipCommands(Directive):
 
     def run(self) -> list[nodes.Node]:
         os.environ['COLUMNS'] = '88'
-        modules = {name: f'gclip_mm.cli.{name}' for name in COMMANDS if name != 'convert'}
+        modules = {
+            name: f'gclip_mm.cli.{name.replace("-", "_")}' for name in COMMANDS if name != 'convert'
+        }
         modules |= {f'convert {name}': f'gclip_mm.cli.convert.{name}' for name in CONVERTERS}
         return [self._section(name, module) for name, module in modules.items()]
 
