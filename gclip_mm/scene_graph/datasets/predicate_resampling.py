@@ -42,8 +42,8 @@ class PredicateResampling:
     1. **Images.** Each image is repeated as often as the largest factor of its predicates
        (:func:`repeat_factors`).
     2. **Relations.** In an image that is repeated ``r`` times, a relation whose predicate has the
-       factor ``f`` is dropped with probability ``drop_rate * (1 - f / r)``, anew each time. Its
-       pair is then ignored: it becomes neither a positive nor a negative.
+       factor ``f`` is dropped with probability ``drop_rate * (1 - f / r)``, drawn again each time.
+       Its pair is then ignored: it becomes neither a positive nor a negative.
 
     ``FrequencyBiasHook`` counts the relations before resampling.
 
