@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ...compat import foreach_copy_
+from ..host import host
 from .sharding import to_local
 
 #: Given a group, the N parameters after the step and the state of each: what was added to each.
@@ -195,20 +196,14 @@ def _with_decay(group: dict[str, Any], news: list[Tensor], deltas: list[Tensor])
 def _corrections(beta: float, states: list[dict[str, Any]], root: bool = False) -> list[Any]:
     """``1 - beta ** step`` of each parameter, or its root; tensors where the step is one."""
     steps = [state['step'] for state in states]
+    counts = [host(step) if isinstance(step, Tensor) else step for step in steps]
     # A count of 0: a fused optimizer has passed over its first step.
-    if all(not isinstance(step, Tensor) or step.device.type == 'cpu' for step in steps):
-        counts: list[int] = [_host_count(step) for step in steps]
-        powers: list[Any] = [1 - beta ** max(count, 1) for count in counts]
+    if all(count is not None for count in counts):
+        powers: list[Any] = [1 - beta ** max(int(count), 1) for count in counts]
         return [math.sqrt(power) for power in powers] if root else powers
     # On the device (capturable, fused): the host need not know the count.
     powers = [1 - torch.pow(torch.full_like(step, beta), step.clamp(min=1)) for step in steps]
     return [power.sqrt() for power in powers] if root else powers
-
-
-def _host_count(step: Any) -> int:
-    # tolist() reads host memory without issuing a device read, as int() would.
-    count: Any = step.tolist() if isinstance(step, Tensor) else step
-    return int(count)
 
 
 def _local(states: Iterable[dict[str, Any]], name: str) -> list[Tensor]:
