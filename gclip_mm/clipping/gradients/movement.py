@@ -202,7 +202,7 @@ def _corrections(beta: float, states: list[dict[str, Any]], root: bool = False) 
         powers: list[Any] = [1 - beta ** max(int(count), 1) for count in counts]
         return [math.sqrt(power) for power in powers] if root else powers
     # On the device (capturable, fused): the host need not know the count.
-    powers = [1 - torch.pow(torch.full_like(step, beta), step.clamp(min=1)) for step in steps]
+    powers = [1 - torch.pow(beta, step.double().clamp(min=1)) for step in steps]
     return [power.sqrt() for power in powers] if root else powers
 
 
