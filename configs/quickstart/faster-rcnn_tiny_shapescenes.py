@@ -10,7 +10,7 @@ _base_ = [
 # ---- often changed: the run ----------------------------------------------------------------
 # Without clipping this rate ends in NaN (results/quickstart).
 lr = 2.56
-max_iters = 500
+max_iters = 580
 warmup_iters = 30
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=lr, momentum=0.9, weight_decay=1e-4, fused=True),
