@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import cv2
+import mmdet.datasets.transforms  # noqa: F401  registers the transforms
 import numpy as np
 import pytest
 import torch
