@@ -171,7 +171,7 @@ def read_rows(work_dir: str | Path, name: str) -> list[dict[str, Any]]:
         name: name of the file.
 
     Returns:
-        list: empty if there is no such file.
+        list: empty if the file does not exist.
     """
     joined: list[dict[str, Any]] = []
     for file in (file.with_name(name) for file in _scalar_files(Path(work_dir))):

@@ -73,7 +73,7 @@ def _importable(name: str) -> str:
     """A module name as it is; the path of a file made absolute, for ranks in any folder.
 
     Raises:
-        ClipConfigError: there is no such file.
+        ClipConfigError: the file does not exist.
     """
     if not name.endswith('.py'):
         return name

@@ -95,5 +95,5 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    """Whether all are equal to the bit."""
+    """Whether all are bit-identical."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
