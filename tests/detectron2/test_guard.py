@@ -16,7 +16,6 @@ from torch import nn
 from gclip_mm.clipping import GradClipEngine, NonFiniteGradientError
 from gclip_mm.detectron2 import clip
 from tests.detectron2 import ranks
-from tests.detectron2.source import SOURCE
 from tests.detectron2.toy import (
     Toy,
     Trainer,
@@ -249,9 +248,6 @@ def on_two_ranks(tmp_path_factory):
     return dict(zip(faults, runs, strict=True))
 
 
-@pytest.mark.skipif(
-    SOURCE is None, reason='its two ranks hang on the stand-in; make test-detectron2'
-)
 @pytest.mark.parametrize('kind', FAULTS)
 def test_all_ranks_leave_the_step_out(kind, on_two_ranks):
     """One of two ranks has the faulty batch; both end with the weights of a run without it."""

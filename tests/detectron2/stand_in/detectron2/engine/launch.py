@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -40,3 +41,6 @@ def _worker(
     dist.init_process_group('gloo', init_method=dist_url, world_size=world_size, rank=rank)
     comm.synchronize()
     main_func(*args)
+    # A running gloo thread occasionally aborts the process at its exit.
+    gc.collect()
+    dist.destroy_process_group()
