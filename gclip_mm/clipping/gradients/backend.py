@@ -201,7 +201,7 @@ class Backend:
         counts = torch.tensor([sizes[i] for i in whole + rows])
         return torch.repeat_interleave(order, counts).to(self.params[0].device)
 
-    @property
+    @cached_property
     def unit_sizes(self) -> list[int]:
         """Number of units of each parameter; for a sharded one, of the local shard."""
         pairs = zip(self.layouts, self.params, strict=True)

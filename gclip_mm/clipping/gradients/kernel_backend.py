@@ -135,7 +135,7 @@ class KernelBackend(Backend):
             self._layouts = [layouts[slot] for slot in self._slots]
         return self._layouts
 
-    @property
+    @cached_property
     def unit_sizes(self) -> list[int]:
         if self._shared is None:
             return super().unit_sizes
@@ -213,7 +213,7 @@ class KernelBackend(Backend):
         return super().unit_weights() if self._weights is None else self._weights
 
     def scale_units(self, coefs: Tensor) -> None:
-        units = self._units_used or self._unit_kernels()
+        units = self._units_used
         if units is None or not (units.has_scaled or units.has(self.grads)):
             super().scale_units(coefs)
             return
@@ -222,6 +222,13 @@ class KernelBackend(Backend):
             layout, grad = self.layouts[i], self.grads[i]
             layout.split(grad).mul_(coefs[where].view(layout.shape(grad)))
         mark_written(self.grads)
+
+    def scale_units_of(self, tensors: list[Tensor], coefs: Tensor) -> None:
+        """Multiply the units of other tensors of these shapes, without measuring them first."""
+        self.load(tensors, False)
+        self._units_used = self._unit_kernels()
+        self.scale_units(coefs)
+        self.load([], False)
 
     # -- the update of a step --------------------------------------------------------------------
     @cached_property
@@ -341,24 +348,17 @@ class UpdateParts:
             deltas = movement.of(places) if deltas is None else deltas
             news, olds = [params[i] for i in places], movement.copies(places)
             if olds is None:
-                _scale_units(backend, deltas, 1 - share)
+                backend.scale_units_of(deltas, 1 - share)
                 torch._foreach_sub_(news, deltas)
                 continue
             # From the copy: a movement much larger than the weights has lost their last digits.
             is_cut = (share < 1).to(share.dtype)
             olds = [old.clone() for old in olds]
-            _scale_units(backend, news, 1 - is_cut)
-            _scale_units(backend, olds, is_cut)
-            _scale_units(backend, deltas, is_cut * share)
+            backend.scale_units_of(news, 1 - is_cut)
+            backend.scale_units_of(olds, is_cut)
+            backend.scale_units_of(deltas, is_cut * share)
             torch._foreach_add_(olds, deltas)
             torch._foreach_add_(news, olds)
-
-
-def _scale_units(backend: KernelBackend, tensors: list[Tensor], coefs: Tensor) -> None:
-    """Multiply the units of tensors, shaped as the parameters, by ``coefs`` (U,)."""
-    backend.load(tensors, False)
-    backend.scale_units(coefs)
-    backend.load([], False)
 
 
 #: Elements of a group: what stays in the cache of a core, or what keeps launches few.

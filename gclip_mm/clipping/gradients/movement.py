@@ -40,19 +40,33 @@ class Movement(Protocol):
 
 
 class CopiedMovement:
-    """Compares the parameters with a copy of them."""
+    """Compares the parameters with a copy of them.
 
-    def __init__(self) -> None:
+    Args:
+        owners: the N parameters as the optimizer knows them.
+        memory: the copies by the ``id`` of their parameter. Movements of overlapping sets of
+            parameters share it, so that there is one copy of each.
+    """
+
+    def __init__(self, owners: list[Tensor], memory: dict[int, Tensor]) -> None:
+        self._owners = owners
+        self._memory = memory
         self._params: list[Tensor] = []
         self._copies: list[Tensor] = []
 
     def start(self, params: list[Tensor]) -> None:
         """Copy the parameters, into the memory of the last copy."""
         self._params = [param.detach() for param in params]
-        shapes = [copy.shape for copy in self._copies]
-        if shapes != [param.shape for param in params]:
-            self._copies = [torch.empty_like(param) for param in self._params]
+        if not self._copies:
+            self._copies = list(map(self._copy_of, self._owners, self._params))
         foreach_copy_(self._copies, self._params)
+
+    def _copy_of(self, owner: Tensor, param: Tensor) -> Tensor:
+        copy = self._memory.get(id(owner))
+        # A model may have been moved since; an id is given again after its parameter is gone.
+        if copy is None or _kind(copy) != _kind(param):
+            copy = self._memory[id(owner)] = torch.empty_like(param)
+        return copy
 
     def of(self, chosen: list[int]) -> list[Tensor]:
         """The difference to the copy."""
@@ -118,7 +132,10 @@ class StateMovement:
 
 
 def movement_of(
-    optimizer: Optimizer, owners: list[Tensor], groups: list[dict[str, Any]]
+    optimizer: Optimizer,
+    owners: list[Tensor],
+    groups: list[dict[str, Any]],
+    memory: dict[int, Tensor],
 ) -> Movement:
     """The movement of some parameters of an optimizer.
 
@@ -126,10 +143,11 @@ def movement_of(
         optimizer: the optimizer.
         owners: the N parameters, as in its groups.
         groups: the parameter group of each.
+        memory: see :class:`CopiedMovement`.
     """
     formula = _FORMULAS.get(_stepping_class(optimizer))
     if formula is None or not all(map(_is_plain, groups)):
-        return CopiedMovement()
+        return CopiedMovement(owners, memory)
     return StateMovement(optimizer, formula, owners, groups)
 
 
@@ -210,9 +228,16 @@ def _local(states: Iterable[dict[str, Any]], name: str) -> list[Tensor]:
     return [_wide(to_local(state[name])) for state in states]
 
 
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
 def _wide(tensor: Tensor) -> Tensor:
     """The tensor in float32, or in float64 if it is."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.dtype in _WIDE else tensor.float()
+
+
+_WIDE = (torch.float32, torch.float64)
 
 
 #: The optimizers whose movement follows from their state, by the class that defines ``step``.

@@ -103,6 +103,8 @@ class Auto(UnitClipper):
         self._has_model = self._has_warned = False
         self._norms: dict[int, nn.Module] = {}
         self._views: dict[int, _Known] = {}
+        # Copies of the weights that all views share.
+        self._memory: dict[int, Tensor] = {}
         self._sizes: Tensor | None = None
         self._is_taken: Tensor | None = None
 
@@ -118,7 +120,11 @@ class Auto(UnitClipper):
         self._optimizer = optimizer
         self._has_model = model is not None
         self._norms = followers(model)
+        self._forget()
+
+    def _forget(self) -> None:
         self._views.clear()
+        self._memory.clear()
 
     @property
     def bounds_updates(self) -> bool:
@@ -135,7 +141,7 @@ class Auto(UnitClipper):
         # Optimizer.load_state_dict puts new dicts in place of the groups.
         if known is None or known.view is not view or not known.is_of(optimizer.param_groups):
             if len(self._views) >= 16:
-                self._views.clear()
+                self._forget()
             if not (self._has_model or self._has_warned):
                 self._has_warned = True
                 warnings.warn(
@@ -151,7 +157,7 @@ class Auto(UnitClipper):
                 view,
                 list(optimizer.param_groups),
                 AutoUnits(view, groups, norms),
-                movement_of(optimizer, owners, groups),
+                movement_of(optimizer, owners, groups, self._memory),
             )
         return known
 

@@ -284,12 +284,12 @@ class GradClipEngine:
     def end_step(self) -> None:
         """The optimizer has taken the step."""
         parts, self._updated = self._updated, []
-        ruled = [part for part in parts if part.clipper is not None]
-        for part in ruled:
-            update = part.clipper.after_step(part.view)  # type: ignore[union-attr]
+        elements = sum(part.view.elements for part in parts if part.clipper is not None)
+        for part in parts:
+            update = None if part.clipper is None else part.clipper.after_step(part.view)
             if update is None or self.last_record is None:
                 continue
-            add_update(self.last_record, part, update, sum(p.view.elements for p in ruled))
+            add_update(self.last_record, part, update, elements)
             for observer in self.observers:
                 observer.after_update(part, update)
 

@@ -236,9 +236,9 @@ def test_movement_from_the_state_equals_the_difference_to_a_copy(name, dtype):
     net = make_net().to(dtype)
     params = list(net.parameters())
     optimizer = BY_STATE[name](params)
-    movement = movement_of(optimizer, params, [optimizer.param_groups[0]] * len(params))
+    movement = movement_of(optimizer, params, [optimizer.param_groups[0]] * len(params), {})
     assert isinstance(movement, StateMovement)
-    copied = CopiedMovement()
+    copied = CopiedMovement(params, {})
     places = list(range(len(params)))
     for step in range(4):
         for param in params:
@@ -263,7 +263,24 @@ def test_class_with_a_step_of_its_own_is_copied(kind):
     params = list(make_net().parameters())
     optimizer = Mine(params, lr=0.1)
     groups = [optimizer.param_groups[0]] * len(params)
-    assert isinstance(movement_of(optimizer, params, groups), CopiedMovement)
+    assert isinstance(movement_of(optimizer, params, groups, {}), CopiedMovement)
+
+
+def test_views_share_one_copy_of_the_weights():
+    net = make_net()
+    optimizer = torch.optim.RAdam(net.parameters(), lr=1e-3)
+    handle = attach(optimizer, AUTO, model=net)
+    params = list(net.parameters())
+    for missing in (None, *params[:3]):
+        backward(net)
+        if missing is not None:
+            missing.grad = None
+        optimizer.step()
+    rule = handle.engine.config.outer
+    assert len(rule._views) == 4
+    assert sum(copy.numel() for copy in rule._memory.values()) == sum(p.numel() for p in params)
+    copies = {id(c) for known in rule._views.values() for c in known.movement._copies}
+    assert len(copies) == len(params)
 
 
 @pytest.mark.parametrize('name', ['AdamW', 'RAdam'])
