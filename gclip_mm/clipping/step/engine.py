@@ -36,10 +36,10 @@ from .observers import StepObserver
 from .optimizer import (
     OptimizerSide,
     StepSeam,
+    check_not_clipped,
     check_own_clipping,
     check_trainer,
     clippable,
-    clipped_around,
 )
 from .parameters import ParameterBook, RoutedView
 from .record import add_update, make_record, record_to_dict, summarize, total_norm
@@ -221,26 +221,7 @@ class GradClipEngine:
     def _check_optimizer(self) -> None:
         """Refuse an optimizer that would be clipped twice, or that a rule does not suit."""
         optimizer = self.optimizer
-        if self.on(optimizer) is not None:
-            raise ClipConfigError(
-                'clip_grad: this optimizer is clipped already, and would be twice: remove() the '
-                "first handle, or give both rules to one dict(type='ChainClip', clips=[...])"
-            )
-        inner = StepSeam.within(optimizer)
-        if inner is not None:
-            raise ClipConfigError(
-                f'clip_grad: the optimizer in .{inner} of {type(optimizer).__name__} is clipped '
-                'already, and its gradients would be clipped twice: remove() that handle, or keep '
-                'it and do not attach here'
-            )
-        around = clipped_around(optimizer)
-        if around is not None:
-            outer, name = around
-            raise ClipConfigError(
-                f'clip_grad: this {type(optimizer).__name__} is the .{name} of a '
-                f'{type(outer).__name__} that is clipped already, and its gradients would be '
-                'clipped twice: remove() that handle, or keep it and do not attach here'
-            )
+        check_not_clipped(optimizer)
         check_own_clipping(optimizer)
         for route in self.config.router.routes:
             if route.clipper is not None:

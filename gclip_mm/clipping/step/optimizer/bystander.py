@@ -139,16 +139,10 @@ def is_clipped(param: Tensor) -> bool:
     return any(bystander.shares(param) for bystander in list(_watching))
 
 
-def clipped_around(optimizer: Optimizer) -> tuple[Optimizer, str] | None:
-    """An optimizer that is clipped and steps this one, and the attribute that holds this one."""
-    for bystander in list(_watching):
-        outer = bystander.optimizer
-        if outer is None or outer.param_groups is not optimizer.param_groups:
-            continue
-        for name, inner in inner_optimizers(outer).items():
-            if inner is optimizer:
-                return outer, name
-    return None
+def clipped_optimizers() -> list[Optimizer]:
+    """All optimizers that are clipped in this process."""
+    found = (bystander.optimizer for bystander in list(_watching))
+    return [optimizer for optimizer in found if optimizer is not None]
 
 
 def _watch(bystander: Bystander) -> None:

@@ -29,7 +29,6 @@ from .inspection import (
     clippable,
     has_hooks,
     hook_steps,
-    inner_optimizers,
     is_hooked,
     runs_hooks,
 )
@@ -130,14 +129,6 @@ class StepSeam:
             return StepSeam.on(clippable(optimizer))
         except ClipConfigError:
             return None
-
-    @staticmethod
-    def within(optimizer: Optimizer) -> str | None:
-        """The attribute with an optimizer of the same parameters that is clipped already."""
-        for name, inner in inner_optimizers(optimizer).items():
-            if inner.param_groups is optimizer.param_groups and StepSeam.on(inner) is not None:
-                return name
-        return None
 
     @property
     def engine(self) -> Any:
