@@ -169,6 +169,12 @@ class Backend:
         """Multiply every unit in place by its coefficient (U,)."""
         self._plan.scale(self.grads, coefs)
 
+    def scale_units_of(self, tensors: list[Tensor], coefs: Tensor) -> None:
+        """Multiply the units of other tensors of these shapes, without measuring them first."""
+        self.load(tensors, False)
+        self.scale_units(coefs)
+        self.load([], False)
+
     def unit_totals(
         self, post: Tensor, bounds: Tensor, clipped: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, int]:

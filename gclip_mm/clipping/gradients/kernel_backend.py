@@ -19,6 +19,7 @@ from .norms import combine
 from .sharding import Sharding
 from .unit_plan import UnitLimits, unit_order
 from .units import UnitLayout
+from .update_parts import UpdateParts
 
 
 class RouteUnits:
@@ -224,7 +225,6 @@ class KernelBackend(Backend):
         mark_written(self.grads)
 
     def scale_units_of(self, tensors: list[Tensor], coefs: Tensor) -> None:
-        """Multiply the units of other tensors of these shapes, without measuring them first."""
         self.load(tensors, False)
         self._units_used = self._unit_kernels()
         self.scale_units(coefs)
@@ -233,7 +233,11 @@ class KernelBackend(Backend):
     # -- the update of a step --------------------------------------------------------------------
     @cached_property
     def _parts_of_update(self) -> UpdateParts:
-        return UpdateParts(self._infos, self._slots, self._shared, self.unit_owner)
+        def part(places: list[int]) -> KernelBackend:
+            infos = [self._infos[i] for i in places]
+            return KernelBackend(infos, [self._slots[i] for i in places], self._shared)
+
+        return UpdateParts([param.numel() for param in self.params], self.unit_owner, part)
 
     def change_norms(self, movement: Movement) -> Tensor:
         return self._parts_of_update.norms(movement)
@@ -285,96 +289,3 @@ class KernelBackend(Backend):
             mark_written(self.grads)
             return combine(posts), counts.sum()
         return super().edit(ranges)
-
-
-class UpdateParts:
-    """The parameters of a view in groups whose movement fits into a small scratch memory.
-
-    Args:
-        infos: the N parameters.
-        slots: their places among all parameters of the route.
-        units: the units of all parameters of the route, or None.
-        owner: (U,) which of the N parameters each unit belongs to.
-    """
-
-    def __init__(
-        self, infos: list[ParamInfo], slots: list[int], units: RouteUnits | None, owner: Tensor
-    ) -> None:
-        numels = [info.param.numel() for info in infos]
-        groups = _grouped(numels, _SCRATCH[owner.device.type == 'cpu'])
-        self._parts = [
-            (
-                places,
-                KernelBackend([infos[i] for i in places], [slots[i] for i in places], units),
-            )
-            for places in groups
-        ]
-        # What was measured is kept until it is shortened, if it is small.
-        self._is_small = sum(numels) <= _KEPT
-        self._deltas: dict[int, list[Tensor]] = {}
-        owners = [
-            torch.tensor(places, device=owner.device)[backend.unit_owner]
-            for places, backend in self._parts
-        ]
-        self._sizes = list(map(len, owners))
-        # The groups have their units in an order of their own.
-        ours = torch.argsort(torch.cat(owners), stable=True)
-        theirs = torch.argsort(owner, stable=True)
-        self._to_parts = torch.empty_like(ours)
-        self._to_parts[ours] = theirs
-        self._from_parts = torch.empty_like(ours)
-        self._from_parts[theirs] = ours
-
-    def norms(self, movement: Movement) -> Tensor:
-        """How far the last step has moved the units, (U,)."""
-        norms = []
-        for k, (places, backend) in enumerate(self._parts):
-            deltas = movement.of(places)
-            backend.load(deltas, False)
-            norms.append(backend.unit_norms()[1].double())
-            backend.load([], False)
-            if self._is_small:
-                self._deltas[k] = deltas
-        return torch.cat(norms)[self._from_parts]
-
-    def shorten(self, movement: Movement, coefs: Tensor, params: list[Tensor]) -> None:
-        """Keep of each unit's movement the share ``coefs`` (U,), in place."""
-        shares = torch.split(coefs[self._to_parts], self._sizes)
-        for k, ((places, backend), share) in enumerate(zip(self._parts, shares, strict=True)):
-            deltas = self._deltas.pop(k, None)
-            values = host(share)
-            if values is not None and (values == 1).all():
-                continue
-            deltas = movement.of(places) if deltas is None else deltas
-            news, olds = [params[i] for i in places], movement.copies(places)
-            if olds is None:
-                backend.scale_units_of(deltas, 1 - share)
-                torch._foreach_sub_(news, deltas)
-                continue
-            # From the copy: a movement much larger than the weights has lost their last digits.
-            is_cut = (share < 1).to(share.dtype)
-            olds = [old.clone() for old in olds]
-            backend.scale_units_of(news, 1 - is_cut)
-            backend.scale_units_of(olds, is_cut)
-            backend.scale_units_of(deltas, is_cut * share)
-            torch._foreach_add_(olds, deltas)
-            torch._foreach_add_(news, olds)
-
-
-#: Elements of a group: what stays in the cache of a core, or what keeps launches few.
-_SCRATCH = {True: 1 << 17, False: 1 << 23}
-#: Elements of all parameters up to which their movement is computed once.
-_KEPT = 1 << 22
-
-
-def _grouped(sizes: list[int], most: int) -> list[list[int]]:
-    """Indices of tensors in groups of at most so many elements, or of one tensor."""
-    groups: list[list[int]] = []
-    total = 0
-    for i, size in enumerate(sizes):
-        if not groups or total + size > most:
-            groups.append([])
-            total = 0
-        groups[-1].append(i)
-        total += size
-    return groups
