@@ -208,9 +208,8 @@ def scaler_options(scaler: Any, device: str) -> dict[str, Any]:
     return {'device': device} if 'device' in inspect.signature(scaler).parameters else {}
 
 
-#: Optimizers of torch with a fused kernel on a CPU.
-_FUSED_ON_CPU = ('SGD', 'Adam', 'AdamW', 'Adagrad') if TORCH >= (2, 4) else ()
-#: Optimizers of torch with a fused kernel on a GPU only, by the first release that has it.
+#: The first release of torch with a fused kernel for an optimizer.
+_FUSED_ON_CPU = dict.fromkeys(('SGD', 'Adam', 'AdamW', 'Adagrad'), (2, 4))
 _FUSED_ON_GPU = {'Adam': (2, 0), 'AdamW': (2, 0), 'SGD': (2, 3)}
 
 
@@ -221,9 +220,8 @@ def lacks_fused(optimizer: str, device: str) -> bool:
         optimizer: name of a class of ``torch.optim``.
         device: type of the device of its parameters.
     """
-    if optimizer not in _FUSED_ON_GPU:
-        return False
-    return optimizer not in _FUSED_ON_CPU if device == 'cpu' else _FUSED_ON_GPU[optimizer] > TORCH
+    since = (_FUSED_ON_CPU if device == 'cpu' else _FUSED_ON_GPU).get(optimizer)
+    return since is not None and since > TORCH
 
 
 # -- NumPy ---------------------------------------------------------------------------------------

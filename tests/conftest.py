@@ -11,11 +11,12 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from gclip_mm.compat import TORCH
 from tests.older_torch import FEATURES, lacking
 
 torch.set_num_threads(1)
 
-if any(feature.since > tuple(map(int, torch.__version__.split('.')[:2])) for feature in FEATURES):
+if any(feature.since > TORCH for feature in FEATURES):
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(item):

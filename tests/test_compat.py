@@ -93,7 +93,7 @@ def test_untraced_wrapper_of_an_untraced_function_is_called():
         assert compat.untraced(outer, recursive, 'a reason')() == 'outer of inner'
 
 
-@pytest.mark.parametrize('name', ['SGD', 'Adam', 'AdamW'])
+@pytest.mark.parametrize('name', ['SGD', 'Adam', 'AdamW', 'Adagrad'])
 def test_lacks_fused_agrees_with_the_optimizer(name):
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.grad = torch.ones(2)
@@ -112,3 +112,13 @@ def test_optimizer_that_is_never_fused_lacks_nothing():
 def test_numpy_multiarray_is_the_module_that_pickles_name():
     name = compat.numpy_multiarray().__name__
     assert name.encode() in pickle.dumps(np.zeros(2), protocol=2)
+
+
+@pytest.mark.parametrize(('where', 'is_skipped'), [(__file__, True), (compat.__file__, False)])
+def test_feature_that_torch_lacks_is_no_excuse_for_our_own_lines(where, is_skipped, monkeypatch):
+    """tests/older_torch.py skips a test that needs the feature, not a use of it by the package."""
+    monkeypatch.setattr(older_torch, 'TORCH', (2, 1))
+    line = compile('raise AttributeError(text)', where, 'exec')
+    with pytest.raises(AttributeError) as error:
+        exec(line, dict(text="module 'torch.amp' has no attribute 'GradScaler'"))
+    assert (older_torch.lacking(error.value) is not None) is is_skipped

@@ -11,12 +11,10 @@ from torch.optim import Optimizer
 
 from ..clipping.checks import ClipConfigError, check_number
 from ..clipping.step.engine import GradClipEngine
+from ..clipping.step.state import STATE_KEY
 from .events import Numbers
 from .guard import Guard
 from .rule import read_rule
-
-#: Key of the clipping state in ``optimizer.state_dict()``; the wrappers for MMEngine use it too.
-STATE_KEY = 'gclip'
 
 
 def clip(

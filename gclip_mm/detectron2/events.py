@@ -46,10 +46,10 @@ class Numbers:
     def _put(self) -> None:
         rows, self._records = torch.stack(self._records).tolist(), []
         storage = get_event_storage()
-        for key, values in zip(LOG_KEYS, zip(*rows, strict=True), strict=True):
-            finite = [value for value in values if math.isfinite(value)]
-            if key != 'nonfinite':
-                taken = [v for v, row in zip(values, rows, strict=True) if not row[-1]]
-                finite = [value for value in taken if math.isfinite(value)]
-            value = sum(finite) / len(finite) if finite else values[-1]
+        is_nonfinite = LOG_KEYS.index('nonfinite')
+        taken = [row for row in rows if not row[is_nonfinite]]
+        for i, key in enumerate(LOG_KEYS):
+            counted = [row[i] for row in (rows if i == is_nonfinite else taken)]
+            finite = [value for value in counted if math.isfinite(value)]
+            value = sum(finite) / len(finite) if finite else rows[-1][i]
             storage.put_scalar(f'gclip/{key}', value, smoothing_hint=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -43,17 +43,8 @@ def read_rule(rule: Any) -> dict[str, Any] | None:
     if isinstance(rule, str) and rule:
         return parse_inline(rule) if '=' in rule else {'type': rule}
     if isinstance(rule, Mapping) and rule:
-        return _plain(rule)
+        return dict(rule)
     raise ClipConfigError(
         "the rule must be a dict such as dict(type='AGC', clip_factor=0.01), a string such as "
         f"'Auto' or 'type=AGC,clip_factor=0.01', or the cfg of Detectron2; got {rule!r}"
     )
-
-
-def _plain(value: Any) -> Any:
-    """Containers of OmegaConf and yacs as built-in ones."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value

@@ -22,7 +22,7 @@ from ..clipping.config.parse import parse_clip_grad
 from ..clipping.step.engine import GradClipEngine
 from .clip import clip
 from .hook import check_trainer
-from .rule import read_rule
+from .rule import add_gclip_config, read_rule
 
 _logger = logging.getLogger('detectron2.gclip_mm')
 
@@ -110,7 +110,7 @@ class Setting:
         if self._is_installed:
             return
         self._is_installed = True
-        detectron2.config.defaults._C.SOLVER.GCLIP = ''
+        add_gclip_config(detectron2.config.defaults._C)
         _wrap(SimpleTrainer, '__init__', self._after_simple)
         _wrap(DefaultTrainer, '__init__', self._after_default)
         _wrap(TrainerBase, 'before_train', self._at_start)

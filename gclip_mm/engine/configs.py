@@ -102,15 +102,12 @@ def drop_missing_kernels(cfg: Config) -> None:
     Args:
         cfg: the config; it is changed in place.
     """
-    top = cfg.get('optim_wrapper')
-    wrappers = [top, *top.values()] if isinstance(top, dict) else []
-    for wrapper in wrappers:
-        optimizer = wrapper.get('optimizer') if isinstance(wrapper, dict) else None
+    device = get_device()
+    for _, wrapper in optim_wrappers(cfg):
+        optimizer = wrapper['optimizer']
         if not isinstance(optimizer, dict) or not optimizer.get('fused'):
             continue
-        kind = optimizer.get('type')
-        name = kind.split('.')[-1] if isinstance(kind, str) else getattr(kind, '__name__', '')
-        device = get_device()
+        name = _type_name(optimizer)
         if lacks_fused(name, device):
             del optimizer['fused']
             print_log(
@@ -170,6 +167,11 @@ def drop_clip_hooks(cfg: Config) -> None:
 
 
 def _is_clip_hook(hook: dict[str, Any]) -> bool:
-    kind = hook.get('type')
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return name.split('.')[-1] == 'GClipHook'
+    return _type_name(hook) == 'GClipHook'
+
+
+def _type_name(cfg: dict[str, Any]) -> str:
+    """The name of the class that ``type`` gives, without its scope; empty if there is no type."""
+    kind = cfg.get('type')
+    name: str = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.split('.')[-1]

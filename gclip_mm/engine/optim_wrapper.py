@@ -20,13 +20,11 @@ from ..clipping.checks import ClipConfigError
 from ..clipping.config.registry import CLIPPERS
 from ..clipping.gradients.sharding import is_spread_flat
 from ..clipping.step.engine import GradClipEngine
+from ..clipping.step.state import STATE_KEY
 from ..compat import SCALES_ON_CPU, GradScaler, scaler_options
 from .hub import HubClock, drop_records, record_log
 from .left_out import BufferSync
 from .resumed import keep_kernel_settings
-
-#: Key of the clipping state in a wrapper's ``state_dict()``.
-STATE_KEY = 'gclip'
 
 
 class _ClippingMixin(OptimWrapper):

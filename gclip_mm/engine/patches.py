@@ -24,10 +24,10 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..clipping.step.engine import GradClipEngine
+from ..clipping.step.state import STATE_KEY
 from ..compat import LOADS_WEIGHTS_ONLY, is_usable, numpy_multiarray
 from .hub import line_of_log, note_losses
 from .left_out import HeldAverage
-from .optim_wrapper import STATE_KEY
 from .telemetry.observing import wrapper_members
 
 #: Marks a function that replaces one of another package.

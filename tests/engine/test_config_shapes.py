@@ -364,6 +364,7 @@ def test_fused_is_left_out_where_there_is_no_kernel(tmp_path, monkeypatch, caplo
     mine = f"optim_wrapper = dict(optimizer=dict(type='SGD', lr={LR}, fused=True))"
     cfg = load(tmp_path, mine=mine)
     assert 'fused' not in cfg.optim_wrapper.optimizer
+    assert "no fused SGD for the device 'cpu'" in caplog.text
     check_bound(cfg)
     mine = f"optim_wrapper = dict(optimizer=dict(type='AdamW', lr={LR}, fused=True))"
     assert load(tmp_path, mine=mine).optim_wrapper.optimizer.fused is True

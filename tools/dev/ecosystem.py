@@ -81,7 +81,7 @@ def try_recipes(cfg: Any) -> dict[str, Any]:
     """
     from gclip_mm import ClipConfigError, apply_clip
 
-    if not cfg.get('optim_wrapper') or not has_optimizer(cfg.optim_wrapper):
+    if not parts_of(cfg.get('optim_wrapper') or {}):
         return {'outcome': 'has no optimizer', 'why': 'a part of others, or for testing only'}
     # Copying a whole config takes longer than all else, so that one recipe gets the whole and the
     # others get a config of the keys that may change.
@@ -99,12 +99,6 @@ def try_recipes(cfg: Any) -> dict[str, Any]:
         taken.append(name)
     outcome = 'takes' if len(taken) == len(recipes()) else 'refuses'
     return {'outcome': outcome, 'why': why, 'recipes': taken}
-
-
-def has_optimizer(wrapper: dict[str, Any]) -> bool:
-    """Whether a wrapper, or a member of an ``OptimWrapperDict``, has an optimizer."""
-    parts = [wrapper, *wrapper.values()]
-    return any(isinstance(part, dict) and 'optimizer' in part for part in parts)
 
 
 def check_applied(before: Any, after: Any, rule: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..base import Clipper
@@ -177,14 +178,12 @@ def _selector(condition: dict[str, Any], where: str) -> Selector:
 def _plain(value: Any) -> Any:
     """A deep copy in built-in containers and numbers.
 
-    No ConfigDict and no NumPy scalar may enter a checkpoint or the log.
+    No container of MMEngine, OmegaConf or yacs and no NumPy scalar may enter a checkpoint or the
+    log.
     """
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return (
-            type(value)(_plain(item) for item in value)
-            if type(value) in (list, tuple)
-            else [_plain(item) for item in value]
-        )
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        items = map(_plain, value)
+        return tuple(items) if type(value) is tuple else list(items)
     return copy.deepcopy(plain(value))

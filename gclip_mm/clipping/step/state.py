@@ -17,6 +17,8 @@ from ..gradients.names import ParamInfo
 from ..gradients.sharding import gather, scatter
 from .parameters import ParameterBook
 
+#: Key of this state in the ``state_dict()`` of an optimizer, or of MMEngine's wrapper around it.
+STATE_KEY = 'gclip'
 _VERSION = 1
 
 

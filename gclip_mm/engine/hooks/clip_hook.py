@@ -19,9 +19,9 @@ from ...clipping.checks import ClipConfigError, suggest
 from ...clipping.config.parse import COMMON_KEYS, parse_clip_grad
 from ...clipping.config.registry import CLIPPERS
 from ...clipping.step.engine import GradClipEngine
+from ...clipping.step.state import STATE_KEY
 from ..hub import HubClock, record_log
 from ..left_out import BufferSync
-from ..optim_wrapper import STATE_KEY
 from ..resumed import keep_kernel_settings
 from ..strategies import FOREIGN_WRAPPERS, refuse
 from ..telemetry.observing import wrapper_members
