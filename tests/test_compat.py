@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gclip_mm import compat
+from tests import older_torch
 
 
 def test_is_installed_finds_packages_without_importing_them(monkeypatch):

@@ -359,12 +359,14 @@ def test_scope_that_is_not_installed_is_left_to_mmengine(tmp_path):
 
 
 # -- kernels that a PyTorch does not have --------------------------------------------------------
-def test_fused_is_left_out_where_there_is_no_kernel(tmp_path, monkeypatch, caplog):
+def test_fused_is_left_out_where_there_is_no_kernel(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr('gclip_mm.engine.configs.print_log', lambda text, **_: said.append(text))
     monkeypatch.setattr('gclip_mm.engine.configs.lacks_fused', lambda name, device: name == 'SGD')
     mine = f"optim_wrapper = dict(optimizer=dict(type='SGD', lr={LR}, fused=True))"
     cfg = load(tmp_path, mine=mine)
     assert 'fused' not in cfg.optim_wrapper.optimizer
-    assert "no fused SGD for the device 'cpu'" in caplog.text
+    assert "no fused SGD for the device 'cpu'" in said[0]
     check_bound(cfg)
     mine = f"optim_wrapper = dict(optimizer=dict(type='AdamW', lr={LR}, fused=True))"
     assert load(tmp_path, mine=mine).optim_wrapper.optimizer.fused is True
