@@ -19,6 +19,7 @@ from .norms import combine
 from .sharding import Sharding
 from .unit_plan import UnitLimits, unit_order
 from .units import UnitLayout
+from .update_kernels import UpdateKernels
 from .update_parts import UpdateParts
 
 
@@ -239,12 +240,20 @@ class KernelBackend(Backend):
 
         return UpdateParts([param.numel() for param in self.params], self.unit_owner, part)
 
+    @cached_property
+    def _update_kernels(self) -> UpdateKernels:
+        return UpdateKernels(self.params, self.layouts)
+
     def change_norms(self, movement: Movement) -> Tensor:
-        return self._parts_of_update.norms(movement)
+        norms = self._update_kernels.measure([p.detach() for p in self.params], movement)
+        return self._parts_of_update.norms(movement) if norms is None else norms
 
     def shorten_change(self, movement: Movement, coefs: Tensor) -> None:
-        params = [param.detach() for param in self.params]
-        self._parts_of_update.shorten(movement, coefs, params)
+        if self._update_kernels.shorten(coefs):
+            mark_written(self.params)
+        else:
+            params = [param.detach() for param in self.params]
+            self._parts_of_update.shorten(movement, coefs, params)
         values = host(coefs)
         if values is not None and not values.all():
             # An infinite movement times 0 is NaN: put the old weights back.

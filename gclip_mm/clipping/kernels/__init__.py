@@ -31,11 +31,13 @@ from torch import Tensor
 
 from .decision import KernelCall
 from .host_tensors import HostTensors, can_take
+from .host_updates import HostUpdates
 from .multi_tensor import MultiTensor, Units
 from .unit_tensors import UnitTensors
 
 __all__ = [
     'HostTensors',
+    'HostUpdates',
     'KernelCall',
     'MultiTensor',
     'UnitTensors',

@@ -65,6 +65,10 @@ ITEMS, COUNTS, ORDER, CUTS = (_PLACES[name] for name in ('items', 'counts', 'ord
 TAKEN, GIVEN, RESULTS = (_PLACES[name] for name in ('taken', 'given', 'results'))
 SIZE, THREADS, PARTS = (_PLACES[name] for name in ('size', 'threads', 'parts'))
 WRITE, BACKWARDS, WHOAMI = (_PLACES[name] for name in ('write', 'backwards', 'whoami'))
+#: Kinds of :func:`update`: how the movement follows from the weights and the other items.
+DIFFERENCE, RATIO, ROOT_RATIO = range(3)
+#: Columns of a row that :func:`update` is given.
+RATE, EPS, DECAY, KEEP = range(4)
 #: Columns of the results of :func:`scan`: sum of squares before and after clamping, number of
 #: changed elements.
 BEFORE, AFTER, CHANGED = range(3)
@@ -396,4 +400,78 @@ def limit(job):
                     for line in range(0, min(4 * counts[after], _AHEAD), _LINE):
                         _prefetch_to_read(items[after] + line)
                 _scale(items[i], counts[i], bound / max(norm, _LEAST))
+        part, through = _next_part(fields, me, through)
+
+
+# A check of each divisor would prevent vectorization.
+@_cached(njit, fastmath=_REORDER, error_model='numpy')
+def _movement(kind, places, start, count, row, moved):
+    """Write what a step has added to a block of weights to ``moved``."""
+    new = carray(_float32(places[0] + 4 * start), (count,))
+    first = carray(_float32(places[1] + 4 * start), (count,))
+    if kind == DIFFERENCE:
+        for i in range(count):
+            moved[i] = new[i] - first[i]
+        return
+    second = carray(_float32(places[2] + 4 * start), (count,))
+    rate, eps, decay = np.float32(row[RATE]), np.float32(row[EPS]), np.float32(row[DECAY])
+    if kind == RATIO:
+        for i in range(count):
+            moved[i] = rate * first[i] / (second[i] + eps) + decay * new[i]
+    else:
+        for i in range(count):
+            moved[i] = rate * first[i] / (np.sqrt(second[i]) + eps) + decay * new[i]
+
+
+@_cached(njit)
+def _shorten(kind, places, start, count, keep, moved):
+    """Keep a share of the movement of a block of weights."""
+    new = carray(_float32(places[0] + 4 * start), (count,))
+    keep = np.float32(keep)
+    if kind == DIFFERENCE:
+        # From the copy: a movement much larger than the weights has lost their last digits.
+        old = carray(_float32(places[1] + 4 * start), (count,))
+        for i in range(count):
+            # An infinite movement times 0 is NaN.
+            new[i] = old[i] + keep * moved[i] if keep > 0 else old[i]
+        return
+    for i in range(count):
+        new[i] -= (_ONE - keep) * moved[i]
+
+
+@_cached(cfunc, *_kernel)
+def update(job):
+    """Sum of squares of what a step has added to each item; shortens it if ``write`` is not 0.
+
+    Items 0 to n - 1 are weights after the step. Item n + i belongs to item i: the weights before
+    the step (DIFFERENCE), or the dividend of the movement, and 2 * n + i its divisor (RATIO) or the
+    square of it (ROOT_RATIO). ``given``: (1 + 4 * n,) float64: the kind, then the row of each item,
+    see ``RATE``. ``results``: (n,) float64, not written when shortening.
+    """
+    fields, cuts, order, items, counts, me = _unpacked(job)
+    kind = np.int64(carray(_float64(fields[GIVEN]), (1,))[0])
+    size = fields[SIZE] // (2 if kind == DIFFERENCE else 3)
+    rows = carray(_float64(fields[GIVEN] + 8), (size, 4))
+    results = carray(_float64(fields[RESULTS]), (size,))
+    # The movement of a block stays in the L1 cache.
+    moved = np.empty(BLOCK, np.float32)
+    address = moved.ctypes.data
+    places = np.zeros(3, np.int64)
+    part, through = _next_part(fields, me, 0)
+    while part >= 0:
+        for k in range(cuts[part], cuts[part + 1]):
+            i = order[k]
+            for j in range(fields[SIZE] // size):
+                places[j] = items[j * size + i]
+            total = 0.0
+            for start in range(0, counts[i], BLOCK):
+                count = min(BLOCK, counts[i] - start)
+                _movement(kind, places, start, count, rows[i], moved)
+                if fields[WRITE] != 0:
+                    _shorten(kind, places, start, count, rows[i][KEEP], moved)
+                else:
+                    found = _squares(address, count)
+                    total += found if _is_safe(found) else _wide_squares(address, count)
+            if fields[WRITE] == 0:
+                results[i] = total
         part, through = _next_part(fields, me, through)

@@ -215,7 +215,7 @@ class HostTensors:
             raise ValueError(f'there is no kernel for norms of order {p} in host memory')
         squares = np.empty(len(self._counts))
         # Backwards: the optimizer starts with the first tensors, which are then in the cache.
-        self._run(_kernels().measure, None, squares, backwards=True)
+        self._run(kernels().measure, None, squares, backwards=True)
         return self._of_units(squares)
 
     def scale(self, coefs: Tensor, count: int | None = None) -> None:
@@ -227,7 +227,7 @@ class HostTensors:
         """
         each, end = np.ones(len(self._counts)), self._starts[-1 if count is None else count]
         each[:end] = coefs.to(torch.float64).numpy()[self._unit[:end]]
-        self._run(_kernels().scale, each, shares=self._crew.shares(each != 1))
+        self._run(kernels().scale, each, shares=self._crew.shares(each != 1))
 
     @property
     def can_limit(self) -> bool:
@@ -249,7 +249,7 @@ class HostTensors:
         if self._pairs is None:
             self._pairs = self._crew_for(len(self._sizes) // 2)
         given = np.array([eps, factor], dtype=np.float64)
-        self._run(_kernels().limit, given, squares, self._pairs.shares(), backwards=True)
+        self._run(kernels().limit, given, squares, self._pairs.shares(), backwards=True)
         return self._of_units(squares)
 
     def scan(self, low: float | None, high: float | None, write: bool) -> Scan:
@@ -264,7 +264,7 @@ class HostTensors:
         with np.errstate(over='ignore'):
             bounds = np.array([low, high, max(min(-low, high), -1.0)]).astype(np.float32)
         results = np.empty((len(self._counts), 3))
-        self._run(_kernels().scan, bounds, results, write=write, backwards=True)
+        self._run(kernels().scan, bounds, results, write=write, backwards=True)
         # Sums of squares of float32 numbers neither overflow nor underflow in float64.
         before, after, changed = results.sum(axis=0).tolist()
         totals = torch.from_numpy(np.sqrt([before, after]))
@@ -273,7 +273,7 @@ class HostTensors:
 
     def write(self, scan: Scan) -> None:
         """Clamp the items in which a scan has found elements outside the range."""
-        self._run(_kernels().clamp, scan.bounds, shares=self._crew.shares(scan.hot))
+        self._run(kernels().clamp, scan.bounds, shares=self._crew.shares(scan.hot))
 
     def _run(
         self,
@@ -306,7 +306,7 @@ def can_take(tensor: Tensor) -> bool:
     return tensor.device.type == 'cpu' and _library() is not None
 
 
-def _kernels() -> ModuleType:
+def kernels() -> ModuleType:
     """The module of kernels, where :func:`can_take` has found that there is one."""
     library = _library()
     assert library is not None, 'without kernels no HostTensors is used'
@@ -357,3 +357,10 @@ def _try(kernels: ModuleType) -> None:
     found = squares.tolist(), results.tolist(), values.tolist(), limits.tolist()
     if found != ([1.0] * 2, [[1.0, 0.25, 1.0]] * 2, [0.125, 0.25], [0.0625] * 2):
         raise RuntimeError(f'wrong results: {found}')
+    # 0.125 - 0.25 was added, and half of that is kept.
+    given, moved = np.array([kernels.DIFFERENCE, 0, 0, 0, 0.5]), np.empty(1)
+    run(kernels.update, one, items, counts, given, moved)
+    run(kernels.update, one, items, counts, given, write=True)
+    update = moved.tolist(), values.tolist()
+    if update != ([0.015625], [0.1875, 0.25]):
+        raise RuntimeError(f'wrong results: {update}')
