@@ -32,6 +32,15 @@ class QueryRelations:
     def __init__(self, model: Any) -> None:
         self.model = model
 
+    @property
+    def object_limit(self) -> tuple[str, int]:
+        """Config key and value of the number of objects of an image: at most one for each query."""
+        queries = self.model.detector.num_queries
+        most = self.model.relation_test_cfg['max_objects']
+        if most is None or most > queries:
+            return 'model.detector.num_queries', queries
+        return 'model.test_cfg.relation.max_objects', most
+
     def loss(
         self,
         maps: tuple[Tensor, ...],

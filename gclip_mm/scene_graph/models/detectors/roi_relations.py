@@ -32,6 +32,11 @@ class RoIRelations:
         self.model = model
         self.pair_sampler = TASK_UTILS.build(model.relation_train_cfg['sampler'])
 
+    @property
+    def object_limit(self) -> tuple[str, int | None]:
+        """Config key and value of the number of objects of an image in SGDet; None: no limit."""
+        return 'model.test_cfg.relation.max_objects', self.model.relation_test_cfg['max_objects']
+
     def loss(
         self,
         maps: tuple[Tensor, ...],

@@ -189,6 +189,16 @@ class SceneGraphDetector(BaseDetector):
                 if id(param) not in trained:
                     param.requires_grad_(False)
 
+    def set_protocol(self, protocol: str | SceneGraphProtocol) -> None:
+        """Predict under another protocol than that of the config.
+
+        Raises:
+            ValueError: The protocol is unknown, or the relation head does not support it.
+        """
+        wanted = SceneGraphProtocol.parse(protocol)
+        self.relation_head.protocol = wanted  # refuses first
+        self.protocol = wanted
+
     @property
     def detector_parts(self) -> list[nn.Module]:
         """The modules of the detector; all others belong to the scene graph."""
