@@ -202,24 +202,16 @@ class EGTRHead(BaseModule):
         objects = [proj(k) for proj, k in zip(self.proj_k, states.keys, strict=True)]
         subject = torch.stack([*subjects, self.final_sub_proj(states.hidden)], dim=2)
         object_ = torch.stack([*objects, self.final_obj_proj(states.hidden)], dim=2)
-        # The gate is linear in the concatenated pair, and so is the sum that it weighs. Computed
-        # for subjects and objects apart, no tensor has the pairs of all layers (B, Q, Q, L, 2 D).
         of_subject, of_object = self.rel_predictor_gate.weight.chunk(2, dim=1)
         gate = (
             F.linear(subject, of_subject, self.rel_predictor_gate.bias).transpose(2, 3)
             + F.linear(object_, of_object).transpose(2, 3).transpose(1, 2)
         ).sigmoid()  # (B, Q, Q, L + 1)
-        pairs = torch.cat(
-            [
-                torch.einsum('bijl,bild->bijd', gate, subject),
-                torch.einsum('bijl,bjld->bijd', gate, object_),
-            ],
-            dim=-1,
-        )
-        predicates = self.rel_predictor(pairs)
+        predicates = _gated_perceptron(self.rel_predictor, gate, subject, object_)
         if self.frequency_bias is not None:
             predicates = predicates + self._bias(states.probs.argmax(dim=-1))
-        return QueryLogits(predicates, self.connectivity_layer(pairs).squeeze(-1))
+        connectivity = _gated_perceptron(self.connectivity_layer, gate, subject, object_)
+        return QueryLogits(predicates, connectivity.squeeze(-1))
 
     def _bias(self, labels: Tensor) -> Tensor:
         """(B, Q, Q, P) bias of each pair of labels (B, Q); "no relation" has no logit here."""
@@ -312,3 +304,28 @@ class EGTRHead(BaseModule):
         target[rows[kept], columns[kept], labels[kept]] = True
         ignored[rows[~kept], columns[~kept]] = True
         return target, ~ignored | target.any(dim=-1)
+
+
+def _gated_perceptron(mlp: MLP, gate: Tensor, subject: Tensor, object_: Tensor) -> Tensor:
+    """Output of an MLP for the sum of the gated sources of each pair.
+
+    Gate and first layer are linear in the concatenated pair, so both are computed for subjects and
+    objects apart: no tensor has the concatenated pairs (B, Q, Q, L + 1, 2 D), and the first layer
+    runs on queries and not on pairs.
+
+    Args:
+        mlp: With at least two layers, the first of 2 D inputs.
+        gate: (B, Q, Q, L + 1).
+        subject: (B, Q, L + 1, D), sources of each query as a subject.
+        object_: (B, Q, L + 1, D), as an object.
+
+    Returns:
+        (B, Q, Q, output size of the MLP).
+    """
+    first, *others = mlp.layers
+    of_subject, of_object = first.weight.chunk(2, dim=1)
+    x = torch.einsum('bijl,bild->bijd', gate, F.linear(subject, of_subject))
+    x = x + torch.einsum('bijl,bjld->bijd', gate, F.linear(object_, of_object)) + first.bias
+    for layer in others:
+        x = layer(x.relu())
+    return x
