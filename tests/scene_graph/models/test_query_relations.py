@@ -4,10 +4,14 @@ import copy
 
 import pytest
 import torch
+from mmdet.models.layers import ConditionalAttention
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 
-from gclip_mm.scene_graph.models.detectors.adapters.decoder_queries import recorded_queries
+from gclip_mm.scene_graph.models.detectors.adapters.decoder_queries import (
+    decoder_of,
+    recorded_queries,
+)
 from tests.scene_graph.models.conftest import model_cfg, sample_of, some_counts
 from tests.scene_graph.models.test_overfit import recall, train
 from tests.scene_graph.models.tiny_detectors import detector_cfg
@@ -308,6 +312,20 @@ def test_detector_without_readable_decoder_raises(name):
     message = f'of a DETR, DeformableDETR or DINO; the detector of this config is a {name}'
     with pytest.raises(ValueError, match=message):
         MODELS.build(ConfigDict(cfg))
+
+
+@pytest.mark.parametrize('name', ['DDQDETR', 'GroundingDINO', 'ConditionalDETR', 'DABDETR'])
+def test_decoder_of_another_kind_raises(name):
+    """Queries are selected, classes are words, or the attention has no common projection."""
+    cls = MODELS.get(name)
+    detector = cls.__new__(cls)
+    torch.nn.Module.__init__(detector)
+    detector.decoder = build('DINO').detector.decoder
+    if name in ('ConditionalDETR', 'DABDETR'):
+        for layer in detector.decoder.layers:
+            layer.self_attn = ConditionalAttention(embed_dims=256, num_heads=8)
+    with pytest.raises(ValueError, match=f'a EGTRHead reads .*; the detector .* is a {name}'):
+        decoder_of(detector, 'EGTRHead')
 
 
 def test_training_without_match_costs_raises(batch):
