@@ -273,7 +273,7 @@ def test_protocol_with_given_boxes_raises(protocol):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(detector_loss=False), 'a EGTRHead reads the decoder.*detector_loss=True, or freeze'),
+        (dict(detector_loss=False), 'EGTRHead reads the decoder.*detector_loss=True, or freeze'),
         (
             dict(
                 roi_extractor=dict(
@@ -283,7 +283,7 @@ def test_protocol_with_given_boxes_raises(protocol):
                     roi_layer=dict(type='RoIAlign', output_size=5),
                 )
             ),
-            'a EGTRHead reads no RoI maps: remove roi_extractor',
+            'EGTRHead reads no RoI maps: remove roi_extractor',
         ),
         (
             dict(train_cfg=dict(relation=dict(iou_thr=0.5))),
@@ -324,7 +324,7 @@ def test_decoder_of_another_kind_raises(name):
     if name in ('ConditionalDETR', 'DABDETR'):
         for layer in detector.decoder.layers:
             layer.self_attn = ConditionalAttention(embed_dims=256, num_heads=8)
-    with pytest.raises(ValueError, match=f'a EGTRHead reads .*; the detector .* is a {name}'):
+    with pytest.raises(ValueError, match=f'EGTRHead reads .*; the detector .* is a {name}'):
         decoder_of(detector, 'EGTRHead')
 
 

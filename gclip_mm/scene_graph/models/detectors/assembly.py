@@ -157,7 +157,7 @@ def complete_query_head(
     kind = cfg['type'] if isinstance(cfg['type'], str) else cfg['type'].__name__
     decoder = decoder_of(adapter.detector, kind)
     if given:
-        raise ValueError(f'a {kind} reads no RoI maps: remove {given[0]}')
+        raise ValueError(f'{kind} reads no RoI maps: remove {given[0]}')
     decided = dict(embed_dims=decoder.embed_dims, num_layers=len(decoder.layers))
     if adapter.class_count is not None:
         decided['num_classes'] = adapter.class_count[1]

@@ -174,7 +174,7 @@ class SceneGraphDetector(BaseDetector):
             raise ValueError('detector_loss=True needs freeze_detector=False')
         if not (freeze_detector or detector_loss or self.relations.trains_features):
             raise ValueError(
-                f'a {type(self.relation_head).__name__} reads the decoder of the detector, which '
+                f'{type(self.relation_head).__name__} reads the decoder of the detector, which '
                 'has to train on its own losses too: set detector_loss=True, or '
                 'freeze_detector=True'
             )

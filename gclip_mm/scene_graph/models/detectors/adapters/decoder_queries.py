@@ -38,7 +38,7 @@ def decoder_of(detector: Any, head: str) -> Any:
         or any(getattr(module, 'in_proj_weight', None) is None for module in attention)
     ):
         raise ValueError(
-            f'a {head} reads the self-attention of the decoder of a DETR, DeformableDETR or DINO; '
+            f'{head} reads the self-attention of the decoder of a DETR, DeformableDETR or DINO; '
             f'the detector of this config is a {type(detector).__name__}'
         )
     return decoder
