@@ -208,6 +208,13 @@ def test_options_of_prediction_are_applied(batch, predict):
     torch.testing.assert_close(few.pred_relations.scores, whole.pred_relations.scores[rows])
 
 
+@pytest.mark.parametrize('most', [None, 5, 50])
+def test_limit_of_objects_names_its_key(most):
+    model = build('DINO', test_cfg=dict(relation=dict(max_objects=most)))
+    limit = ('test_cfg.relation.max_objects', 5) if most == 5 else ('detector.num_queries', 20)
+    assert model.relations.object_limit == (f'model.{limit[0]}', limit[1])
+
+
 def test_duplicates_are_suppressed_on_demand(batch, predict):
     """The published head does not; all boxes of this untrained DETR are about the same."""
     whole = predict(build('DETR'), batch)[0]
