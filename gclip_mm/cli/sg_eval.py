@@ -172,7 +172,7 @@ def text(result: dict[str, Any]) -> str:
     for table in result['comparable']:
         lines.append(
             f'{table["convention"]}: may be compared with {table["paper"]} ({table["what"]}): '
-            f'{table["metrics"]}'
+            f'{table["metrics"]}; {table["source"]}'
         )
     if not result['comparable']:
         known = sorted({table.data for table in PUBLISHED})

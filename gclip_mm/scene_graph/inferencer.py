@@ -81,7 +81,7 @@ class SceneGraphInferencer(DetInferencer):
                 f'SceneGraphInferencer needs a SceneGraphDetector, got {type(self.model).__name__}'
             )
         if wanted is not None:
-            self.model.protocol = self.model.relation_head.protocol = wanted
+            self.model.set_protocol(wanted)
         self.max_relations = max_relations
 
     @property

@@ -17,6 +17,8 @@ import json
 import shutil
 from pathlib import Path
 
+from mmengine.config import Config
+
 METRICS = ('R@20', 'mR@20', 'ngR@20', 'ngmR@20', 'A@20', 'scene_top1', 'bbox_mAP', 'bbox_mAP_50')
 CONFIG = 'configs/scene_graph/shapescenes/{name}_shapescenes.py'
 
@@ -45,10 +47,19 @@ def read_run(folder: Path, out: Path) -> dict[str, str | float] | None:
         row[key] = '' if value is None else round(value, 4)
     row['config'] = CONFIG.format(name=folder.name)
     row['log'] = f'logs/{folder.name}.json'
-    row['command'] = f'python tools/train.py {row["config"]}'
+    row['command'] = f'python tools/train.py {row["config"]}{clipped_at(train[-1], row["config"])}'
     (out / 'logs').mkdir(parents=True, exist_ok=True)
     shutil.copyfile(logs[-1], out / row['log'])
     return row
+
+
+def clipped_at(line: dict, config: str) -> str:
+    """The option that gives the threshold of a run, where that of its config is another one now."""
+    limit = Config.fromfile(config).optim_wrapper.clip_grad.get('max_norm')
+    ran = line.get('clip_threshold')
+    if ran is None or limit is None or abs(ran - limit) < 1e-6 * limit:
+        return ''
+    return f' --cfg-options optim_wrapper.clip_grad.max_norm={ran:g}'
 
 
 def main() -> None:

@@ -66,12 +66,15 @@ def test_config_builds_with_consistent_parts(path):
     # Weight decay would pull log-frequencies to zero, a uniform distribution.
     assert cfg.optim_wrapper.paramwise_cfg.custom_keys['frequency_bias'].decay_mult == 0
     context = path.stem.split('_')[0]
-    built = type(model.relation_head.context).__name__.lower()
-    assert built == ('nonetype' if context == 'frequency' else f'{context}context')
     for pipeline in (cfg.train_pipeline, cfg.test_pipeline):
         types = [step.type for step in pipeline]
         assert types.index('LoadSceneGraphAnnotations') == 1
         assert types[-1] == 'PackSceneGraphInputs'
+    if context == 'egtr':
+        assert type(model.relation_head).__name__ == 'EGTRHead'
+        return
+    built = type(model.relation_head.context).__name__.lower()
+    assert built == ('nonetype' if context == 'frequency' else f'{context}context')
 
 
 @pytest.mark.parametrize('detector', ['retinanet', 'yolox', 'dino', 'mask2former'])
@@ -83,6 +86,13 @@ def test_other_detectors_have_configs(detector):
         model = build(cfg)
         assert type(model.detector).__name__.lower() == detector
         assert model.adapter.class_count[1] == model.relation_head.num_classes == 10
+
+
+def test_head_on_queries_has_a_config():
+    model = build(Config.fromfile(str(FOLDER / 'shapescenes' / 'egtr_sgdet_dino_shapescenes.py')))
+    head, decoder = model.relation_head, model.detector.decoder
+    assert len(head.proj_q) == len(decoder.layers)
+    assert head.num_classes == model.adapter.class_count[1] == 10
 
 
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda path: path.stem)

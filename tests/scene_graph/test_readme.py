@@ -102,19 +102,24 @@ def test_readme_steps_work_on_own_data(tmp_path, monkeypatch):
     assert len(list((tmp_path / 'out' / 'preds').iterdir())) == 8
 
 
-def test_example_of_any_detector_builds(tmp_path):
+@pytest.mark.parametrize(
+    ('head', 'detector', 'frozen'),
+    [('RelationHead', 'RetinaNet', True), ('EGTRHead', 'DINO', False)],
+)
+def test_example_with_another_detector_builds(tmp_path, head, detector, frozen):
     (example,) = (
         block
         for block in re.findall(r'^```python\n(.*?)^```', README, re.DOTALL | re.MULTILINE)
-        if 'SceneGraphDetector' in block
+        if 'SceneGraphDetector' in block and f"type='{head}'" in block
     )
     (tmp_path / 'wrapped.py').write_text(example)
     cfg = Config.fromfile(str(tmp_path / 'wrapped.py'))
     init_default_scope('mmdet')
     with torch.device('meta'):  # shapes only, without memory
         model = MODELS.build(cfg.model)
-    assert type(model.detector).__name__ == 'RetinaNet'
-    assert model.relation_head.num_classes == 80 and model.freeze_detector
+    assert type(model.detector).__name__ == detector
+    assert type(model.relation_head).__name__ == head
+    assert model.relation_head.num_classes == 80 and model.freeze_detector is frozen
 
 
 def test_files_named_in_readme_exist():

@@ -67,8 +67,10 @@ def _directions(transform: Any) -> list[str]:
 
 def check_max_objects(model: Any, dataset: Any, where: str, logger: Logger) -> None:
     """Warn about images with more objects than SGDet may predict."""
-    most = model.relation_test_cfg['max_objects']
     if model.protocol is not SceneGraphProtocol.SGDET or not hasattr(dataset, 'get_data_info'):
+        return
+    key, most = model.relations.object_limit
+    if most is None:
         return
     step = max(1, len(dataset) // _COUNTED_IMAGES)
     counts = [
@@ -79,8 +81,8 @@ def check_max_objects(model: Any, dataset: Any, where: str, logger: Logger) -> N
     if crowded:
         logger.warning(
             f'{crowded} of {len(counts)} checked images of the {where} set have more than '
-            f'model.test_cfg.relation.max_objects={most} objects (up to {max(counts)}): relations '
-            'of the others cannot be found. Set it to the number of objects that you expect'
+            f'{key}={most} objects (up to {max(counts)}): relations of the others cannot be found. '
+            'Set it to the number of objects that you expect'
         )
 
 

@@ -72,8 +72,8 @@ class DetectorGraph(nn.Module):
         row, label = (probs > cfg.score_thr).nonzero(as_tuple=True)
         found, score = boxes[row, label], probs[row, label]
         keep = grouped_nms(found, score, label, cfg.nms.iou_threshold, size.max())
-        most = min(cfg.max_per_img, self.model.relation_test_cfg['max_objects'])
-        return found[keep[:most]]
+        most = self.model.relation_test_cfg['max_objects']
+        return found[keep[: cfg.max_per_img][:most]]
 
     def _proposals(self, feats: tuple[Tensor, ...], size: Tensor) -> Tensor:
         """(R, 4) boxes that the RPN proposes, the best first."""

@@ -132,7 +132,7 @@ class OnnxSceneGraph:
         probs, pairs, scores = (
             found[key] for key in ('object_scores', 'pairs', 'predicate_scores')
         )
-        if self.metadata['protocol'] == 'sgdet':
+        if self.metadata['protocol'] == 'sgdet' and self.metadata['nms_iou_thr'] is not None:
             keep, labels, confidence = refined_nms(boxes, probs, self.metadata['nms_iou_thr'])
             position = np.full(len(boxes), -1)
             position[keep] = np.arange(len(keep))

@@ -13,7 +13,16 @@ from .contexts import (
     TransformerContext,
 )
 from .detectors import SceneGraphDetector, SceneGraphRCNN
-from .heads import TDE, FrequencyBias, LogitAdjustment, RelationHead, SceneHead, UnionFeatures
+from .heads import (
+    TDE,
+    EGTRHead,
+    FrequencyBias,
+    LogCountBias,
+    LogitAdjustment,
+    RelationHead,
+    SceneHead,
+    UnionFeatures,
+)
 from .losses import CountWeightedCrossEntropy
 from .protocol import SceneGraphProtocol
 from .task_modules import PairSampler
@@ -23,9 +32,11 @@ __all__ = [
     'BaseContext',
     'CRNNContext',
     'CountWeightedCrossEntropy',
+    'EGTRHead',
     'FrequencyBias',
     'IMPContext',
     'IdentityContext',
+    'LogCountBias',
     'LogitAdjustment',
     'PairSampler',
     'RNNContext',

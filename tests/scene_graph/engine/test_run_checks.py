@@ -37,7 +37,7 @@ def model_of(freeze=True, init_cfg=None, part_init_cfg=None, protocol='sgdet'):
     model = nn.Sequential(part)
     model.freeze_detector, model.init_cfg, model.detector_parts = freeze, init_cfg, [part]
     model.protocol = SceneGraphProtocol.parse(protocol)
-    model.relation_test_cfg = dict(max_objects=3)
+    model.relations = SimpleNamespace(object_limit=('model.test_cfg.relation.max_objects', 3))
     return model
 
 
@@ -137,3 +137,7 @@ def test_images_with_more_objects_than_sgdet_predicts_are_reported():
     (message,) = log.messages
     assert message.startswith('2 of 3 checked images of the val set have more than')
     assert 'max_objects=3 objects (up to 7)' in message
+    model = model_of()
+    model.relations.object_limit = ('model.test_cfg.relation.max_objects', None)
+    check_max_objects(model, Images(99), 'val', log)
+    assert len(log.messages) == 1

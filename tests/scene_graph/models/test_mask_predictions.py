@@ -144,7 +144,7 @@ def test_given_boxes_and_training_do_without_masks(predict):
     data = model.data_preprocessor(copy.deepcopy(batch))
     with torch.no_grad():
         maps = model._detector_maps(data['inputs'])
-        found = model._detect(maps, data['inputs'], data['data_samples'])
+        found = model.relations.detect(maps, data['inputs'], data['data_samples'])
         assert all('masks' in result for result in found)
-        found = model.train()._detect(maps, data['inputs'], data['data_samples'])
+        found = model.train().relations.detect(maps, data['inputs'], data['data_samples'])
     assert all(len(result) and 'masks' not in result for result in found)

@@ -125,7 +125,7 @@ def test_detections_are_those_of_the_plain_detector(batch, name):
                 s.pred_instances
                 for s in plain.predict(inputs, copy.deepcopy(samples), rescale=False)
             ]
-        found = model._detect(model._detector_maps(inputs), inputs, samples)
+        found = model.relations.detect(model._detector_maps(inputs), inputs, samples)
         graphs = model.predict(inputs, copy.deepcopy(samples), rescale=False)
     assert sum(map(len, found)) > 0
     for ours, theirs, graph in zip(found, expected, graphs, strict=True):
@@ -149,12 +149,12 @@ def test_detections_in_training_see_no_truth_and_change_nothing(batch, name):
     state = copy.deepcopy(model.state_dict())
     modes = [module.training for module in model.modules()]
     torch.manual_seed(0)
-    before = model._detect(maps, inputs, samples)
+    before = model.relations.detect(maps, inputs, samples)
     blind = copy.deepcopy(samples)
     for sample in blind:
         del sample.gt_instances
     torch.manual_seed(1)
-    after = model._detect(maps, inputs, blind)
+    after = model.relations.detect(maps, inputs, blind)
     for one, other in zip(before, after, strict=True):
         assert torch.equal(one.bboxes, other.bboxes)
         assert torch.equal(one.scores, other.scores)

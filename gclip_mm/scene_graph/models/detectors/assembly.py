@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmdet.registry import MODELS
 from torch import nn
 
+from ..heads.egtr_head import EGTRHead
 from ..protocol import SceneGraphProtocol
 from .adapters import DetectorAdapter
+from .adapters.decoder_queries import decoder_of
 
 _RELATION_DEFAULTS: dict[str, dict[str, Any]] = {
     'train_cfg': dict(
@@ -19,20 +22,47 @@ _RELATION_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def relation_cfg(name: str, cfg: dict | None) -> dict[str, Any]:
+#: The same for a head that reads the queries of the detector.
+_QUERY_DEFAULTS: dict[str, dict[str, Any]] = {
+    'train_cfg': {},
+    'test_cfg': dict(
+        max_objects=None,
+        max_pairs=None,
+        require_overlap=False,
+        nms_iou_thr=None,
+        max_relations=2048,
+    ),
+}
+
+
+def relation_cfg(name: str, cfg: dict | None, queries: bool = False) -> dict[str, Any]:
     """The ``relation`` part of ``train_cfg`` or ``test_cfg``, completed with defaults.
+
+    Args:
+        name: ``'train_cfg'`` or ``'test_cfg'``.
+        cfg: Its value.
+        queries: Whether the relation head reads the queries of the detector.
 
     Raises:
         ValueError: A key is unknown; the message lists the valid ones.
     """
-    defaults = _RELATION_DEFAULTS[name]
+    defaults = (_QUERY_DEFAULTS if queries else _RELATION_DEFAULTS)[name]
     given = dict((cfg or {}).get('relation') or {})
     unknown = sorted(set(given) - set(defaults))
     if unknown:
         raise ValueError(
-            f'{name}.relation has no key {unknown[0]!r}; valid keys: {", ".join(defaults)}'
+            f'{name}.relation has no key {unknown[0]!r}'
+            + (' for a head that reads queries' if queries else '')
+            + f'; valid keys: {", ".join(defaults) or "none"}'
         )
     return {**defaults, **given}
+
+
+def reads_queries(relation_head: dict) -> bool:
+    """Whether a relation head reads the queries of the detector, and not RoI maps."""
+    kind = relation_head.get('type')
+    built = MODELS.get(kind) if isinstance(kind, str) else kind
+    return isinstance(built, type) and issubclass(built, EGTRHead)
 
 
 def check_own_cfg(name: str, cfg: dict | None) -> None:
@@ -107,3 +137,34 @@ def complete_relation_head(
             f'{type(extractor).__name__}'
         )
     return {**cfg, **{key: value for key, (value, _) in decided.items()}, 'protocol': protocol}
+
+
+def complete_query_head(
+    cfg: dict, adapter: DetectorAdapter, given: list[str], protocol: SceneGraphProtocol
+) -> dict[str, Any]:
+    """Complete the config of a relation head that reads queries with sizes of the decoder.
+
+    Args:
+        cfg: Config of the relation head.
+        adapter: The adapter of the detector.
+        given: Parts for RoI maps that the config of the model has.
+        protocol: The protocol of the model.
+
+    Raises:
+        ValueError: The detector has no decoder that can be read, a size in ``cfg`` contradicts it,
+            or the config has a part that would not be used.
+    """
+    kind = cfg['type'] if isinstance(cfg['type'], str) else cfg['type'].__name__
+    decoder = decoder_of(adapter.detector, kind)
+    if given:
+        raise ValueError(f'{kind} reads no RoI maps: remove {given[0]}')
+    decided = dict(embed_dims=decoder.embed_dims, num_layers=len(decoder.layers))
+    if adapter.class_count is not None:
+        decided['num_classes'] = adapter.class_count[1]
+    for key, value in decided.items():
+        if cfg.get(key, value) != value:
+            raise ValueError(
+                f'relation_head.{key}={cfg[key]}, but the detector of type {adapter.name} of this '
+                f'config has {value}'
+            )
+    return {**cfg, **decided, 'protocol': protocol}

@@ -32,6 +32,18 @@ class SceneGraphOutput(NamedTuple):
     logits: GraphLogits
 
 
+class ObjectContext(NamedTuple):
+    """What the scene head reads of the objects of a batch.
+
+    Attributes:
+        features: (N, D).
+        counts: Number of objects of each image.
+    """
+
+    features: Tensor
+    counts: list[int]
+
+
 def split_graphs(
     output: SceneGraphOutput,
     protocol: SceneGraphProtocol,
@@ -59,7 +71,7 @@ def split_graphs(
     scores = output.logits.predicates.softmax(dim=1)[:, :-1].split(output.num_pairs)
     for i, count in enumerate(num_objs):
         graphs.append(
-            _image_graph(
+            image_graph(
                 boxes[i][:, :4],
                 probs[i],
                 pairs[i] - start,
@@ -82,16 +94,30 @@ def _object_probs(output: SceneGraphOutput, protocol: SceneGraphProtocol) -> Ten
     return logits.softmax(dim=1)[:, :-1]
 
 
-def _image_graph(
+def image_graph(
     boxes: Tensor,
     probs: Tensor,
     pairs: Tensor,
     predicate_scores: Tensor,
     protocol: SceneGraphProtocol,
     cfg: dict[str, Any],
-    masks: Tensor | None,
+    masks: Tensor | None = None,
 ) -> tuple[InstanceData, InstanceData]:
-    if protocol is SceneGraphProtocol.SGDET:
+    """Compute objects and relations of an image.
+
+    Args:
+        boxes: (N, 4) xyxy.
+        probs: (N, C) class probabilities without background.
+        pairs: (M, 2) int64, rows of ``boxes``.
+        predicate_scores: (M, P).
+        protocol: Determines whether duplicates are suppressed.
+        cfg: ``test_cfg.relation``.
+        masks: (N, H, W) bool.
+
+    Returns:
+        As one element of :func:`split_graphs`.
+    """
+    if protocol is SceneGraphProtocol.SGDET and cfg['nms_iou_thr'] is not None:
         keep, labels, scores = refined_nms(boxes, probs, cfg['nms_iou_thr'])
         position = torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
         position[keep] = torch.arange(len(keep), device=boxes.device)

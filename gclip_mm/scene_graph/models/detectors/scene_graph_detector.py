@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any
 
 import torch
 from mmdet.models.detectors.base import BaseDetector
-from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox2roi
-from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ..heads.relation_head import GraphObjects
 from ..protocol import SceneGraphProtocol
-from ..task_modules.geometry import union_boxes
-from ..task_modules.pair_sampler import candidate_pairs, match_objects
 from .adapters import DetectorAdapter, adapter_of
-from .assembly import check_own_cfg, complete_relation_head, relation_cfg, roi_extractor_of
+from .assembly import (
+    check_own_cfg,
+    complete_query_head,
+    complete_relation_head,
+    reads_queries,
+    relation_cfg,
+    roi_extractor_of,
+)
 from .checkpoint_keys import check_detector_weights, fitting_keys
 from .feature_maps import check_feature_maps
-from .ground_truth import given_boxes, relations_of, scene_label_of
-from .postprocess import SceneGraphOutput, split_graphs, write_predictions
+from .ground_truth import scene_label_of
+from .postprocess import ObjectContext, write_predictions
+from .query_relations import QueryRelations
+from .roi_relations import RoIRelations
 
 
 @MODELS.register_module()
@@ -48,7 +52,9 @@ class SceneGraphDetector(BaseDetector):
     Args:
         detector: Config of a detector, for example ``{{_base_.model}}``.
         relation_head: Config of a :class:`RelationHead`; ``num_classes``, ``in_channels`` and
-            ``roi_size`` default to those of the detector and of the RoI extractor.
+            ``roi_size`` default to those of the detector and of the RoI extractor. Or of an
+            :class:`EGTRHead`, which reads the decoder of a DETR, DeformableDETR or DINO: then
+            without ``roi_extractor`` and ``graph_neck``, and ``protocol='sgdet'`` only.
         roi_extractor: Config of a RoI extractor on the feature maps. None: the detector's own,
             which only two-stage detectors have.
         graph_neck: Config of a neck between the detector's feature maps and both heads, trained
@@ -63,12 +69,14 @@ class SceneGraphDetector(BaseDetector):
             Defaults to ``not freeze_detector``.
         train_cfg: ``relation=dict(sampler=..., iou_thr=0.5, add_gt=True)``: the
             :class:`PairSampler`; the minimum IoU of a detection and its ground-truth object;
-            whether ground-truth boxes are added to the detections in SGDet.
+            whether ground-truth boxes are added to the detections in SGDet. An EGTRHead has none
+            of these.
         test_cfg: ``relation=dict(max_objects=80, max_pairs=2048, require_overlap=False,
             nms_iou_thr=0.5, max_relations=None)``: maximum number of objects of an image in SGDet;
             maximum number of pairs of an image; whether to use pairs of overlapping boxes only; IoU
-            of the per-class NMS after refinement; maximum number of pairs in the output, None for
-            all.
+            of the per-class NMS after refinement, None for no NMS; maximum number of pairs in the
+            output, None for all. For an EGTRHead the defaults are those of its paper: all queries,
+            no NMS, and ``max_relations=2048`` to save memory.
         data_preprocessor: As for every detector. None: that of ``detector``.
         init_cfg: Initialisation, see MMEngine.
 
@@ -139,13 +147,20 @@ class SceneGraphDetector(BaseDetector):
         """Build the heads on an existing detector."""
         self.adapter = adapter
         self.protocol = SceneGraphProtocol.parse(protocol)
-        self.relation_train_cfg = relation_cfg('train_cfg', self.train_cfg)
-        self.relation_test_cfg = relation_cfg('test_cfg', self.test_cfg)
-        self.pair_sampler = TASK_UTILS.build(self.relation_train_cfg['sampler'])
-        relation_head = complete_relation_head(
-            relation_head, adapter, self._roi_extractor(), self.protocol
-        )
+        queries = reads_queries(relation_head)
+        self.relation_train_cfg = relation_cfg('train_cfg', self.train_cfg, queries)
+        self.relation_test_cfg = relation_cfg('test_cfg', self.test_cfg, queries)
+        if queries:
+            given = [key for key in ('roi_extractor', 'graph_neck') if hasattr(self, key)]
+            relation_head = complete_query_head(relation_head, adapter, given, self.protocol)
+        else:
+            relation_head = complete_relation_head(
+                relation_head, adapter, self._roi_extractor(), self.protocol
+            )
         self.relation_head = MODELS.build(relation_head)
+        self.relations: RoIRelations | QueryRelations = (
+            QueryRelations(self) if queries else RoIRelations(self)
+        )
         self.scene_head = None
         if scene_head is not None:
             obj_ctx_dim = self.relation_head.obj_ctx_dim
@@ -157,6 +172,12 @@ class SceneGraphDetector(BaseDetector):
             detector_loss = not freeze_detector
         if freeze_detector and detector_loss:
             raise ValueError('detector_loss=True needs freeze_detector=False')
+        if not (freeze_detector or detector_loss or self.relations.trains_features):
+            raise ValueError(
+                f'{type(self.relation_head).__name__} reads the decoder of the detector, which '
+                'has to train on its own losses too: set detector_loss=True, or '
+                'freeze_detector=True'
+            )
         self.freeze_detector = freeze_detector
         self.detector_loss = detector_loss
         if detector_loss:
@@ -167,6 +188,16 @@ class SceneGraphDetector(BaseDetector):
             for param in part.parameters():
                 if id(param) not in trained:
                     param.requires_grad_(False)
+
+    def set_protocol(self, protocol: str | SceneGraphProtocol) -> None:
+        """Predict under another protocol than that of the config.
+
+        Raises:
+            ValueError: The protocol is unknown, or the relation head does not support it.
+        """
+        wanted = SceneGraphProtocol.parse(protocol)
+        self.relation_head.protocol = wanted  # refuses first
+        self.protocol = wanted
 
     @property
     def detector_parts(self) -> list[nn.Module]:
@@ -223,7 +254,8 @@ class SceneGraphDetector(BaseDetector):
     def _roi_extractor(self) -> Any:
         return roi_extractor_of(self.adapter, getattr(self, 'roi_extractor', None))
 
-    def _roi_maps(self, x: tuple[Tensor, ...], boxes: list[Tensor]) -> Tensor:
+    def roi_maps(self, x: tuple[Tensor, ...], boxes: list[Tensor]) -> Tensor:
+        """RoI maps (N, C, S, S) of all boxes, from feature maps of the heads."""
         extractor = self._roi_extractor()
         maps = extractor(x[: extractor.num_inputs], bbox2roi(boxes))
         changed = extractor is self.adapter.roi_extractor and self.adapter.shared_head is not None
@@ -249,27 +281,9 @@ class SceneGraphDetector(BaseDetector):
         """
         maps = self._detector_maps(batch_inputs)
         x = self._graph_maps(maps, batch_inputs)
-        losses: dict[str, Any] = {}
-        proposals = None
-        if self.detector_loss:
-            losses, proposals = self.adapter.losses(maps, batch_inputs, batch_data_samples)
-        found = self._detect(maps, batch_inputs, batch_data_samples, proposals)
-        boxes = self._train_boxes(batch_data_samples, found)
-        matched, obj_labels = self._match(boxes, batch_data_samples)
-        pairs, predicate_labels = [], []
-        for match, sample in zip(matched, batch_data_samples, strict=True):
-            relations = relations_of(sample)
-            drawn = self.pair_sampler.sample(
-                match, relations.pairs, relations.labels, self.relation_head.num_predicates
-            )
-            pairs.append(drawn[0])
-            predicate_labels.append(drawn[1])
-        labels = torch.cat(obj_labels)
-        known = torch.where(labels < self.relation_head.num_classes, labels, -1)
-        output = self._relate(x, boxes, batch_data_samples, pairs, known, found)
-        heads = self.relation_head.loss(output.logits, labels, torch.cat(predicate_labels))
+        losses, heads, objects = self.relations.loss(maps, x, batch_inputs, batch_data_samples)
         if self.scene_head is not None:
-            scene_logits = self._scene(x, output, batch_data_samples)
+            scene_logits = self._scene(x, objects, batch_data_samples)
             scenes = torch.cat([scene_label_of(s, scene_logits.device) for s in batch_data_samples])
             heads.update(self.scene_head.loss(scene_logits, scenes))
         twice = sorted(set(losses) & set(heads))
@@ -283,125 +297,11 @@ class SceneGraphDetector(BaseDetector):
         )
         return losses
 
-    def _train_boxes(self, samples: SampleList, found: list[InstanceData] | None) -> list[Tensor]:
-        given = [sample.gt_instances.bboxes for sample in samples]
-        if self.protocol.has_boxes:
-            return given
-        assert found is not None
-        if not self.relation_train_cfg['add_gt']:
-            return [result.bboxes for result in found]
-        return [torch.cat([b, result.bboxes]) for b, result in zip(given, found, strict=True)]
-
-    def _match(self, boxes: list[Tensor], samples: SampleList) -> tuple[list[Tensor], list[Tensor]]:
-        if self.protocol.has_boxes:
-            # Match by position, because two equal boxes are still two objects.
-            return (
-                [torch.arange(len(b), device=b.device) for b in boxes],
-                [sample.gt_instances.labels for sample in samples],
-            )
-        matches = [
-            match_objects(
-                b,
-                sample.gt_instances.bboxes,
-                sample.gt_instances.labels,
-                self.relation_head.num_classes,
-                self.relation_train_cfg['iou_thr'],
-            )
-            for b, sample in zip(boxes, samples, strict=True)
-        ]
-        return [m[0] for m in matches], [m[1] for m in matches]
-
-    # ---- both --------------------------------------------------------------------------------
-
-    def _detect(
-        self,
-        maps: tuple[Tensor, ...],
-        batch_inputs: Tensor,
-        samples: SampleList,
-        proposals: list[InstanceData] | None = None,
-    ) -> list[InstanceData] | None:
-        """Detections of each image, in pixels of the network's input; None if not needed."""
-        if self.protocol.has_labels or (self.protocol.has_boxes and self.adapter.classifies_boxes):
-            return None
-        found = self.adapter.detect(maps, batch_inputs, samples, proposals)
-        most = self.relation_test_cfg['max_objects']
-        if self.training or self.protocol.has_boxes:
-            for result in found:
-                result.pop('masks', None)  # large, and not used
-        return [result if self.protocol.has_boxes else result[:most] for result in found]
-
-    def _objects(
-        self,
-        maps: Tensor,
-        boxes: list[Tensor],
-        samples: SampleList,
-        found: list[InstanceData] | None,
-    ) -> GraphObjects:
-        """Input of the relation head: objects, with the ground truth that the protocol gives."""
-        if self.protocol.has_labels:
-            labels = torch.cat([sample.gt_instances.labels for sample in samples])
-            classes = self.relation_head.num_classes + 1
-            probs = nn.functional.one_hot(labels, classes).to(maps.dtype)
-        else:
-            num_given = [len(b) for b in boxes]
-            if not self.protocol.has_boxes:
-                assert found is not None
-                num_given = [n - len(r) for n, r in zip(num_given, found, strict=True)]
-            probs = self.adapter.class_probs(
-                maps, boxes, found, num_given, self.relation_head.num_classes
-            )
-        confidence = probs[:, :-1].amax(dim=1, keepdim=True)
-        sizes = [
-            b.new_tensor(sample.img_shape[:2]).expand(len(b), 2)
-            for b, sample in zip(boxes, samples, strict=True)
-        ]
-        return GraphObjects(
-            torch.cat([torch.cat(boxes), confidence.to(boxes[0].dtype)], dim=1),
-            probs,
-            [len(b) for b in boxes],
-            torch.cat(sizes),
-        )
-
-    def _relate(
-        self,
-        x: tuple[Tensor, ...],
-        boxes: list[Tensor],
-        samples: SampleList,
-        pairs: list[Tensor] | None = None,
-        labels: Tensor | None = None,
-        found: list[InstanceData] | None = None,
-    ) -> SceneGraphOutput:
-        """Run the relation head.
-
-        Args:
-            x: Feature maps.
-            boxes: (n, 4) boxes of each image.
-            samples: Data samples.
-            pairs: (m, 2) pairs of each image, as rows of its boxes. None: all pairs that
-                ``test_cfg.relation`` allows.
-            labels: (N,) known labels for the frequency bias, -1 for unknown; see
-                :meth:`RelationHead.forward`.
-            found: Output of :meth:`_detect`.
-        """
-        maps = self._roi_maps(x, boxes)
-        objects = self._objects(maps, boxes, samples, found)
-        if pairs is None:
-            scores = objects.boxes[:, 4].split(objects.num_objs)
-            options = {key: self.relation_test_cfg[key] for key in ('max_pairs', 'require_overlap')}
-            pairs = [candidate_pairs(b, s, **options) for b, s in zip(boxes, scores, strict=True)]
-        around = [union_boxes(b, p) for b, p in zip(boxes, pairs, strict=True)]
-        starts = accumulate(objects.num_objs, initial=0)
-        joined = torch.cat([p + start for p, start in zip(pairs, starts, strict=False)])
-        logits = self.relation_head(maps, self._roi_maps(x, around), objects, joined, labels)
-        return SceneGraphOutput(objects, joined, [len(p) for p in pairs], logits)
-
-    def _scene(
-        self, x: tuple[Tensor, ...], output: SceneGraphOutput, samples: SampleList
-    ) -> Tensor:
+    def _scene(self, x: tuple[Tensor, ...], objects: ObjectContext, samples: SampleList) -> Tensor:
         assert self.scene_head is not None  # callers check
         height, width = samples[0].batch_input_shape
         valid = [(s.img_shape[0] / height, s.img_shape[1] / width) for s in samples]
-        return self.scene_head(x, valid, output.logits.obj_ctx, output.objects.num_objs)
+        return self.scene_head(x, valid, objects.features, objects.counts)
 
     # ---- testing -----------------------------------------------------------------------------
 
@@ -427,33 +327,16 @@ class SceneGraphDetector(BaseDetector):
             ValueError: A data sample lacks boxes or labels that the protocol needs, or the detector
                 cannot predict.
         """
-        maps, x, found, output = self._predicted(batch_inputs, batch_data_samples)
-        scene_logits = None
-        if self.scene_head is not None:
-            scene_logits = self._scene(x, output, batch_data_samples)
-        masks = None
-        if not self.protocol.has_boxes:
-            assert found is not None  # SGDet detects
-            labels = output.logits.objects[:, :-1].argmax(dim=1).split(output.objects.num_objs)
-            masks = self.adapter.masks(maps, batch_data_samples, found, labels)
-        graphs = split_graphs(output, self.protocol, self.relation_test_cfg, masks)
-        return write_predictions(batch_data_samples, graphs, scene_logits, rescale)
-
-    def _predicted(
-        self, batch_inputs: Tensor, samples: SampleList
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], list[InstanceData] | None, SceneGraphOutput]:
-        """Maps of detector and heads, detections, output of the relation head for test boxes."""
-        given = given_boxes(samples, self.protocol) if self.protocol.has_boxes else None
         maps = self._detector_maps(batch_inputs)
         x = self._graph_maps(maps, batch_inputs)
-        found = self._detect(maps, batch_inputs, samples)
-        boxes = given
-        if boxes is None:
-            assert found is not None  # SGDet detects
-            boxes = [result.bboxes for result in found]
-        return maps, x, found, self._relate(x, boxes, samples, found=found)
+        graphs, objects = self.relations.predict(maps, x, batch_inputs, batch_data_samples)
+        scene_logits = None
+        if self.scene_head is not None:
+            scene_logits = self._scene(x, objects, batch_data_samples)
+        return write_predictions(batch_data_samples, graphs, scene_logits, rescale)
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> tuple[Tensor, ...]:
-        """Raw logits of objects (N, C + 1) and pairs (M, P + 1)."""
-        *_, output = self._predicted(batch_inputs, batch_data_samples)
-        return output.logits.objects, output.logits.predicates
+        """Raw logits of objects and of pairs."""
+        maps = self._detector_maps(batch_inputs)
+        x = self._graph_maps(maps, batch_inputs)
+        return self.relations.logits(maps, x, batch_inputs, batch_data_samples)

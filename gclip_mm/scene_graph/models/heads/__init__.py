@@ -1,7 +1,8 @@
 """Heads for relations and scene, and their parts."""
 
 from .debias import TDE, Debias, LogitAdjustment
-from .frequency_bias import FrequencyBias
+from .egtr_head import EGTRHead
+from .frequency_bias import FrequencyBias, LogCountBias
 from .relation_head import GraphLogits, GraphObjects, RelationHead
 from .scene_head import SceneHead
 from .union_features import UnionFeatures
@@ -9,9 +10,11 @@ from .union_features import UnionFeatures
 __all__ = [
     'TDE',
     'Debias',
+    'EGTRHead',
     'FrequencyBias',
     'GraphLogits',
     'GraphObjects',
+    'LogCountBias',
     'LogitAdjustment',
     'RelationHead',
     'SceneHead',

@@ -116,8 +116,10 @@ class TDE(Debias):
     context is the average one, while its union map, its classes and the frequency bias stay: what
     these say of themselves cancels. The average is a moving one over the pairs of training.
 
-    The difference is that of the published predictor, for the fusion of this head; the predictor's
-    additional losses for each branch are not used.
+    The difference is that of the published predictor, for the fusion of this head. Two things
+    differ from its code: the average here is one of the context vectors of pairs, there one of the
+    features that enter the context, which is run on them; and its additional losses for each branch
+    are not used.
 
     Args:
         num_predicates: P; set by the head.

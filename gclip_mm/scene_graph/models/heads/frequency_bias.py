@@ -77,16 +77,20 @@ class FrequencyBias(nn.Module):
                 f'so counts must have shapes {shape} and {shape[:2]}; got {relations.shape} and '
                 f'{unrelated.shape}'
             )
+        logits = torch.from_numpy(self._logits(relations, unrelated))
+        with torch.no_grad():
+            self.weight.copy_(logits.flatten(0, 1).to(self.weight))
+            self.ready.fill_(True)
+
+    def _logits(self, relations: np.ndarray, unrelated: np.ndarray) -> np.ndarray:
+        """(C, C, P + 1) float64 logits of checked counts."""
         counts = np.concatenate([relations, unrelated[..., None]], axis=2).astype(np.float64)
         total = counts.sum(axis=2, keepdims=True)
         # A pair of classes that never occurs gets a uniform distribution.
         frequency = np.divide(
             counts, total, out=np.full_like(counts, 1 / counts.shape[2]), where=total > 0
         )
-        logits = torch.from_numpy(np.log(frequency + self.smoothing))
-        with torch.no_grad():
-            self.weight.copy_(logits.flatten(0, 1).to(self.weight))
-            self.ready.fill_(True)
+        return np.log(frequency + self.smoothing)
 
     def forward(self, labels: Tensor, pairs: Tensor) -> Tensor:
         """Map object labels (N,) int64 and pairs (M, 2) to logits (M, P + 1), "no relation" last.
@@ -103,6 +107,41 @@ class FrequencyBias(nn.Module):
                 'checkpoint with counts'
             )
         return self.weight[labels[pairs[:, 0]] * self.num_classes + labels[pairs[:, 1]]]
+
+
+@MODELS.register_module()
+class LogCountBias(FrequencyBias):
+    """The bias of the published EGTR (arXiv 2404.02072): logarithms of counts, and not trained.
+
+    ``log(n + smoothing / (N + smoothing))`` for a predicate that was counted n times among the N
+    relations of its classes. In contrast to :class:`FrequencyBias` it is the higher, the commoner
+    both classes are, and about -28 or lower for a predicate that was never counted. "No relation"
+    has the logit 0, which an :class:`EGTRHead` does not use.
+
+    Args:
+        num_classes, num_predicates, file: As for :class:`FrequencyBias`.
+        smoothing: The default is that of the original.
+        trainable: Whether training updates the logits.
+
+    Example:
+        >>> model = dict(relation_head=dict(frequency_bias=dict(type='LogCountBias')))
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_predicates: int,
+        file: str | None = None,
+        smoothing: float = 1e-12,
+        trainable: bool = False,
+    ) -> None:
+        super().__init__(num_classes, num_predicates, file, smoothing, trainable)
+
+    def _logits(self, relations: np.ndarray, unrelated: np.ndarray) -> np.ndarray:
+        counts = relations.astype(np.float64)
+        total = counts.sum(axis=2, keepdims=True)
+        logits = np.log(counts + self.smoothing / (total + self.smoothing))
+        return np.concatenate([logits, np.zeros_like(total)], axis=2)
 
 
 def load_counts(file: str | Path) -> tuple[np.ndarray, np.ndarray]:
