@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import gclip_mm
+from tests.plain_project import CONFIG, write_project
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -99,6 +101,40 @@ def test_installed_package_finds_recipes_and_configs(wheel, tmp_path):
     assert done.returncode == 0, done.stderr
     rule, path = done.stdout.split()
     assert rule == 'AGC' and path.startswith(str(tmp_path / 'site' / 'gclip_mm' / '.mim'))
+
+
+@pytest.mark.parametrize('by', ['script', 'mim'])
+def test_installed_package_trains(by, wheel, tmp_path):
+    """``mim train gclip_mm CONFIG``, and the script in the wheel that it calls."""
+    pytest.importorskip('mmengine')
+    if by == 'mim':
+        pytest.importorskip('mim')
+    site = tmp_path / 'site'
+    wheel.extractall(site)
+    write_project(tmp_path)
+    config = tmp_path / 'mine.py'
+    config.write_text(f"{CONFIG}optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))\n")
+    if by == 'mim':
+        command = ['-c', 'from mim.cli import cli; cli()', 'train', 'gclip_mm', str(config)]
+    else:
+        command = [str(site / 'gclip_mm' / '.mim' / 'tools' / 'train.py'), str(config)]
+    flags = ['--work-dir', 'run', '--clip', 'type=NormClip,max_norm=0.5']
+    done = subprocess.run(
+        [sys.executable, *command, *flags],
+        env={
+            **os.environ,
+            'PYTHONPATH': os.pathsep.join([str(site), str(tmp_path)]),
+            'PYTHONWARNINGS': 'ignore',
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (log,) = (tmp_path / 'run').glob('*/vis_data/scalars.json')
+    norms = [json.loads(line)['grad_norm_post'] for line in log.read_text().splitlines()]
+    assert norms == pytest.approx([0.5] * 6, rel=1e-4)
+    assert str(ROOT) not in done.stdout + done.stderr, 'nothing comes from the checkout'
 
 
 def test_the_project_has_addresses(pyproject):

@@ -79,8 +79,9 @@ def allow_mmengine_checkpoints() -> None:
     Since PyTorch 2.6 ``torch.load`` accepts only classes on its allow-list. MMEngine 0.10.7 neither
     adds its own nor asks for the old behaviour, so that resuming fails on the loss history. This
     adds exactly the classes that such a checkpoint holds: the loss history, plain NumPy arrays and
-    scalars, and config dicts. Files written under NumPy 1 and under NumPy 2 are read by either. On
-    older PyTorch this does nothing.
+    scalars, and config dicts. An empty array, as MMPose writes one for a skeleton without links,
+    pickles its content as a call of ``bytes``. Files written under NumPy 1 and under NumPy 2 are
+    read by either. On older PyTorch this does nothing.
     """
     if not LOADS_WEIGHTS_ONLY:
         return
@@ -90,6 +91,7 @@ def allow_mmengine_checkpoints() -> None:
         ConfigDict,
         np.ndarray,
         np.dtype,
+        bytes,
         (_unpickle_attribute, 'builtins.getattr'),
     ]
     allowed += [type(np.dtype(kind)) for kind in _NUMPY_DTYPES]

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip('mmseg.models', reason='run by `make ecosystem`', exc_type=ImportError)
+from tests.ecosystem.doors import Doors, needs
 
-from tests.ecosystem.doors import check_clipped, resume_halfway, same, train
+needs('mmseg.models')
 
 CONFIG = """
 default_scope = 'mmseg'
@@ -62,21 +62,5 @@ def settings(tmp_path_factory) -> str:
     return CONFIG.format(root=str(folder))
 
 
-@pytest.fixture(scope='module')
-def by_wrapper(settings, tmp_path_factory):
-    work = tmp_path_factory.mktemp('wrapper') / 'run'
-    return work, train(settings, work, 'wrapper')
-
-
-def test_every_step_of_20_is_clipped(by_wrapper):
-    check_clipped(by_wrapper[0])
-
-
-@pytest.mark.parametrize('door', ['hook', 'flag'])
-def test_doors_give_bit_identical_weights(door, settings, by_wrapper, tmp_path):
-    assert same(train(settings, tmp_path / 'run', door), by_wrapper[1])
-
-
-def test_resumed_run_is_bit_identical(settings, by_wrapper, tmp_path):
-    work, whole = by_wrapper
-    assert same(resume_halfway(settings, work, tmp_path / 'run'), whole)
+class TestDoors(Doors):
+    pass

@@ -6,19 +6,37 @@ momentum, whose step is the learning rate times the clipped gradient.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import json
 import sys
 import textwrap
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.optim.optimizer import DefaultOptimWrapperConstructor
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
+from mmengine.registry import (
+    DATASETS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+)
 from torch import nn
 
-from gclip_mm import GClipAmpOptimWrapper, GClipOptimWrapper, NonFiniteGradientError, apply_clip
+from gclip_mm import (
+    ClipConfigError,
+    GClipAmpOptimWrapper,
+    GClipOptimWrapper,
+    NonFiniteGradientError,
+    apply_clip,
+)
+from gclip_mm.cli.train import main
 from gclip_mm.engine.apply_clip import load_clipped
+from tests.plain_project import CONFIG, write_project
 
 BOUND = 0.5
 LR = 0.1
@@ -41,6 +59,21 @@ def load(tmp_path, recipe=f'type=NormClip,max_norm={BOUND}', **files):
     for name, text in files.items():
         (tmp_path / f'{name}.py').write_text(textwrap.dedent(text))
     return load_clipped(str(tmp_path / 'mine.py'), recipe, None, str(tmp_path / 'work'), 'none')
+
+
+@contextlib.contextmanager
+def project_on_path(folder, name):
+    """Make a project's package importable, and forget it afterwards."""
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for module in [n for n in sys.modules if n.split('.')[0] == name]:
+            del sys.modules[module]
+        for root in (MODELS, DATASETS):
+            root._children.pop(name, None)
 
 
 def moved_by_a_step(wrapper, model, times=1):
@@ -289,6 +322,44 @@ def test_deepspeed_setting_becomes_the_rule(given, tmp_path):
     )
 
 
+def test_deepspeed_refuses_what_its_setting_cannot_say(tmp_path):
+    mine = """
+        from mmengine.config import read_base
+        from mmengine._strategy import DeepSpeedStrategy
+        from torch.optim import AdamW
+        strategy = dict(type=DeepSpeedStrategy, gradient_clipping='auto')
+        optim_wrapper = dict(type='DeepSpeedOptimWrapper', optimizer=dict(type=AdamW, lr=1e-3))
+    """
+    assert load(tmp_path, mine=mine).strategy.gradient_clipping == BOUND
+    with pytest.raises(ClipConfigError, match='gradient_clipping'):
+        load(tmp_path, recipe='agc', mine=mine)
+
+
+@pytest.mark.parametrize('norm', ['1.0', 'None'])
+def test_flexible_runner_trains_clipped(norm, tmp_path):
+    """A single device needs no strategy of DeepSpeed: the wrapper clips."""
+    write_project(tmp_path)
+    mine = f"""
+        {textwrap.indent(CONFIG, ' ' * 8).strip()}
+        runner_type = 'FlexibleRunner'
+        strategy = dict(type='SingleDeviceStrategy')
+        env_cfg = dict()
+        optim_wrapper = dict(
+            type='OptimWrapper', optimizer=dict(type='SGD', lr={LR}),
+            clip_grad={norm} and dict(max_norm={norm}))
+    """
+    config = tmp_path / 'mine.py'
+    config.write_text(textwrap.dedent(mine))
+    with project_on_path(tmp_path, 'plainlab'):
+        MessageHub._instance_dict.clear()
+        flags = ['--work-dir', str(tmp_path / 'run'), '--clip', f'type=NormClip,max_norm={BOUND}']
+        assert main([str(config), *flags]) == 0
+    (log,) = (tmp_path / 'run').glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line['grad_norm_post'] for line in lines] == pytest.approx([BOUND] * 6, rel=1e-4)
+    assert all(line['grad_norm'] > BOUND for line in lines)
+
+
 def test_colossalai_setting_becomes_the_rule(tmp_path):
     mine = """
         strategy = dict(
@@ -313,7 +384,7 @@ def test_fsdp_strategy_clips_in_the_wrapper(tmp_path):
 
 # -- scopes --------------------------------------------------------------------------------------
 @pytest.mark.parametrize('takes_scope', [True, False])
-def test_modules_of_a_project_scope_are_registered(takes_scope, tmp_path, monkeypatch):
+def test_modules_of_a_project_scope_are_registered(takes_scope, tmp_path):
     """Its training tool would call ``register_all_modules``; its registries name no locations."""
     package = tmp_path / 'their_project'
     (package / 'utils').mkdir(parents=True)
@@ -332,22 +403,15 @@ def test_modules_of_a_project_scope_are_registered(takes_scope, tmp_path, monkey
         f'def register_all_modules({"init_default_scope=True" if takes_scope else ""}):\n'
         '    from .. import nets\n'
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
     mine = f"""
         default_scope = 'their_project'
         optim_wrapper = dict(optimizer=dict(type='SGD', lr={LR}))
     """
-    try:
+    with project_on_path(tmp_path, 'their_project'):
         check_bound(load(tmp_path, mine=mine))
         from their_project.registry import MODELS
 
         assert MODELS.get('TheirNet').__name__ == 'TheirNet'
-    finally:
-        for name in [n for n in sys.modules if n.split('.')[0] == 'their_project']:
-            del sys.modules[name]
-        from mmengine.registry import MODELS as ROOT
-
-        ROOT._children.pop('their_project', None)
 
 
 def test_scope_that_is_not_installed_is_left_to_mmengine(tmp_path):

@@ -36,6 +36,7 @@ def checkpoint() -> dict:
     hub.update_info('best_score', np.float64(0.25))
     for dtype in ('bool', 'uint8', 'int32', 'int64', 'float16', 'float32', 'float64', 'U3', 'S3'):
         hub.update_info(f'array_{dtype}', np.zeros((2, 3), dtype))
+        hub.update_info(f'empty_{dtype}', np.zeros((0, 2), dtype))
     meta = Config(dict(metainfo=dict(classes=('a', 'b'), extra=dict(palette=[(1, 2, 3)]))))
     return dict(message_hub=hub.state_dict(), meta=dict(dataset_meta=dict(meta.metainfo)))
 

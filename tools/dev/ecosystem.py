@@ -1,7 +1,7 @@
 """Applies every clipping recipe to every stock config of other OpenMMLab packages.
 
-    make ecosystem                                     # downloads the packages, writes the page
-    python tools/dev/ecosystem.py FOLDER --out docs/ecosystem.md
+    make ecosystem                  # downloads the packages, trains with four, writes the page
+    python tools/dev/ecosystem.py FOLDER --out docs/ecosystem.md --trained trained.xml
 
 ``FOLDER`` holds the packages, installed without their dependencies, so that nothing else of the
 environment changes. Each package is read in a process of its own.
@@ -23,6 +23,7 @@ from collections import Counter
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -39,6 +40,22 @@ PACKAGES = {
     'mmocr': 'mmocr',
     'mmagic': 'mmagic',
     'mmselfsup': 'mmselfsup',
+}
+#: What the tests in tests/ecosystem train.
+MODELS = {
+    'mmseg': 'EncoderDecoder, one optimizer',
+    'mmpretrain': 'ImageClassifier, one optimizer',
+    'mmpose': 'TopdownPoseEstimator, one optimizer',
+    'mmagic': 'LSGAN, an optimizer each for generator and discriminator',
+}
+#: A column of the page for each of their tests.
+TRAINED = {
+    'every step is clipped': 'test_every_step_of_20_is_clipped',
+    'hook': 'test_doors_give_bit_identical_weights[hook]',
+    'flag': 'test_doors_give_bit_identical_weights[flag]',
+    'resume: wrapper': 'test_resumed_run_is_bit_identical[wrapper]',
+    'hook ': 'test_resumed_run_is_bit_identical[hook]',
+    'flag ': 'test_resumed_run_is_bit_identical[flag]',
 }
 #: Keys that apply_clip may change; all others have to stay as they are.
 CHANGED = ('optim_wrapper', 'custom_hooks', 'custom_imports', 'strategy')
@@ -136,19 +153,28 @@ def load_error(error: Exception, root: Path) -> str:
     if isinstance(error, FileNotFoundError):
         return 'a file that it names is not in the wheel'
     # Below the folder: <package>/.mim/configs.
-    first = (text.strip().splitlines() or [''])[0].replace(f'{root.parents[2]}/', '').strip()
+    first = (text.strip().splitlines() or [''])[0]
+    for place in (root.parents[2], Path.cwd()):
+        first = first.replace(f'{place}/', '').strip()
     return f'{type(error).__name__}: {first[:100]}'
 
 
 # -- the page ------------------------------------------------------------------------------------
-def page(versions: dict[str, str], results: dict[str, list[dict[str, Any]]]) -> str:
+def page(
+    versions: dict[str, str], results: dict[str, list[dict[str, Any]]], trained: list[Path]
+) -> str:
     """docs/ecosystem.md."""
     total = Counter(row['outcome'] for rows in results.values() for row in rows)
     usable = total['takes'] + total['refuses']
     text = [
-        '# Stock configs of other OpenMMLab packages under `--clip`',
+        '# Other OpenMMLab packages',
         '',
-        'Written by `make ecosystem`. Every stock config of each package is loaded, and each of '
+        'Written by `make ecosystem`.',
+        *training(versions, trained),
+        '',
+        '## Stock configs under `--clip`',
+        '',
+        'Every stock config of each package is loaded, and each of '
         f'the {len(recipes())} recipes in `configs/_base_/clip` is applied to a copy of it. A '
         'config takes a recipe if every optimizer wrapper then has the rule of the recipe, and all '
         'its other settings are unchanged.',
@@ -166,11 +192,53 @@ def page(versions: dict[str, str], results: dict[str, list[dict[str, Any]]]) -> 
             f'| {count["refuses"]} | {count["has no optimizer"]} | {count["does not load"]} |'
         )
     text += ['', 'A config without an optimizer is a part of others, or is for testing only.']
-    text += ['', '## Refused', '', '| package | configs | recipes that they take | why |']
+    text += ['', '### Refused', '', '| package | configs | recipes that they take | why |']
     text += ['|---|---|---|---|', *reasons(results, 'refuses')]
-    text += ['', '## Do not load', '', '| package | configs | why |', '|---|---|---|']
+    text += ['', '### Do not load', '', '| package | configs | why |', '|---|---|---|']
     text += reasons(results, 'does not load')
     return '\n'.join(text) + '\n'
+
+
+def training(versions: dict[str, str], files: list[Path]) -> list[str]:
+    """The section on the trainings; empty without results.
+
+    Args:
+        versions: the version of each package, by its import name.
+        files: what ``pytest --junitxml`` wrote about tests/ecosystem.
+    """
+    if not files:
+        return []
+    found: dict[str, str] = {}
+    for file in files:
+        for case in ElementTree.parse(file).iter('testcase'):
+            name = f'{case.get("classname")}.{case.get("name")}'.strip('.')
+            outcome = next((child for child in case if child.tag != 'properties'), None)
+            found[name] = 'yes' if outcome is None else outcome.tag
+            if outcome is not None and outcome.tag == 'skipped':
+                found[name] = f'not run: {(outcome.text or "").split("Skipped: ")[-1]}'
+    lines = [
+        '',
+        '## Trained',
+        '',
+        'A tiny model of each package trains for 20 steps on drawn data by `gclip train`, with '
+        '`NormClip` and SGD, and the rule is given by the wrapper, by the hook or by `--clip`. '
+        'Hook and flag: the last weights are bit-identical to those of the wrapper. Resume: so '
+        'are those of a run that goes on from the tenth step through that door.',
+        '',
+        f'| package | version | model | {" | ".join(TRAINED)} |',
+        '|---|---|---|' + '---|' * len(TRAINED),
+    ]
+    for package, model in MODELS.items():
+        module = f'tests.ecosystem.test_{package}'
+        cells = [
+            found.get(f'{module}.TestDoors.{test}', found.get(module, 'not run'))
+            for test in TRAINED.values()
+        ]
+        cells = [' '.join(cell.split()).replace('|', '\\|') for cell in cells]
+        lines.append(
+            f'| {PACKAGES[package]} | {versions[package]} | {model} | {" | ".join(cells)} |'
+        )
+    return lines
 
 
 def reasons(results: dict[str, list[dict[str, Any]]], outcome: str) -> list[str]:
@@ -207,6 +275,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('folder', type=Path, help='where the packages are installed')
     parser.add_argument('--out', type=Path, help='the Markdown page to write')
+    parser.add_argument(
+        '--trained', type=Path, nargs='*', default=[], help='results of tests/ecosystem (JUnit XML)'
+    )
     parser.add_argument('--package', choices=PACKAGES, help='print the rows of one as JSON')
     args = parser.parse_args()
     if args.package:
@@ -224,7 +295,7 @@ def main() -> None:
     for package in PACKAGES:
         results[package] = read_in_process(args.folder, package)
         print(package, dict(Counter(row['outcome'] for row in results[package])), flush=True)
-    text = page(versions, results)
+    text = page(versions, results, args.trained)
     if args.out:
         args.out.write_text(text)
     else:
