@@ -55,7 +55,7 @@ def report(tmp_path_factory):
 
 
 def test_report_is_counted(report):
-    assert compatibility.read_report(report) == {
+    assert compatibility.read_reports([report]) == {
         'passed': 1,
         'skipped': 4,
         'failed': 2,
@@ -65,6 +65,11 @@ def test_report_is_counted(report):
             'known': 1,
         },
     }
+
+
+def test_reports_of_several_folders_add_up(report):
+    both = compatibility.read_reports([report, report])
+    assert (both['passed'], both['skipped'], both['failed']) == (2, 8, 4)
 
 
 def test_a_run_replaces_its_earlier_record_and_the_tables(report, tmp_path, monkeypatch):

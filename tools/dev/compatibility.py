@@ -4,9 +4,9 @@
     python tools/dev/compatibility.py report.xml --tests tests
 
 ``report.xml`` is what ``pytest --junitxml`` wrote, run by the same interpreter: the releases are
-those of the packages that are installed here. Records are in ``results/compatibility.json``; a run
-replaces the record of the same PyTorch, Python and family of packages. Without a report, the tables
-are written from the records.
+those of the packages that are installed here. Several reports, of one folder each, make one record.
+Records are in ``results/compatibility.json``; a run replaces the record of the same PyTorch, Python
+and family of packages. Without a report, the tables are written from the records.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def installed(*names: str) -> str:
     return '-'
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """The counts of a report that pytest wrote; skipped tests are counted by their reason."""
+def read_reports(paths: list[Path]) -> dict[str, Any]:
+    """The counts of reports that pytest wrote; skipped tests are counted by their reason."""
     passed = failed = 0
     reasons: Counter[str] = Counter()
-    for case in ElementTree.parse(path).iter('testcase'):
+    for case in (case for path in paths for case in ElementTree.parse(path).iter('testcase')):
         skipped = case.find('skipped')
         if case.find('failure') is not None or case.find('error') is not None:
             failed += 1
@@ -71,7 +71,7 @@ def read_report(path: Path) -> dict[str, Any]:
         else:
             reasons[shorten(skipped.get('message') or 'expected to fail')] += 1
     if passed + failed == 0:
-        raise SystemExit(f'{path} has no test that ran')
+        raise SystemExit(f'{", ".join(map(str, paths))}: no test ran')
     return {
         'passed': passed,
         'skipped': reasons.total(),
@@ -142,13 +142,13 @@ def with_tables(page: str, records: list[dict[str, Any]]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Add a record, if there is a report, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('report', nargs='?', type=Path, help='written by pytest --junitxml')
+    parser.add_argument('reports', nargs='*', type=Path, help='written by pytest --junitxml')
     parser.add_argument('--tests', default='tests', help='what pytest was asked to run')
     args = parser.parse_args(arguments)
 
     records = json.loads(RECORDS.read_text()) if RECORDS.exists() else []
-    if args.report is not None:
-        run = {**environment(), 'tests': args.tests, **read_report(args.report)}
+    if args.reports:
+        run = {**environment(), 'tests': args.tests, **read_reports(args.reports)}
         records = sorted([r for r in records if key(r) != key(run)] + [run], key=key)
         RECORDS.write_text(json.dumps(records, indent=1) + '\n')
         print(*tables([run])['| PyTorch | Python |'], sep='\n')
