@@ -14,6 +14,8 @@ FAMILY=${FAMILY:-mm}
 VENV=${VENV:-.venv}
 CONSTRAINTS=requirements/constraints.txt
 STATE=$VENV/.setup
+# shellcheck source=scripts/compiler.sh
+. scripts/compiler.sh
 LOCK=$VENV.lock
 
 die() {
@@ -159,8 +161,11 @@ pip_install() {
 # Compiling takes minutes and pip prints nothing meanwhile, so show the progress count of ninja.
 pip_install_mmcv() {
     log=$STATE/mmcv.log
-    # shellcheck disable=SC2086
-    $PIP install -v -c "$CONSTRAINTS" --no-deps --no-build-isolation "$@" "$MMCV" >"$log" 2>&1 &
+    (
+        fast_compiler "$(cd "$STATE" && pwd)/cxx" "$PY"
+        # shellcheck disable=SC2086
+        exec $PIP install -v -c "$CONSTRAINTS" --no-deps --no-build-isolation "$@" "$MMCV"
+    ) >"$log" 2>&1 &
     child=$!
     seconds=0
     shown=
@@ -178,6 +183,7 @@ pip_install_mmcv() {
     status=0
     wait "$child" || status=$?
     child=
+    rm -rf "$STATE/cxx" # the compiled headers are some 400 MB
     if [ "$status" -ne 0 ]; then
         tail -n 30 "$log" >&2
         echo "setup: the full output is in $log" >&2
@@ -256,7 +262,7 @@ run_step common 'NumPy, SciPy, OpenCV, the test tools (Triton, if PyTorch did no
 # shellcheck disable=SC2086
 run_step mm "$MM_PACKAGES" \
     pip_install --no-deps --no-build-isolation $MM_PACKAGES
-run_step mmcv "$MMCV (compiles its C++ operators: 5 to 15 minutes the first time, then pip caches the wheel)" \
+run_step mmcv "$MMCV (compiles its C++ operators: 2 to 5 minutes the first time, then pip caches the wheel)" \
     install_mmcv
 run_step gclip 'gclip_mm, editable' \
     pip_install --no-deps --no-build-isolation -e .

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.util
 import pickle
+import re
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,3 +127,53 @@ def test_feature_that_torch_lacks_is_no_excuse_for_our_own_lines(where, is_skipp
     with pytest.raises(AttributeError) as error:
         exec(line, dict(text="module 'torch.amp' has no attribute 'GradScaler'"))
     assert (older_torch.lacking(error.value) is not None) is is_skipped
+
+
+#: Used where compat.LOADS_WEIGHTS_ONLY says that torch has it.
+ASKED_FOR = {'torch.serialization.add_safe_globals'}
+
+
+def names_of_torch(tree: ast.Module) -> Iterator[str]:
+    """Every dotted name of torch in a module, those for the type checker left out."""
+    skipped = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, 'id', '') == 'TYPE_CHECKING':
+            skipped |= {id(inner) for inner in ast.walk(node)}
+        elif id(node) in skipped:
+            continue
+        elif isinstance(node, ast.Attribute) and re.fullmatch(r'torch[.\w]+', ast.unparse(node)):
+            yield ast.unparse(node)
+        elif isinstance(node, ast.ImportFrom) and f'{node.module}.'.startswith('torch.'):
+            yield from (f'{node.module}.{name.name}' for name in node.names)
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name can be reached by attributes, or is a module."""
+    value: object = torch
+    path = 'torch'
+    for part in name.split('.')[1:]:
+        path += f'.{part}'
+        if not hasattr(value, part):
+            try:
+                importlib.import_module(path)
+            except ImportError:
+                return False
+        value = getattr(value, part, None)
+        if value is None or not isinstance(value, type(sys)):
+            return True
+    return True
+
+
+def test_only_compat_names_what_this_torch_lacks():
+    """On an older torch this finds uses that no test reaches; on a newer one, what was removed."""
+    package = Path(compat.__file__).parent
+    lacking = set()
+    for path in package.rglob('*.py'):
+        if path != Path(compat.__file__):
+            names = set(names_of_torch(ast.parse(path.read_text()))) - ASKED_FOR
+            lacking |= {
+                f'{path.relative_to(package)}: {name}' for name in names if not exists(name)
+            }
+    assert lacking == set()
+    assert exists('torch.nn.functional.relu')
+    assert not exists('torch.nn.functional.no_such_function')

@@ -252,6 +252,42 @@ def test_gpu_without_cuda_toolkit_uses_the_cpu(recording):
     assert env.read_text() == 'CUDA_VISIBLE_DEVICES=-1\n'
 
 
+def test_setup_script_of_mmcv_reads_its_version():
+    """It takes from ``locals()`` what ``exec`` has set; Python 3.13 needs our help for that."""
+    code = (
+        'def get_version():\n'
+        '    exec(compile("__version__ = \'2.1.0\'", "version.py", "exec"))\n'
+        '    return locals()["__version__"]\n'
+        'exec("x = 1", space := {})\n'
+        'print(get_version(), space["x"])'
+    )
+    env = {**os.environ, 'PYTHONPATH': str(ROOT / 'scripts' / 'python313')}
+    done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
+    assert done.stdout == '2.1.0 1\n', done.stderr
+
+
+@pytest.mark.parametrize(
+    ('cxx', 'folder', 'stands_in'),
+    [('clang++', 'build', False), ('g++', 'a build', False), ('g++', 'build', True)],
+)
+def test_cxx_script_stands_in_for_gcc_alone(machine, tmp_path, cxx, folder, stands_in):
+    """And in a folder without blanks; elsewhere the build uses the compiler that was found."""
+    machine.put('clang++', 'echo clang version 19 >&2')
+    machine.put('g++', 'echo gcc version 12 >&2')
+    machine.put_python()
+    script = '. scripts/compiler.sh; fast_compiler "$1" python3; echo "$CXX, ${GCLIP_CXX-}"'
+    done = subprocess.run(
+        ['sh', '-euc', script, 'sh', str(tmp_path / folder)],
+        cwd=machine.checkout,
+        env={'PATH': str(machine.bin), 'CXX': cxx},
+        capture_output=True,
+        text=True,
+    )
+    expected = f'{tmp_path}/{folder}/g++, {cxx}' if stands_in else f'{cxx}, '
+    assert done.stdout.strip('\n') == expected, done.stderr
+    assert (tmp_path / folder / 'g++').exists() == stands_in
+
+
 # -- Agreement with other files -------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from ...clipping import CLIPPERS, attach
 from ...clipping.attach import ClipHandle
+from ...compat import foreach_copy_
 from .gradients import build_model, many_tensors, model_gradients, random_gradients
 from .measure import host_reads, kernel_launches, peak_extra_bytes, ratio, read_once, time_in_turn
 from .peers import LR, PEERS, VALUE, sgd
@@ -59,7 +60,7 @@ def rule_step(
             # Each warm-up step starts from the same gradients.
             kept = [grad.clone() for grad in grads]
             optimizer.step()
-            torch._foreach_copy_(grads, kept)
+            foreach_copy_(grads, kept)
         torch._foreach_mul_(grads, 2.0)
     return optimizer.step, handle
 
@@ -103,7 +104,7 @@ def measure_all(
     def prepare() -> None:
         for p, grad in zip(params, grads, strict=True):
             p.grad = grad
-        torch._foreach_copy_(grads, master)
+        foreach_copy_(grads, master)
 
     prepare()
     steps = _make_steps(list(only or ()) or [*PEERS, *CLIPPERS], params, model, read_once(grads))
