@@ -134,11 +134,14 @@ def read_pixels(path: str) -> tuple[np.ndarray | None, str | None]:
     if image is None:
         return None, 'cannot be read'
     if image.dtype.kind != 'f':
-        image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
+        image = cv2.imread(path)
+        if image is None:
+            return None, 'cannot be read'
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         return image, pixel_fault(image)
     image = image[..., None] if image.ndim == 2 else image[..., 2::-1]
     image = np.broadcast_to(image[..., :3], (*image.shape[:2], 3))
-    bad = ~np.isfinite(image).all(axis=-1)
+    bad = np.asarray(~np.isfinite(image).all(axis=-1))
     pixels = np.where(bad[..., None], 0, image)
     # Values up to 1 are fractions.
     pixels = (pixels * (255 if pixels.max() <= 1 else 1)).clip(0, 255).astype(np.uint8)

@@ -35,6 +35,8 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     monkeypatch.setenv('PATH', str(Path(sys.executable).parent), prepend=os.pathsep)
     monkeypatch.setenv('PYTHONPATH', str(ROOT), prepend=os.pathsep)
+    # Set by a test that ran before, it would keep the notebook from showing its pictures.
+    monkeypatch.delenv('MPLBACKEND', raising=False)
     notebook = nbformat.read(tmp_path / 'demo' / NOTEBOOK.name, 4)
     resources = {'metadata': {'path': str(tmp_path / 'demo')}}
     nbclient.NotebookClient(notebook, timeout=900, resources=resources).execute()
