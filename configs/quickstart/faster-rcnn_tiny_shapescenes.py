@@ -3,6 +3,7 @@
 _base_ = [
     '../_base_/models/faster-rcnn_r18_tiny.py',
     '../_base_/datasets/shape_scenes.py',
+    '../_base_/schedules/cosine_300i.py',
     '../_base_/tiny_runtime.py',
     '../_base_/clip/auto.py',
 ]
@@ -11,7 +12,6 @@ _base_ = [
 # Without clipping this rate ends in NaN (results/quickstart).
 lr = 2.56
 max_iters = 580
-warmup_iters = 30
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=lr, momentum=0.9, weight_decay=1e-4, fused=True),
 )
@@ -24,10 +24,5 @@ model = dict(
     # Ten classes are learned from positive regions: use few regions, half of them positive.
     train_cfg=dict(rcnn=dict(sampler=dict(num=48, pos_fraction=0.5))),
 )
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=warmup_iters, end=max_iters, eta_min=0),
-]
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], end=max_iters)]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
@@ -14,6 +15,8 @@ from mmengine.registry import DATASETS, init_default_scope
 _SLACK = 1.5
 # An image in which more than this share of the values is 0 or 255 counts as damaged.
 _SATURATED = 0.5
+#: RGB in which pixels that are not finite are drawn.
+NOT_FINITE = (227, 23, 10)
 
 
 class Annotation(NamedTuple):
@@ -116,6 +119,36 @@ def box_faults(boxes: np.ndarray, height: int, width: int) -> list[str | None]:
         else:
             faults.append(None)
     return faults
+
+
+def read_pixels(path: str) -> tuple[np.ndarray | None, str | None]:
+    """The pixels of an image file for a picture, and their fault in words.
+
+    Floating-point files, which ``color_type='unchanged'`` loads, are read too; their pixels that
+    are not finite become :data:`NOT_FINITE`.
+
+    Returns:
+        (H, W, 3) uint8, RGB, or None if the file cannot be read; the fault, or None.
+    """
+    image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    if image is None:
+        return None, 'cannot be read'
+    if image.dtype.kind != 'f':
+        image = cv2.imread(path)
+        if image is None:
+            return None, 'cannot be read'
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return image, pixel_fault(image)
+    image = image[..., None] if image.ndim == 2 else image[..., 2::-1]
+    image = np.broadcast_to(image[..., :3], (*image.shape[:2], 3))
+    bad = np.asarray(~np.isfinite(image).all(axis=-1))
+    pixels = np.where(bad[..., None], 0, image)
+    # Values up to 1 are fractions.
+    pixels = (pixels * (255 if pixels.max() <= 1 else 1)).clip(0, 255).astype(np.uint8)
+    if not bad.any():
+        return pixels, pixel_fault(pixels)
+    pixels[bad] = NOT_FINITE
+    return pixels, f'{bad.sum()} pixels are not finite'
 
 
 def pixel_fault(image: np.ndarray) -> str | None:

@@ -95,6 +95,10 @@ class Scalars:
         least = 2 if count and 'nonfinite' in self.train[-1] else 1
         return start if count >= least else None
 
+    def shows_nonfinite(self) -> bool:
+        """Whether the log says of a step that its gradient was not finite: not without clipping."""
+        return any({'nonfinite', 'grad_norm'} & row.keys() for row in self.train)
+
     def nonfinite_steps(self) -> list[int]:
         """Steps of the log lines that show a non-finite gradient, each of them once."""
         steps, before = [], 0.0

@@ -92,6 +92,10 @@ def dispatch(
         near = difflib.get_close_matches(name, commands, n=1)
         hint = f'; did you mean {near[0]!r}?' if near else ''
         parser.error(f'unknown command {name!r}{hint} (commands: {", ".join(commands)})')
+    if os.getcwd() not in sys.path:
+        # A config imports rules and hooks of one's own from here, as it does with `python -m`.
+        # At the end, because a file here must not take the place of an installed package.
+        sys.path.append(os.getcwd())
     main: Callable[..., int] = import_module(f'{package}.{name.replace("-", "_")}').main
     return main(argv[1:], prog=f'{parser.prog} {name}')
 

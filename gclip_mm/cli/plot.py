@@ -121,11 +121,11 @@ def main(argv: list[str] | None = None, prog: str = 'gclip plot') -> int:
     for name, scalars in runs.items():
         steps, lost = [row['step'] for row in scalars.train], scalars.lost_from()
         end = '' if lost is None else f'; lost from {lost} on'
-        count = len(scalars.nonfinite_steps()) or 'none'
-        print(
-            f'{name}: {len(steps)} log lines, iterations {steps[0]} to {steps[-1]}; '
-            f'{count} of them with a non-finite gradient{end}'
-        )
+        found = 'no gradient norm logged'
+        if scalars.shows_nonfinite():
+            count = len(scalars.nonfinite_steps()) or 'none'
+            found = f'{count} of them with a non-finite gradient'
+        print(f'{name}: {len(steps)} log lines, iterations {steps[0]} to {steps[-1]}; {found}{end}')
         hidden = sum(not math.isfinite(row.get('loss', 0.0)) for row in scalars.train)
         if hidden and lost is None:
             print(

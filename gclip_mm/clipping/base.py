@@ -26,92 +26,20 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from . import state_fields
 from .gradients.backend import Ranges, UnitLimits
 from .gradients.norms import combine
 from .gradients.view import GradView
+from .results import Finite, Measure, Outcome, Update
 
 #: Optional faster equivalents of a decision; see :meth:`Clipper.shortcut`.
 SHORTCUTS = ('decision_kernel', 'unit_limits', 'fixed_range')
 _DECISIONS = ('measure', 'clip', 'decide', 'ranges')
-
-
-class Finite(NamedTuple):
-    """Whether the gradients of a step are finite, and where that is known.
-
-    Attributes:
-        known: True or False if known on the host; None if known on the device only.
-        flag: 0-d bool tensor on the device if ``known`` is None, else None.
-    """
-
-    known: bool | None
-    flag: Tensor | None = None
-
-    @property
-    def learns(self) -> bool:
-        """Whether a rule may update its state, masked by ``flag`` if that is not None."""
-        return self.known is not False
-
-
-class Measure(NamedTuple):
-    """What a rule read from the gradients, without the loss scale.
-
-    Attributes:
-        norm: 0-d, the norm of all gradients of the view, of order ``Clipper.norm_type``.
-        parts: the norms of the N tensors, (N,), or of the U units, (U,); None if not measured.
-    """
-
-    norm: Tensor
-    parts: Tensor | None = None
-
-    def unscaled(self, scale: Tensor) -> Measure:
-        """The measure of gradients that carry the loss scale ``scale`` (0-d)."""
-        scale = scale.to(self.norm.device)
-        return Measure(self.norm / scale, None if self.parts is None else self.parts / scale)
-
-
-class Outcome(NamedTuple):
-    """What a rule did to the gradients of a view.
-
-    Attributes:
-        coef: 0-d coefficient that the engine still has to apply to every gradient of the view; None
-            if the rule changed the gradients in place.
-        post: 0-d norm after clipping, of order ``Clipper.norm_type``.
-        threshold: the bound in force, 0-d tensor or number. Rules with a bound per tensor or unit
-            give the norm of all bounds, the largest norm that can pass.
-        clipped: how many parts were clipped: 0-d tensor or number.
-        parts: how many parts there are: tensors, units or elements; 1 for a global rule.
-    """
-
-    coef: Tensor | None
-    post: Tensor
-    threshold: Tensor | float
-    clipped: Tensor | float
-    parts: int
-
-
-class Update(NamedTuple):
-    """What a rule did, after the step, to the update of a view with U units.
-
-    Attributes:
-        coefs: (U,) the share of its movement that each unit kept.
-        moved: 0-d norm of the movement of all parameters.
-        kept: 0-d norm of what was kept of it.
-        threshold: 0-d norm of all bounds, the largest movement that can pass.
-        clipped: 0-d number of units that were shortened.
-        parts: number of units.
-    """
-
-    coefs: Tensor
-    moved: Tensor
-    kept: Tensor
-    threshold: Tensor
-    clipped: Tensor
-    parts: int
 
 
 class Clipper(ABC):
@@ -226,14 +154,14 @@ class Clipper(ABC):
         """
         if self.state is not None:
             moved = {
-                key: _moved(getattr(self.state, key), slots, value)
+                key: state_fields.moved(getattr(self.state, key), slots, value)
                 for key, value in self.per_param.items()
             }
             self.state = self.state._replace(**moved)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state; {} if there is none."""
-        return {} if self.state is None else _copy(self.state._asdict())
+        return {} if self.state is None else state_fields.copied(self.state._asdict())
 
     def reset(self) -> None:
         """Drop the state; the next step starts from scratch."""
@@ -260,7 +188,9 @@ class Clipper(ABC):
         if set(state) != set(self.State._fields):
             fields = list(self.State._fields)
             raise ValueError(f'{self.name} keeps the state {fields}, got {sorted(state)}')
-        self.state = self.State(**{key: _place(value, params) for key, value in state.items()})
+        self.state = self.State(
+            **{key: state_fields.placed(value, params) for key, value in state.items()}
+        )
 
 
 @functools.cache
@@ -273,36 +203,6 @@ def _shortcut_holds(cls: type[Clipper], name: str) -> bool:
 
     place = depth(name)
     return place < math.inf and all(place <= depth(decision) for decision in _DECISIONS)
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
-
-
-def _moved(value: Any, slots: list[int | None], begin: Any) -> Any:
-    """A per-parameter field, reordered; see :meth:`Clipper.follow`."""
-    if isinstance(value, list):
-        return [begin if slot is None else value[slot] for slot in slots]
-    moved = value.new_full((len(slots), *value.shape[1:]), begin)
-    places = [i for i, slot in enumerate(slots) if slot is not None]
-    moved[places] = value[[slots[i] for i in places]]
-    return moved
-
-
-def _place(value: Any, params: list[Tensor]) -> Any:
-    """A copy of a field of the state on the devices of the parameters."""
-    if isinstance(value, Tensor):
-        return value.detach().clone().to(params[0].device)
-    if not isinstance(value, list):
-        return value
-    return [
-        item if item is None else item.detach().clone().to(param.device)
-        for item, param in zip(value, params, strict=True)
-    ]
 
 
 class CoefClipper(Clipper):

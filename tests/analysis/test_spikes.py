@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
 
-from gclip_mm.analysis.annotations import AnnotationIndex, box_faults, pixel_fault
+from gclip_mm.analysis.annotations import (
+    NOT_FINITE,
+    AnnotationIndex,
+    box_faults,
+    pixel_fault,
+    read_pixels,
+)
 from gclip_mm.analysis.spikes import SpikesError, rank_images, read_spikes
 from tests.analysis.spike_data import BOXES, HEIGHT, WIDTH, coco, config, voc
 
@@ -50,6 +57,37 @@ def test_box_faults_are_named():
     assert faults[:2] == [None, None], 'a corner may be counted from 0 or 1'
     assert faults[2] == 'empty, 0 x 15' and faults[3].startswith('empty')
     assert faults[4].startswith('outside') and '1e+20' in faults[5] and faults[6] == 'not finite'
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4])
+@pytest.mark.parametrize('scale', [1.0, 255.0])
+def test_float_files_are_shown_and_their_bad_pixels_marked(tmp_path, channels, scale):
+    image = np.random.default_rng(0).uniform(0.2, 0.8, (6, 8, channels)).astype(np.float32)
+    image[0, 0, 0] = 1.0
+    path = str(tmp_path / 'a.tiff')
+    cv2.imwrite(path, image * scale)
+    pixels, fault = read_pixels(path)
+    expected = np.broadcast_to(image if channels == 1 else image[..., 2::-1], (6, 8, 3))
+    assert pixels.dtype == np.uint8 and fault is None
+    np.testing.assert_allclose(pixels, 255 * expected, atol=1)
+    image[2:4, 5, 0] = np.inf
+    image[4, 5, -1 if channels < 4 else 2] = np.nan
+    cv2.imwrite(path, image * scale)
+    pixels, fault = read_pixels(path)
+    assert fault == '3 pixels are not finite'
+    bad = np.zeros((6, 8), bool)
+    bad[2:5, 5] = True
+    assert (pixels[bad] == NOT_FINITE).all()
+    np.testing.assert_allclose(pixels[~bad], 255 * expected[~bad], atol=1)
+
+
+def test_read_pixels_agrees_with_opencv_and_names_a_missing_file(tmp_path):
+    image = np.random.default_rng(0).integers(60, 200, (6, 8, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / 'a.png'), image)
+    pixels, fault = read_pixels(str(tmp_path / 'a.png'))
+    np.testing.assert_array_equal(pixels, image[..., ::-1])
+    assert fault is None
+    assert read_pixels(str(tmp_path / 'gone.png')) == (None, 'cannot be read')
 
 
 def test_pixel_faults_are_named():

@@ -17,6 +17,7 @@ import gclip_mm
 from gclip_mm import cli
 from gclip_mm.cli import COMMANDS, convert
 from gclip_mm.cli.arguments import only_json
+from gclip_mm.clipping import CLIPPERS
 
 from .conftest import ROOT, TOY
 
@@ -55,6 +56,24 @@ def test_an_unknown_flag_exits_with_2(command, capsys):
         cli.main([*command, '--no-such-flag'])
     assert caught.value.code == 2
     assert ' '.join(['gclip', *command]) in capsys.readouterr().err
+
+
+def test_a_config_imports_rules_from_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'path', [*sys.path, str(TOY)])
+    monkeypatch.setattr(CLIPPERS, '_classes', dict(CLIPPERS._classes))
+    monkeypatch.chdir(tmp_path)
+    Path('rules_of_ones_own.py').write_text(
+        'from gclip_mm.clipping import CLIPPERS, NormClip\n\n\n'
+        '@CLIPPERS.register_module()\nclass MineClip(NormClip):\n    pass\n'
+    )
+    Path('mine.py').write_text(
+        f'_base_ = {str(TOY / "toy.py")!r}\n'
+        "custom_imports = dict(imports=['gclip_mm', 'gclip_toy_task', 'rules_of_ones_own'])\n"
+        "optim_wrapper = dict(clip_grad=dict(type='MineClip'))\n"
+    )
+    name = f'experiment_name={tmp_path.name}'
+    assert cli.main(['train', 'mine.py', '--work-dir', 'out', '--cfg-options', name]) == 0
+    assert Path('out/iter_12.pth').is_file()
 
 
 def test_an_unknown_command_exits_with_2_and_names_the_valid_ones(capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import matplotlib
 import pytest
@@ -56,6 +57,16 @@ def test_iter_and_limit_select_sheets(config_file, spiked_run, tmp_path):
     assert [path.name for path in out.iterdir()] == ['iter_000012.png'], 'the worst is not finite'
     assert tool.main([config_file, str(spiked_run), '--out', str(out), '--iter', '7']) == 0
     assert {path.name for path in out.iterdir()} == {'iter_000012.png', 'iter_000007.png'}
+
+
+def test_train_with_spikes_records_the_bad_steps(train):
+    """`gclip train --spikes` leaves the file that `gclip spikes` reads; without the flag, none."""
+    options = ['--cfg-options', 'train_dataloader.dataset.nan_at=5']
+    spikes = read_spikes(train('spikes', '--spikes', *options))
+    # 12 steps of 4 samples are three passes over the 16 samples; one of them is NaN.
+    assert [spike.cause for spike in spikes] == ['nonfinite'] * 3
+    assert all(math.isnan(spike.losses['loss']) for spike in spikes)
+    assert not (train('plain', *options) / 'spikes.jsonl').exists()
 
 
 def test_missing_image_is_named(config_file, spiked_run, capsys, tmp_path):

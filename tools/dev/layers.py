@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ('clipping.checks', 'clipping.host'),
     ('clipping.kernels',),
     ('clipping.gradients',),
+    ('clipping.results', 'clipping.state_fields'),
     ('clipping.base', 'clipping.small_state'),
     ('clipping.config',),
     ('clipping.rules',),

@@ -1,31 +1,23 @@
 # BCCD with proposals, for R-CNN and Fast R-CNN. Make the proposals once before training:
 #   python tools/dataset_converters/make_proposals.py CONFIG --method felzenszwalb --max-width 320
-_base_ = './tiny_loaders.py'
+_base_ = ['./tiny_loaders.py', './proposal_steps.py']
 
-dataset_type = 'BCCDDataset'
+# ---- often changed: paths and batch --------------------------------------------------------
 data_root = 'data/'  # proposals are stored beside data/BCCD, which may be a link to a shared copy
 scale = (256, 192)
 batch_size = 4
 
+# ---- rarely changed ------------------------------------------------------------------------
+dataset_type = 'BCCDDataset'
+resize = dict(type='Resize', scale=scale, keep_ratio=True)
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadProposals', num_max_proposals=2000),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='ProposalBroadcaster',
-        transforms=[
-            dict(type='Resize', scale=scale, keep_ratio=True),
-            dict(type='RandomFlip', prob=0.5),
-        ],
-    ),
+    *_base_.load_for_training,
+    dict(type='ProposalBroadcaster', transforms=[resize, _base_.flip]),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadProposals', num_max_proposals=2000),
-    dict(
-        type='ProposalBroadcaster', transforms=[dict(type='Resize', scale=scale, keep_ratio=True)]
-    ),
+    *_base_.load_proposals,
+    dict(type='ProposalBroadcaster', transforms=[resize]),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',

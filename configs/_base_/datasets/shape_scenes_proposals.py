@@ -1,33 +1,21 @@
 # ShapeScenes with the proposals of selective search, for R-CNN and Fast R-CNN. Make the proposals
 # once before training: python tools/dataset_converters/make_proposals.py CONFIG
-_base_ = './tiny_loaders.py'
+_base_ = ['./shape_scenes.py', './proposal_steps.py']
 
-dataset_type = 'ShapeScenesDataset'
-data_root = 'data/shape_scenes/'
-scale = (160, 128)
-# Both splits are drawn together, so both data sets must have the same parameters.
-params = dict(num_train=800, num_val=200, image_size=scale, seed=0)
+# ---- often changed: the batch --------------------------------------------------------------
 batch_size = 4
 
+# ---- rarely changed ------------------------------------------------------------------------
+scale = _base_.params.image_size  # the pictures keep their size
+resize = dict(type='Resize', scale=_base_.params.image_size, keep_ratio=True)
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadProposals', num_max_proposals=2000),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='ProposalBroadcaster',
-        transforms=[
-            dict(type='Resize', scale=scale, keep_ratio=True),
-            dict(type='RandomFlip', prob=0.5),
-        ],
-    ),
+    *_base_.load_for_training,
+    dict(type='ProposalBroadcaster', transforms=[resize, _base_.flip]),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadProposals', num_max_proposals=2000),
-    dict(
-        type='ProposalBroadcaster', transforms=[dict(type='Resize', scale=scale, keep_ratio=True)]
-    ),
+    *_base_.load_proposals,
+    dict(type='ProposalBroadcaster', transforms=[resize]),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
@@ -37,10 +25,6 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=batch_size,
     dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        ann_file='annotations/train.json',
-        params=params,
         proposal_file='proposals/selective_search_train.pkl',
         filter_cfg=dict(filter_empty_gt=True, min_size=16),
         pipeline=train_pipeline,
@@ -48,16 +32,6 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=batch_size,
-    dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        ann_file='annotations/val.json',
-        params=params,
-        proposal_file='proposals/selective_search_val.pkl',
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
+    dataset=dict(proposal_file='proposals/selective_search_val.pkl', pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/val.json', metric='bbox')
-test_evaluator = val_evaluator

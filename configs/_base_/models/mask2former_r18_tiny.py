@@ -2,33 +2,12 @@
 # its channels, one encoder and three decoder layers, few queries, instances only. Losses and
 # matching are those of mmdet's mask2former_r50. Set num_things_classes of both heads, and
 # class_weight, in the inheriting config.
+_base_ = './r18_tiny.py'
+
 num_classes = 80
 model = dict(
     type='Mask2Former',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=32,
-        pad_mask=True,
-        mask_pad_value=0,
-    ),
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=16,
-        num_stages=4,
-        out_indices=(0, 1, 2, 3),
-        frozen_stages=-1,  # no pretrained weights, so no frozen stages
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch',
-        init_cfg=[
-            dict(type='Kaiming', layer='Conv2d'),
-            dict(type='Constant', val=1, layer='BatchNorm2d'),
-        ],
-    ),
+    data_preprocessor=dict(pad_mask=True, mask_pad_value=0),
     panoptic_head=dict(
         type='Mask2FormerHead',
         in_channels=[16, 32, 64, 128],

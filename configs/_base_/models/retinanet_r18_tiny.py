@@ -1,30 +1,10 @@
 # RetinaNet small enough to train from scratch on a CPU in minutes: a ResNet-18 with a quarter of
 # its channels, three levels, boxes of 24 to 150 pixels. Losses and matching are those of mmdet's
 # retinanet_r50_fpn. Set num_classes in the inheriting config.
+_base_ = './r18_tiny.py'
+
 model = dict(
     type='RetinaNet',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=32,
-    ),
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=16,
-        num_stages=4,
-        out_indices=(0, 1, 2, 3),
-        frozen_stages=-1,  # no pretrained weights, so no frozen stages
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch',
-        init_cfg=[
-            dict(type='Kaiming', layer='Conv2d'),
-            dict(type='Constant', val=1, layer='BatchNorm2d'),
-        ],
-    ),
     neck=dict(
         type='FPN', in_channels=[16, 32, 64, 128], out_channels=64, start_level=1, num_outs=3
     ),

@@ -1,4 +1,8 @@
-# 300 iterations: a linear warm-up of 30, then half a cosine down to 0.
+# 300 iterations: a linear warm-up of 30, then half a cosine down to 0. The config of a longer run
+# sets the ends, which a list of the base does not follow by itself:
+#   max_iters = 800
+#   train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+#   param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], end=max_iters)]
 max_iters = 300
 warmup_iters = 30
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)

@@ -1,74 +1,16 @@
 # Open Images V6 visual relationships (arXiv 1811.00982); `gclip convert openimages json` creates
-# the files from those of Zhang et al. (arXiv 1903.02728) and the code after them.
-dataset_type = 'SceneGraphDataset'
+# the files from those of Zhang et al. (arXiv 1903.02728) and the code after them. It has no
+# predicate with left or right, so horizontal flips do not change predicates.
+_base_ = './photo_graphs.py'
+
+# ---- often changed: paths and batch --------------------------------------------------------
 data_root = 'data/openimages_vrd/'
-batch_size = 12
-scale = (1000, 600)
+batch_size = 12  # of each GPU; the schedule is for this many images in all
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadSceneGraphAnnotations'),
-    dict(type='Resize', scale=scale, keep_ratio=True),
-    # Open Images has no predicate with left or right, so horizontal flips do not change predicates.
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackSceneGraphInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    # Before all transforms that move pixels: PredCls and SGCls use the ground-truth boxes.
-    dict(type='LoadSceneGraphAnnotations'),
-    dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(
-        type='PackSceneGraphInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
+# ---- rarely changed ------------------------------------------------------------------------
+images = dict(img='images/')
 train_dataloader = dict(
-    batch_size=batch_size,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    batch_sampler=dict(type='AspectRatioBatchSampler'),
-    dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        ann_file='train.json',
-        data_prefix=dict(img='images/'),
-        filter_cfg=dict(filter_empty_gt=True, filter_empty_relations=True),
-        pipeline=train_pipeline,
-    ),
+    batch_size=batch_size, dataset=dict(data_root=data_root, data_prefix=images)
 )
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        ann_file='val.json',
-        data_prefix=dict(img='images/'),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
-)
-test_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        ann_file='test.json',
-        data_prefix=dict(img='images/'),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
-)
-
-# The annotation files contain the metric convention of the literature.
-val_evaluator = dict(type='SceneGraphMetric', protocol='predcls')
-test_evaluator = val_evaluator
+val_dataloader = dict(dataset=dict(data_root=data_root, ann_file='val.json', data_prefix=images))
+test_dataloader = dict(dataset=dict(data_root=data_root, ann_file='test.json', data_prefix=images))

@@ -1,5 +1,8 @@
 # Your own photos, at 256 pixels so that a CPU can train on them. `gclip convert table` creates the
 # files. Everything that depends on your data is in the inheriting config; see ../photos/README.md.
+_base_ = './graph_steps.py'
+
+# ---- often changed: paths, batch and size --------------------------------------------------
 dataset_type = 'SceneGraphDataset'
 data_root = 'data/mine/'
 images = 'images/'
@@ -7,23 +10,16 @@ num_workers = 0  # photos of this number are read faster than worker processes s
 batch_size = 8
 scale = (256, 256)  # the longer side
 
+# ---- rarely changed ------------------------------------------------------------------------
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadSceneGraphAnnotations'),
+    *_base_.load_steps,
     dict(type='Resize', scale=scale, keep_ratio=True),
-    # Mirrored photos, and the predicates of flip_predicate_pairs swapped.
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackSceneGraphInputs'),
+    *_base_.augment_steps,
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    # Before all transforms that move pixels: PredCls and SGCls use the ground-truth boxes.
-    dict(type='LoadSceneGraphAnnotations'),
+    *_base_.load_steps,
     dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(
-        type='PackSceneGraphInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
+    _base_.pack_for_test,
 ]
 train_dataloader = dict(
     batch_size=batch_size,

@@ -8,13 +8,11 @@ batch_size = 16  # of each GPU; the schedule is for this many images in all
 scale = (1333, 800)
 
 # ---- rarely changed ------------------------------------------------------------------------
-dataset_type = 'SceneGraphDataset'
 train_pipeline = [
     *_base_.load_steps,
     dict(type='Resize', scale=scale, keep_ratio=True),
     # PSG has no predicate with left or right, so horizontal flips do not change predicates.
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackSceneGraphInputs'),
+    *_base_.augment_steps,
 ]
 test_pipeline = [
     *_base_.load_steps,
@@ -24,7 +22,7 @@ test_pipeline = [
 images = dict(img='coco/')
 train_dataloader = dict(
     batch_size=batch_size,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='DefaultSampler', shuffle=True),  # the schedule counts epochs
     dataset=dict(data_root=data_root, data_prefix=images, pipeline=train_pipeline),
 )
 val_dataloader = dict(
@@ -34,10 +32,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-# The annotation files contain the metric convention of the literature.
 val_evaluator = dict(
-    type='SceneGraphMetric',
-    protocol='predcls',
     train_ann_file=data_root + 'train.json',
     predicate_groups='thirds',  # head, body and tail
 )

@@ -4,18 +4,9 @@ _base_ = ['../../_base_/models/yolox_tiny.py', './heads_tiny.py']
 
 model = dict(
     _delete_=True,
-    type='SceneGraphDetector',
+    **_base_.joint,
     detector={{_base_.model}},
-    protocol='sgdet',
-    freeze_detector=False,
-    detector_loss=True,
-    roi_extractor=dict(
-        type='SingleRoIExtractor',
-        roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=1),
-        out_channels=64,
-        featmap_strides=[8, 16, 32],
-        finest_scale=28,
-    ),
+    roi_extractor=dict(_base_.roi_extractor, featmap_strides=[8, 16, 32]),
     relation_head={{_base_.relation_head}},
     scene_head={{_base_.scene_head}},
     train_cfg=dict(relation={{_base_.relation_train_cfg}}),

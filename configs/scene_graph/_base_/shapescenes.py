@@ -1,29 +1,24 @@
 # ShapeScenes with relations and scenes; the first run generates the pictures.
-_base_ = '../../_base_/datasets/tiny_loaders.py'
+_base_ = ['../../_base_/datasets/tiny_loaders.py', './graph_steps.py']
 
-dataset_type = 'ShapeScenesGraphDataset'
+# ---- often changed: paths and batch --------------------------------------------------------
 data_root = 'data/shape_scenes_graph/'  # more pictures than in the quickstart
 # Both splits need the same parameters, because they are generated together.
 params = dict(num_train=2000, num_val=200, image_size=(160, 128), seed=0)
 batch_size = 8
 
+# ---- rarely changed ------------------------------------------------------------------------
+dataset_type = 'ShapeScenesGraphDataset'
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadSceneGraphAnnotations'),
+    *_base_.load_steps,
     # The size of the pictures; resizing matters for custom data that inherits this config.
     dict(type='Resize', scale=params['image_size'], keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackSceneGraphInputs'),
+    *_base_.augment_steps,
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    # Before all transforms that move pixels: PredCls and SGCls use the ground-truth boxes.
-    dict(type='LoadSceneGraphAnnotations'),
+    *_base_.load_steps,
     dict(type='Resize', scale=params['image_size'], keep_ratio=True),
-    dict(
-        type='PackSceneGraphInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
+    _base_.pack_for_test,
 ]
 train_dataloader = dict(
     batch_size=batch_size,

@@ -1,5 +1,5 @@
 # Shared by the tiny scene-graph configs: schedule, optimizer, frequency bias, visualization.
-_base_ = ['../../_base_/tiny_runtime.py']
+_base_ = ['../../_base_/tiny_runtime.py', '../../_base_/schedules/cosine_300i.py']
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 custom_hooks = [dict(type='SceneGraphCheckHook'), dict(type='FrequencyBiasHook')]
@@ -16,10 +16,8 @@ optim_wrapper = dict(
     paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'frequency_bias': dict(decay_mult=0.0)}),
     clip_grad=dict(type='NormClip', max_norm=5.0),
 )
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=warmup_iters, end=max_iters, eta_min=0),
+    dict(_base_.param_scheduler[0], end=warmup_iters),
+    dict(_base_.param_scheduler[1], begin=warmup_iters, end=max_iters),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')

@@ -15,8 +15,5 @@ model = dict(
 )
 max_iters = 400
 train_cfg = dict(max_iters=max_iters, val_interval=100)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, eta_min=0),
-]
+param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], end=max_iters)]
 default_hooks = dict(checkpoint=dict(save_best='sg/mR@20', rule='greater'))

@@ -13,6 +13,9 @@ from .backend import Axes, Figure, plt
 #: The palette of Okabe and Ito, which is safe for colour-blind readers.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999')
 
+#: A loss above this multiple of the median is drawn on a logarithmic axis.
+EXPLODED = 100
+
 
 def run_names(runs: Sequence[Path]) -> list[str]:
     """Short names that differ: as many trailing folders of the paths as are necessary."""
@@ -66,8 +69,7 @@ def draw(runs: dict[str, Scalars], title: str = '', smooth: int = 1) -> Figure:
         _line(share, scalars, 'clip_fraction', color, '-', smooth)
         steps = scalars.nonfinite_steps()
         skipped.plot(steps, np.full(len(steps), i), '|', color=color, ms=12, mew=1.5)
-        knows = any({'nonfinite', 'grad_norm'} & row.keys() for row in scalars.train)
-        label = f'{len(steps)}' if steps else 'none' if knows else 'unknown'
+        label = f'{len(steps)}' if steps else 'none' if scalars.shows_nonfinite() else 'unknown'
         skipped.text(1.005, i, label, transform=skipped.get_yaxis_transform(), va='center')
     _finish(axes, list(runs), drawn)
     if others:
@@ -99,6 +101,7 @@ def _line(
 def _finish(axes: Sequence[Axes], names: list[str], drawn: set[str]) -> None:
     loss, norm, share, skipped = axes
     loss.set_ylabel('loss')
+    _scale_loss(loss)
     loss.legend(fontsize=8)
     norm.set_ylabel('gradient norm')
     if drawn:
@@ -126,6 +129,20 @@ def _finish(axes: Sequence[Axes], names: list[str], drawn: set[str]) -> None:
     skipped.set_xlabel('iteration')
     for panel in axes:
         panel.grid(alpha=0.25, which='both' if panel is norm else 'major')
+
+
+def _scale_loss(axes: Axes) -> None:
+    """Make the axis logarithmic where a loss explodes, or it flattens all other curves."""
+    values = np.concatenate(
+        [
+            np.asarray(line.get_ydata(), float)
+            for line in axes.lines
+            if line.get_transform() == axes.transData
+        ]
+        or [np.empty(0)]
+    )
+    if values.size and values.min() > 0 and values.max() > EXPLODED * np.median(values):
+        axes.set_yscale('log')
 
 
 def _note(axes: Axes, text: str) -> None:

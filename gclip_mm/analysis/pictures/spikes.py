@@ -6,10 +6,9 @@ import math
 import textwrap
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from ..annotations import Annotation, AnnotationIndex, box_faults, pixel_fault
+from ..annotations import Annotation, AnnotationIndex, box_faults, read_pixels
 from ..spikes import Spike, SpikeImage
 from .backend import Axes, Figure, plt
 
@@ -30,13 +29,8 @@ class Looked(dict[SpikeImage, tuple[np.ndarray | None, Annotation | None, list[s
     ) -> tuple[np.ndarray | None, Annotation | None, list[str]]:
         annotation = self._index.find(image.path, image.img_id)
         path = image.path if annotation is None else annotation.path
-        pixels = None if path is None else cv2.imread(path)
-        faults: list[str | None] = []
-        if pixels is None:
-            faults.append('cannot be read')
-        else:
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-            faults.append(pixel_fault(pixels))
+        pixels, fault = (None, 'cannot be read') if path is None else read_pixels(path)
+        faults = [fault]
         if annotation is None:
             faults.append('is not in the data set of the config')
         elif pixels is not None:

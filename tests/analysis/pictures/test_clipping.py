@@ -56,6 +56,17 @@ def test_run_without_clipping_says_so(tmp_path):
     assert figure.axes[3].texts[0].get_text() == 'unknown'
 
 
+def test_exploding_loss_does_not_flatten_the_other_curves(tmp_path):
+    rows = clipped_rows(range(1, 9))
+    write_scalars(tmp_path / 'calm', rows)
+    write_scalars(
+        tmp_path / 'wild', [*rows[:4], dict(rows[4], loss=1e16), dict(rows[5], loss=np.nan)]
+    )
+    runs = {name: read_scalars(tmp_path / name) for name in ('calm', 'wild')}
+    assert draw(runs).axes[0].get_yscale() == 'log'
+    assert draw({'calm': runs['calm']}).axes[0].get_yscale() == 'linear'
+
+
 def test_single_log_line_is_drawn_as_a_marker(tmp_path):
     write_scalars(tmp_path / 'v', clipped_rows([10]))
     figure = draw({'v': read_scalars(tmp_path / 'v')})

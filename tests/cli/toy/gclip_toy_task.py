@@ -24,18 +24,25 @@ class ToyRegressor(BaseModel):
 
 @DATASETS.register_module()
 class ToyData(BaseDataset):
-    """``size`` fixed samples; the targets are far off, so that gradients are clipped."""
+    """``size`` fixed samples; the targets are far off, so that gradients are clipped.
+
+    The target of sample ``nan_at`` is NaN.
+    """
 
     METAINFO = dict(classes=('a', 'b'), palette=[(1, 2, 3), (4, 5, 6)])
 
-    def __init__(self, size=16, **kwargs):
+    def __init__(self, size=16, nan_at=None, **kwargs):
         self.size = size
+        self.nan_at = nan_at
         super().__init__(**kwargs)
 
     def load_data_list(self):
         generator = torch.Generator().manual_seed(7)
         inputs = torch.randn(self.size, 4, generator=generator)
-        return [dict(inputs=x, target=10 * x.sum(0, keepdim=True)) for x in inputs]
+        samples = [dict(inputs=x, target=10 * x.sum(0, keepdim=True)) for x in inputs]
+        if self.nan_at is not None:
+            samples[self.nan_at]['target'] *= torch.nan
+        return samples
 
 
 @HOOKS.register_module()
