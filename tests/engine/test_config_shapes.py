@@ -335,8 +335,7 @@ def test_deepspeed_refuses_what_its_setting_cannot_say(tmp_path):
         load(tmp_path, recipe='agc', mine=mine)
 
 
-@pytest.mark.parametrize('norm', ['1.0', 'None'])
-def test_flexible_runner_trains_clipped(norm, tmp_path):
+def test_flexible_runner_trains_clipped(tmp_path):
     """A single device needs no strategy of DeepSpeed: the wrapper clips."""
     write_project(tmp_path)
     mine = f"""
@@ -346,7 +345,7 @@ def test_flexible_runner_trains_clipped(norm, tmp_path):
         env_cfg = dict()
         optim_wrapper = dict(
             type='OptimWrapper', optimizer=dict(type='SGD', lr={LR}),
-            clip_grad={norm} and dict(max_norm={norm}))
+            clip_grad=dict(max_norm=35))
     """
     config = tmp_path / 'mine.py'
     config.write_text(textwrap.dedent(mine))

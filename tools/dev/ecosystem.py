@@ -54,8 +54,8 @@ TRAINED = {
     'hook': 'test_doors_give_bit_identical_weights[hook]',
     'flag': 'test_doors_give_bit_identical_weights[flag]',
     'resume: wrapper': 'test_resumed_run_is_bit_identical[wrapper]',
-    'hook ': 'test_resumed_run_is_bit_identical[hook]',
-    'flag ': 'test_resumed_run_is_bit_identical[flag]',
+    'resume: hook': 'test_resumed_run_is_bit_identical[hook]',
+    'resume: flag': 'test_resumed_run_is_bit_identical[flag]',
 }
 #: Keys that apply_clip may change; all others have to stay as they are.
 CHANGED = ('optim_wrapper', 'custom_hooks', 'custom_imports', 'strategy')
