@@ -148,7 +148,8 @@ def read_pixels(path: str) -> tuple[np.ndarray | None, str | None]:
     if not bad.any():
         return pixels, pixel_fault(pixels)
     pixels[bad] = NOT_FINITE
-    return pixels, f'{bad.sum()} pixels are not finite'
+    count = int(bad.sum())
+    return pixels, f'{count} pixel{"s are" if count > 1 else " is"} not finite'
 
 
 def pixel_fault(image: np.ndarray) -> str | None:

@@ -79,7 +79,8 @@ def read_spikes(path: str | Path) -> list[Spike]:
         path = path / 'spikes.jsonl'
     if not path.is_file():
         raise SpikesError(
-            f'{path} is not there: GClipSpikeHook writes it into the work_dir at the first spike'
+            f'{path} is not there: GClipSpikeHook writes it into the work_dir at the first spike. '
+            'Either the run had no spike, or it was trained without --spikes'
         )
     spikes: dict[tuple[int, str], Spike] = {}
     rows = path.read_text().splitlines()

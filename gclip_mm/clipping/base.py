@@ -285,7 +285,7 @@ class TensorClipper(CoefClipper):
     def resolve(self, view: GradView, measure: Measure, finite: Finite) -> tuple[Tensor, Outcome]:
         norms = _parts(measure)
         coefs, bounds = _checked(self, self.decide(norms, view, finite), norms)
-        if isinstance(bounds, Tensor):
+        if isinstance(bounds, Tensor) and bounds.dim():
             bounds = combine(bounds, self.norm_type, exact=False)
         post = combine(norms * coefs, self.norm_type, exact=False)
         return coefs, Outcome(None, post, bounds, (coefs < 1).sum(), len(norms))

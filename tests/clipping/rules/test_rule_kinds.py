@@ -443,6 +443,27 @@ def test_decision_of_another_shape_is_refused(kind, decision, message):
         run(gradients(0))
 
 
+@pytest.mark.parametrize('as_tensor', [False, True])
+def test_one_bound_for_all_tensors_is_a_number_or_a_tensor(as_tensor):
+    """The bound is logged as it is: what stands for all tensors is no norm of their bounds."""
+
+    @CLIPPERS.register_module()
+    class MedianClip(TensorClipper):
+        def decide(self, norms, view, finite):
+            bound = norms.median()
+            coefs = torch.where(norms > bound, bound / norms, 1.0)
+            return coefs, bound if as_tensor else float(bound)
+
+    params = [torch.nn.Parameter(torch.zeros(size)) for size in (1, 4, 9)]
+    optimizer = torch.optim.SGD(params, lr=1.0)
+    handle = attach(optimizer, dict(type='MedianClip'))
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert handle.stats()['clip_threshold'] == pytest.approx(2.0)
+    assert handle.stats()['grad_norm_post'] == pytest.approx(3.0)  # norms 1, 2 and 2
+
+
 def test_state_that_is_not_declared_is_refused_on_resume():
     cls = type('Undeclared', (ToyGlobal,), {'State': None, 'decide': ToyGlobal.decide})
     CLIPPERS.register_module()(cls)

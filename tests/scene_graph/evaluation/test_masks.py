@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import cv2
-import mmdet.datasets.transforms  # noqa: F401  registers the transforms
 import numpy as np
 import pytest
 import torch
@@ -249,7 +248,7 @@ def psg(tmp_path):
             data_root=str(tmp_path),
             data_prefix=dict(img=''),
             pipeline=[
-                dict(type='mmdet.LoadImageFromFile'),
+                dict(type='LoadImageFromFile'),
                 dict(type='mmdet.LoadSceneGraphAnnotations', **loading),
                 *steps,
                 dict(
