@@ -4,6 +4,7 @@ _base_ = 'mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py'
 
 custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 
+# ---- rarely changed ------------------------------------------------------------------------
 model = dict(
     type='RCNN',
     # Pixels outside the image are filled with 0, which is the mean after normalization.
@@ -37,6 +38,7 @@ model = dict(
     train_cfg=dict(rcnn=dict(sampler=dict(num=64))),
 )
 
+# ---- often changed: the proposals ----------------------------------------------------------
 # Made by `python tools/dataset_converters/make_proposals.py CONFIG`.
 train_dataloader = dict(dataset=dict(proposal_file='proposals/selective_search_train2017.pkl'))
 val_dataloader = dict(dataset=dict(proposal_file='proposals/selective_search_val2017.pkl'))

@@ -8,7 +8,7 @@ model = dict(
     type='DINO',
     num_queries=60,  # every photo has fewer than half as many cells
     with_box_refine=True,
-    as_two_stage=True,
+    as_two_stage=True,  # the queries are the best boxes of the encoder
     backbone=dict(out_indices=(2, 3)),
     neck=dict(
         type='ChannelMapper',
@@ -37,7 +37,7 @@ model = dict(
         ),
         post_norm_cfg=None,
     ),
-    positional_encoding=dict(num_feats=128, normalize=True, offset=0.0, temperature=20),
+    positional_encoding=dict(num_feats=128, normalize=True, offset=0.0, temperature=20),  # DINO's
     bbox_head=dict(
         type='DINOHead',
         num_classes=80,
@@ -49,6 +49,7 @@ model = dict(
     dn_cfg=dict(
         label_noise_scale=0.5,
         box_noise_scale=1.0,
+        # Copies of the boxes with noise, which the decoder learns to remove; 100 in mmdet.
         group_cfg=dict(dynamic=True, num_groups=None, num_dn_queries=30),
     ),
     train_cfg=dict(

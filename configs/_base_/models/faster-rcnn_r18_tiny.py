@@ -15,6 +15,7 @@ model = dict(
         type='RPNHead',
         in_channels=64,
         feat_channels=64,
+        # Anchors of 24, 48, 96 and 192 pixels: scale times stride.
         anchor_generator=dict(
             type='AnchorGenerator', scales=[6], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32]
         ),
@@ -34,7 +35,7 @@ model = dict(
             roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=1),
             out_channels=64,
             featmap_strides=[4, 8, 16, 32],
-            finest_scale=28,
+            finest_scale=28,  # larger boxes read coarser levels; 56 in mmdet, for larger images
         ),
         bbox_head=dict(
             type='Shared2FCBBoxHead',
@@ -64,7 +65,7 @@ model = dict(
             ),
             sampler=dict(
                 type='RandomSampler',
-                num=128,
+                num=128,  # anchors of each image in the loss; 256 in mmdet
                 pos_fraction=0.5,
                 neg_pos_ub=-1,
                 add_gt_as_proposals=False,
@@ -87,7 +88,7 @@ model = dict(
             ),
             sampler=dict(
                 type='RandomSampler',
-                num=128,
+                num=128,  # regions of each image; 512 in mmdet
                 pos_fraction=0.25,
                 neg_pos_ub=-1,
                 add_gt_as_proposals=True,

@@ -4,7 +4,10 @@
 # class_weight, in the inheriting config.
 _base_ = './r18_tiny.py'
 
+# ---- often changed: the classes ------------------------------------------------------------
 num_classes = 80
+
+# ---- rarely changed ------------------------------------------------------------------------
 model = dict(
     type='Mask2Former',
     data_preprocessor=dict(pad_mask=True, mask_pad_value=0),
@@ -16,8 +19,8 @@ model = dict(
         out_channels=64,
         num_things_classes=num_classes,
         num_stuff_classes=0,
-        num_queries=20,
-        num_transformer_feat_level=3,
+        num_queries=20,  # at most so many instances in an image
+        num_transformer_feat_level=3,  # the decoder reads strides 32, 16 and 8 in turn
         pixel_decoder=dict(
             type='MSDeformAttnPixelDecoder',
             num_outs=3,
@@ -39,7 +42,7 @@ model = dict(
             ),
             positional_encoding=dict(num_feats=32, normalize=True),
         ),
-        enforce_decoder_input_project=False,
+        enforce_decoder_input_project=False,  # the widths are equal already
         positional_encoding=dict(num_feats=32, normalize=True),
         transformer_decoder=dict(
             return_intermediate=True,
@@ -56,7 +59,7 @@ model = dict(
             use_sigmoid=False,
             loss_weight=2.0,
             reduction='mean',
-            class_weight=[1.0] * num_classes + [0.1],
+            class_weight=[1.0] * num_classes + [0.1],  # the last: most queries match nothing
         ),
         loss_mask=dict(
             type='CrossEntropyLoss', use_sigmoid=True, reduction='mean', loss_weight=5.0
@@ -80,6 +83,7 @@ model = dict(
     ),
     train_cfg=dict(
         num_points=1024,  # of about 5000 pixels at a quarter of the resolution
+        # Three times as many candidates; three quarters of the points are the least certain ones.
         oversample_ratio=3.0,
         importance_sample_ratio=0.75,
         assigner=dict(

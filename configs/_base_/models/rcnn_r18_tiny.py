@@ -12,6 +12,7 @@ model = dict(
     ),
     roi_head=dict(
         type='RegionRoIHead',
+        # Crops of 48 pixels, 4 of them on each side around the region.
         bbox_roi_extractor=dict(type='ImageRegionExtractor', output_size=48, context=4),
         # Not averaged: box regression needs the position of the object in the crop.
         bbox_head=dict(
@@ -42,7 +43,7 @@ model = dict(
             ),
             sampler=dict(
                 type='RandomSampler',
-                num=32,
+                num=32,  # crops of each image: each is a pass of the whole network
                 pos_fraction=0.25,
                 neg_pos_ub=-1,
                 add_gt_as_proposals=True,

@@ -2,6 +2,7 @@
 # images, SGD of 0.03, 12 epochs with steps at 7 and 10, gradients clipped to norm 35.
 _base_ = ['./runtime.py']
 
+# ---- often changed: the run ----------------------------------------------------------------
 optim_wrapper = dict(
     type='GClipOptimWrapper',
     optimizer=dict(type='SGD', lr=0.03, momentum=0.9, weight_decay=1e-4),
@@ -14,6 +15,8 @@ param_scheduler = [
     dict(type='MultiStepLR', by_epoch=True, begin=0, end=12, milestones=[7, 10], gamma=0.1),
 ]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
+
+# ---- rarely changed ------------------------------------------------------------------------
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 

@@ -5,7 +5,7 @@ model = dict(
     type='SceneGraphRCNN',
     protocol='predcls',
     freeze_detector=False,
-    detector_loss=False,
+    detector_loss=False,  # the boxes are given, so nothing trains the detector's own heads
     roi_head=dict(bbox_head=dict(num_classes=10)),
     relation_head=dict(
         type='RelationHead',
@@ -21,5 +21,5 @@ model = dict(
         type='SceneHead', num_scenes=6, in_channels=64, in_levels=(0, 3), hidden_dim=64
     ),
     train_cfg=dict(relation=dict(sampler=dict(type='PairSampler', num=64, pos_fraction=0.25))),
-    test_cfg=dict(relation=dict(max_objects=12)),
+    test_cfg=dict(relation=dict(max_objects=12)),  # the best detections of an image
 )

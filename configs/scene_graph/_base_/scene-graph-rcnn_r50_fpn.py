@@ -6,7 +6,7 @@ _base_ = ['mmdet::_base_/models/faster-rcnn_r50_fpn.py']
 
 model = dict(
     type='SceneGraphRCNN',
-    protocol='predcls',
+    protocol='predcls',  # given boxes and labels; 'sgcls': given boxes; 'sgdet': nothing given
     freeze_detector=True,
     backbone=dict(init_cfg=None),  # load_from has all detector weights
     relation_head=dict(
@@ -16,7 +16,7 @@ model = dict(
         fc_dim=1024,
         embed_dim=200,
         geometry_dim=128,
-        fusion='product',
+        fusion='product',  # of the features of the pair and of its union box
         dropout=0.2,
     ),
     train_cfg=dict(

@@ -5,10 +5,12 @@ custom_imports = dict(imports=['gclip_mm'], allow_failed_imports=False)
 custom_hooks = [dict(type='SceneGraphCheckHook'), dict(type='FrequencyBiasHook')]
 visualizer = dict(type='SceneGraphVisualizer')
 
+# ---- often changed: the run ----------------------------------------------------------------
 lr = 2e-3
 max_iters = 1600
 warmup_iters = 50
 
+# ---- rarely changed ------------------------------------------------------------------------
 optim_wrapper = dict(
     type='GClipOptimWrapper',
     optimizer=dict(type='AdamW', lr=lr, weight_decay=1e-2),

@@ -3,6 +3,7 @@
 # learning rate decays on validation plateaus, at most three times; here at fixed iterations.
 _base_ = ['./runtime.py']
 
+# ---- often changed: the run ----------------------------------------------------------------
 max_iters = 40000
 optim_wrapper = dict(
     type='GClipOptimWrapper',
@@ -16,6 +17,8 @@ param_scheduler = [
     dict(type='MultiStepLR', by_epoch=False, milestones=[24000, 34000], gamma=0.1),
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=4000)
+
+# ---- rarely changed ------------------------------------------------------------------------
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
