@@ -24,6 +24,9 @@ BCCD, OWN, SCENES = 'configs/bccd', 'results/auto/configs', 'configs/scene_graph
 FIELDS = ['detector', 'rule', 'lr', 'seed', 'status', 'metric', 'iterations', 'nonfinite_from']
 SEEDS = ('0', '1', '2')
 HAND = ('value', 'norm', 'agc', 'zclip')
+#: Other values of the keys of Auto: each half or less, and twice, its default.
+KEYS = (('reach', '0.02'), ('reach', '0.1'), ('total', '0.15'), ('total', '0.6'))
+ABLATION = tuple(f'Auto, {key} {value}:type=Auto,{key}={value}' for key, value in KEYS)
 #: Three thresholds for norm clipping, where none is known.
 NORMS = tuple(f'norm {m}:type=NormClip,max_norm={m}' for m in ('0.3', '1.0', '3.0'))
 
@@ -78,6 +81,9 @@ STUDY = [
     # At the other rates: results/bccd_zoo.
     *(Part(k, f'{BCCD}/{k}_tiny_bccd.py', rates[3:], HAND, ('0',)) for k, rates in SGD.items()),
     *(Part(k, f'{BCCD}/{k}_tiny_bccd.py', rates, ('zclip',), ('0',)) for k, rates in SGD.items()),
+    Part(
+        'faster-rcnn_p3', f'{BCCD}/faster-rcnn_p3_tiny_bccd.py', ('0.04', '2.56'), ABLATION, ('0',)
+    ),
     *(Part(k, path, ADAMW_RATES, ('auto', 'none')) for k, path in ADAMW.items()),
     *(
         Part(
