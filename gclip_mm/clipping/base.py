@@ -280,7 +280,7 @@ class TensorClipper(CoefClipper):
     def decide(
         self, norms: Tensor, view: GradView, finite: Finite
     ) -> tuple[Tensor, Tensor | float]:
-        """The coefficients (N,) and the thresholds (N,) or one number, given the norms (N,)."""
+        """The coefficients (N,) and the thresholds (N,) or one for all, given the norms (N,)."""
 
     def resolve(self, view: GradView, measure: Measure, finite: Finite) -> tuple[Tensor, Outcome]:
         norms = _parts(measure)

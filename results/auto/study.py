@@ -73,7 +73,6 @@ SHORT = (
 )
 CARDS = 'faster-rcnn_mobilenetv2_cards'
 COCO = 'faster-rcnn_mobilenetv2_coco'
-VGG = 'ssd_vgg16_cards'
 CARD_RATES = ('0.01', '0.04', '0.16')
 
 STUDY = [
@@ -100,7 +99,6 @@ STUDY = [
     Part(CARDS, f'{OWN}/{CARDS}.py', CARD_RATES, ('auto', 'none')),
     Part(CARDS, f'{OWN}/{CARDS}.py', CARD_RATES, NORMS),
     Part(COCO, f'{OWN}/{COCO}.py', CARD_RATES, ('auto', 'none', *NORMS)),
-    Part(VGG, f'{OWN}/{VGG}.py', ('0.001', '0.004', '0.016'), ('auto', 'none', *NORMS)),
     Part(
         f'{CARDS}_adamw',
         f'{OWN}/{CARDS}_adamw.py',
